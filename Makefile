@@ -1,0 +1,42 @@
+# Everything a newcomer needs: `make demo` and `make test` set themselves up with nothing but Python 3.11+.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+SECONDS ?= 60
+
+.PHONY: help demo test lint bench chaos proto clean
+help:
+	@echo "make demo | test | lint | bench | chaos SECONDS=600 | proto | clean"
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/codomyrmex concurrency demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not chaos"
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks
+
+chaos: $(VENV)/.ready
+	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0
+
+# The pinned generator is the last whose output every protobuf runtime from 5 to 7 accepts.
+proto:
+	$(PYTHON) -m venv .proto-venv
+	.proto-venv/bin/pip install --quiet 'grpcio-tools==1.62.3' 'setuptools<80'
+	cd src && ../.proto-venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. codomyrmex/concurrency/etcd/rpc.proto
+	rm -rf .proto-venv
+
+clean:
+	rm -rf $(VENV) .proto-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,63 @@
+"""Every error this library raises, in one tree.
+
+No gRPC or protobuf error ever reaches a user: ``etcd/status.py`` turns them into the ``EtcdError`` branch here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Applied = Literal["yes", "no", "unknown"]
+
+
+class ConcurrencyError(Exception):
+    """The root of all errors of this library."""
+
+
+class InvalidName(ConcurrencyError, ValueError):
+    """A name that cannot be used for a lock; the text says why."""
+
+
+class LockTimeout(ConcurrencyError, TimeoutError):
+    """The lock was not granted within ``timeout`` seconds. The queue entry has been withdrawn."""
+
+
+class LockLost(ConcurrencyError):
+    """A lock that was held, or a place in its queue, is gone without having been released by its owner."""
+
+
+class NotHeld(ConcurrencyError):
+    """A lock was released, or force released, that nobody held."""
+
+
+class FencedWriteRejected(ConcurrencyError):
+    """A write through a grant was refused by etcd because the grant no longer holds. Nothing was written."""
+
+
+class SessionLost(ConcurrencyError):
+    """The session's lease is gone (expired, revoked or closed); nothing more can be done with this session."""
+
+
+class EtcdError(ConcurrencyError):
+    """A call to etcd failed.
+
+    ``applied`` says whether the call took effect (``"yes"``, ``"no"``, ``"unknown"``) and ``retryable``
+    whether trying again may help.
+    """
+
+    def __init__(self, message: str, *, applied: Applied = "no", retryable: bool = False) -> None:
+        super().__init__(message)
+        self.applied: Applied = applied
+        self.retryable = retryable
+
+
+class EtcdUnavailable(EtcdError):
+    """No endpoint answered in time; the text names the endpoints tried and what to do."""
+
+
+class EtcdAuthError(EtcdError):
+    """etcd refused the credentials or the permission, or TLS verification failed."""
+
+
+class EtcdQuotaExceeded(EtcdError):
+    """etcd's database is full (the NOSPACE alarm). Held locks keep renewing and can be released."""

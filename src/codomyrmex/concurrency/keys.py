@@ -1,0 +1,105 @@
+"""The key layout, version 1: names to keys and back. Pure; the one place that builds keys.
+
+    /<namespace>/v1/lease/<lease>                  one per session: who it is; its version fences lost answers
+    /<namespace>/v1/lock/<name>/<lease>-<nonce>    one per holder or waiter; ordered by create revision
+    /<namespace>/v1/audit/<name>                   the last forced release of a name
+
+``<lease>`` is the lease id in hex, ``<nonce>`` counts the entries of one session, so that no entry's key is ever
+used twice. A name is percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and
+the encoding of a prefix is a prefix of the encoding. ``lease/`` sorts just before ``lock/``, so that one watch
+covers both and can tell an expired holder from one that released.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import unquote_to_bytes
+
+from codomyrmex.concurrency.errors import InvalidName
+
+MAX_NAME_BYTES = 512
+_PLAIN = re.compile(r"[A-Za-z0-9\-._~:@+,=]+")
+_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:@+,=")
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can name a lock; raise ``InvalidName`` that says why not."""
+    if not isinstance(name, str):
+        raise InvalidName(f"a lock name must be a str, not {type(name).__name__}")
+    if not name:
+        raise InvalidName("a lock name must not be empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidName("a lock name must be valid Unicode; this one holds a lone surrogate") from None
+    if size > MAX_NAME_BYTES:
+        raise InvalidName(f"a lock name may have {MAX_NAME_BYTES} bytes in UTF-8; this one has {size}")
+    if not name.isprintable() and any(unicodedata.category(char) == "Cc" for char in name):
+        raise InvalidName(f"a lock name must not hold control characters: {name[:80]!r}")
+    return name
+
+
+def escape(text: str) -> str:
+    """Percent-encode ``text`` into one path segment; injective, and prefixes map to prefixes."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in text.encode())
+
+
+def unescape(segment: str) -> str | None:
+    """The text whose ``escape`` is ``segment``, or None if there is none (someone else's key)."""
+    try:
+        text = unquote_to_bytes(segment).decode()
+    except UnicodeError:
+        return None
+    return text if escape(text) == segment else None
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The end of the key range that holds every key starting with ``prefix``."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
+
+
+class Layout:
+    """The keys of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        root = f"/{namespace}/v1/"
+        self.leases = f"{root}lease/".encode()
+        self.locks = f"{root}lock/".encode()
+        self._audit = f"{root}audit/"
+
+    def lease(self, lease_id: int) -> bytes:
+        return self.leases + f"{lease_id:016x}".encode()
+
+    def queue(self, name: str) -> bytes:
+        """The prefix, with its trailing slash, of every entry of the lock ``name``."""
+        return self.locks + escape(name).encode() + b"/"
+
+    def entry(self, queue: bytes, lease_id: int, nonce: int) -> bytes:
+        return queue + b"%016x-%x" % (lease_id, nonce)
+
+    def audit(self, name: str) -> bytes:
+        return (self._audit + escape(name)).encode()
+
+    def name_of(self, entry: bytes) -> str | None:
+        """The lock name of an entry's key, or None if the key is not of this layout."""
+        rest = entry.removeprefix(self.locks)
+        segment, slash, _ = rest.partition(b"/")
+        if rest is entry or not slash or not segment:
+            return None
+        try:
+            return unescape(segment.decode("ascii"))
+        except UnicodeDecodeError:
+            return None
+
+    def lease_of(self, key: bytes) -> int | None:
+        """The lease id that a session key is named after, or None for any other key."""
+        rest = key.removeprefix(self.leases)
+        try:
+            return None if rest is key else int(rest, 16)
+        except ValueError:
+            return None

@@ -1,0 +1,96 @@
+"""Where etcd is and how to reach it: the one place that reads the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+EMBEDDED = "embedded"
+
+
+class EtcdSettings(BaseSettings):
+    """Connection settings, from arguments or from ``CODOMYRMEX_ETCD_*`` environment variables.
+
+    Times are seconds. ``endpoints`` is a comma-separated list of ``http://`` or ``https://`` addresses, or the
+    word ``embedded`` for a private etcd started for this session alone (development only).
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CODOMYRMEX_ETCD_", frozen=True, extra="forbid")
+
+    endpoints: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:2379",)
+    namespace: str = Field("codomyrmex", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    dial_timeout: float = Field(5.0, gt=0, le=300)
+    request_timeout: float = Field(5.0, gt=0, le=300)
+    session_ttl: int = Field(15, ge=2, le=86_400)
+    transport: Literal["grpc"] = "grpc"
+    allow_plaintext_credentials: bool = False
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("endpoints")
+    @classmethod
+    def _check(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        if endpoints == (EMBEDDED,):
+            return endpoints
+        if not endpoints:
+            raise ValueError("no endpoint given; name at least one, such as http://127.0.0.1:2379")
+        return tuple(_endpoint(endpoint) for endpoint in endpoints)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EtcdSettings:
+        schemes = {urlsplit(endpoint).scheme for endpoint in self.endpoints}
+        if len(schemes) > 1:
+            raise ValueError("endpoints mix http:// and https://; use one scheme for all of them")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("cert_file and key_file go together; give both or neither")
+        if self.ca_file and "http" in schemes:
+            raise ValueError("ca_file is set but the endpoints are http://; use https:// endpoints")
+        if bool(self.username) != bool(self.password):
+            raise ValueError("username and password go together; give both or neither")
+        if self.username and not self.allow_plaintext_credentials:
+            for endpoint in self.endpoints:
+                if urlsplit(endpoint).scheme == "http" and not _is_loopback(endpoint):
+                    raise ValueError(
+                        f"refusing to send a password over plain http to {endpoint}; "
+                        "use https://, or set allow_plaintext_credentials=True if the network is trusted"
+                    )
+        return self
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"endpoint {text!r} has an invalid port: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"endpoint {text!r} is not of the form http://host:port or https://host:port")
+    if parts.username or parts.password:
+        raise ValueError("credentials do not belong in an endpoint; use username= and password=")
+    if parts.path.rstrip("/") or parts.query or parts.fragment:
+        raise ValueError(f"endpoint {text!r} has a path; give only scheme, host and port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port or 2379}"
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
