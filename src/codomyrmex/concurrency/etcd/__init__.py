@@ -1,0 +1,1 @@
+"""Everything that speaks to etcd, and nothing that knows what a lock is."""

@@ -1,0 +1,275 @@
+"""Group commit, and the rule "never in doubt".
+
+Requests that meet travel in one transaction, each answered by its own share of the results. Every transaction
+compares the version of the session's leased key. When an answer is lost the transaction may have been applied, or may
+still be applied later; so nothing new is sent, the session key is written first (its version moves on: a straggler
+can no longer commit), and then each request in doubt is sent again in a form that is harmless to repeat and tells
+what happened. Callers therefore see each request take effect exactly once or not at all.
+
+A request whose caller is gone by the time its answer is here is taken back by its ``undo``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded, SessionLost
+from codomyrmex.concurrency.etcd.batch import Batcher
+from codomyrmex.concurrency.etcd.transport import (
+    Compare,
+    Get,
+    GetResult,
+    Op,
+    OpResult,
+    Put,
+    Target,
+    Transport,
+    TxnResult,
+)
+
+MAX_OPS = 128  # etcd's default --max-txn-ops
+DEPTH = 2
+_PAUSE = 0.1
+
+
+class Reply(NamedTuple):
+    """One request's share of a transaction. Not succeeded: a compare failed, results are its ``otherwise``."""
+
+    succeeded: bool
+    revision: int
+    results: Sequence[OpResult]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """What one caller wants done in a transaction.
+
+    ``group``: two requests of one group never share a transaction. ``alone``: it may be refused, so it travels by
+    itself. ``again``: compares added when it is sent a second time, which make repeating it harmless; None if it
+    must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when the request was applied
+    but nobody waits for it any more.
+    """
+
+    group: bytes
+    then: Sequence[Op]
+    compares: Sequence[Compare] = ()
+    otherwise: Sequence[Op] = ()
+    again: Sequence[Compare] | None = None
+    alone: bool = False
+    undo: Callable[[], None] | None = None
+    reply: asyncio.Future[Reply] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def answer(self, reply: Reply) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
+        elif self.undo:
+            self.undo()
+
+    def fail(self, error: ConcurrencyError) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+            self.reply.exception()  # a caller that is gone leaves no warning behind
+
+
+class Fence(NamedTuple):
+    """The session's leased key, whose version guards every transaction."""
+
+    key: bytes
+    value: bytes
+    lease: int
+
+
+class Committer:
+    """Sends requests in shared transactions; see the module's text. ``hopeless`` is called when the rule cannot
+    be kept (the fence cannot be written for want of space): the session must then give up its lease."""
+
+    def __init__(
+        self, transport: Transport, fence: Fence, limit: float, hopeless: Callable[[ConcurrencyError], None]
+    ) -> None:
+        self._transport = transport
+        self._fence = fence
+        self._version = 1
+        self._limit = limit
+        self._hopeless = hopeless
+        self._doubtful: list[tuple[Request, EtcdError]] = []
+        self._settling: asyncio.Task[None] | None = None
+        self._closed: ConcurrencyError | None = None
+        self._batcher: Batcher[Request] = Batcher(_next_batch, self._send, DEPTH)
+
+    def submit(self, request: Request) -> asyncio.Future[Reply]:
+        if self._closed:
+            request.fail(self._closed)
+        else:
+            self._batcher.submit(request)
+        return request.reply
+
+    async def idle(self) -> None:
+        await self._batcher.idle()
+
+    def abandon(self, error: ConcurrencyError) -> None:
+        """The session is gone: every request not answered yet fails with ``error``."""
+        self._closed = error
+        for request in [*self._batcher.empty_queue(), *(request for request, _ in self._doubtful)]:
+            request.fail(error)
+
+    async def close(self) -> None:
+        if self._settling:
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
+        await self._batcher.close()
+
+    async def _send(self, batch: list[Request]) -> None:
+        if len(batch) == 1:
+            await self._send_alone(batch[0], again=False)
+            return
+        compares = [self._guard()]
+        then: list[Op] = []
+        for request in batch:
+            compares.extend(request.compares)
+            then.extend(request.then)
+        try:
+            result = await self._transport.txn(compares, then, (Get(self._fence.key),))
+        except EtcdError as error:
+            self._failed(batch, error)
+            return
+        except asyncio.CancelledError:
+            self._give_up(batch)
+            raise
+        if not result.succeeded:
+            # One refused request must not fail its neighbours.
+            for request in batch:
+                await self._send_alone(request, again=False)
+            return
+        start = 0
+        for request in batch:
+            end = start + len(request.then)
+            request.answer(Reply(True, result.revision, result.results[start:end]))
+            start = end
+
+    async def _send_alone(self, request: Request, *, again: bool) -> None:
+        repeat = (request.again or ()) if again else ()
+        try:
+            while True:
+                compares = (self._guard(), *request.compares, *repeat)
+                otherwise = (Get(self._fence.key), *request.otherwise)
+                result = await self._transport.txn(compares, request.then, otherwise)
+                if result.succeeded or self._guarded(result):
+                    break
+        except EtcdError as error:
+            self._failed([request], error)
+        except SessionLost as error:
+            request.fail(error)
+        except asyncio.CancelledError:
+            self._give_up([request])
+            raise
+        else:
+            results = result.results if result.succeeded else result.results[1:]
+            request.answer(Reply(result.succeeded, result.revision, results))
+
+    def _guard(self) -> Compare:
+        return Compare(self._fence.key, Target.VERSION, self._version)
+
+    def _guarded(self, refused: TxnResult) -> bool:
+        """Whether a refused transaction had the right session version; adopts the version that etcd has."""
+        session = refused.results[0]
+        assert isinstance(session, GetResult)
+        if not session.kvs:
+            raise SessionLost("the session's lease is gone: its key is no longer in etcd")
+        known, self._version = self._version, session.kvs[0].version
+        return known == self._version
+
+    def _give_up(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.fail(self._closed or SessionLost("the session was closed"))
+
+    def _failed(self, requests: Sequence[Request], error: EtcdError) -> None:
+        if error.applied == "no" or isinstance(error, EtcdQuotaExceeded):
+            for request in requests:
+                request.fail(error)
+                # A full database answers so although it may have applied the request; it is not in flight any more.
+                if error.applied != "no" and request.undo:
+                    request.undo()
+            return
+        self._doubtful.extend((request, error) for request in requests)
+        self._batcher.pause()
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        """Fence off stragglers, then learn the fate of each request in doubt."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._limit, self._tell_doubtful)
+        try:
+            await self._batcher.quiet()
+            while self._doubtful:
+                try:
+                    await self._move_fence()
+                except EtcdQuotaExceeded as error:
+                    self._hopeless(error)
+                    return
+                except EtcdError as error:
+                    # Whoever has waited through a whole attempt has waited long enough.
+                    self._tell_doubtful()
+                    for request in self._batcher.empty_queue():
+                        request.fail(error)
+                    await asyncio.sleep(_PAUSE)
+                    continue
+                except SessionLost as error:
+                    self.abandon(error)
+                    return
+                doubtful, self._doubtful = self._doubtful, []
+                for request, error in doubtful:
+                    if request.again is None:
+                        request.fail(error)
+                    else:
+                        await self._send_alone(request, again=True)
+        finally:
+            timer.cancel()
+            self._settling = None
+        self._batcher.resume()
+
+    def _tell_doubtful(self) -> None:
+        for request, error in self._doubtful:
+            request.fail(error)
+
+    async def _move_fence(self) -> None:
+        key, value, lease = self._fence
+        result = await self._transport.txn((self._guard(),), (Put(key, value, lease),), (Get(key),))
+        if result.succeeded:
+            self._version += 1
+        else:
+            # An earlier attempt, its answer lost too, has moved it already; any newer version will do.
+            self._guarded(result)
+
+
+def _next_batch(queue: deque[Request]) -> list[Request]:
+    """As many requests as fit one transaction, no two of a group, skipping callers that have gone."""
+    batch: list[Request] = []
+    later: list[Request] = []
+    groups: set[bytes] = set()
+    ops = compares = 1
+    while queue:
+        request = queue.popleft()
+        if request.reply.done():
+            continue
+        ops += len(request.then)
+        compares += len(request.compares)
+        if request.group in groups or (batch and request.alone):
+            ops -= len(request.then)
+            compares -= len(request.compares)
+            later.append(request)
+            groups.add(request.group)
+        elif batch and (ops > MAX_OPS or compares > MAX_OPS):
+            later.append(request)
+            break
+        else:
+            batch.append(request)
+            groups.add(request.group)
+            if request.alone:
+                break
+    queue.extendleft(reversed(later))
+    return batch

@@ -1,0 +1,363 @@
+"""etcd over grpcio: one channel per endpoint, failover, TLS, user tokens, time limits.
+
+What a failure means is read from ``status.py``. A call known not to have been applied is tried at the next
+endpoint until its time is up; a transaction that may have been applied is never sent twice from here, that is
+``commit.py``'s to settle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+
+from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
+from codomyrmex.concurrency.etcd import rpc_pb2 as pb
+from codomyrmex.concurrency.etcd import status, wire
+from codomyrmex.concurrency.etcd.transport import (
+    Compare,
+    Delete,
+    Get,
+    GetResult,
+    Lease,
+    Member,
+    Op,
+    TxnResult,
+    WatchMessage,
+    WatchRequest,
+)
+from codomyrmex.concurrency.settings import EtcdSettings
+
+T = TypeVar("T")
+Metadata = tuple[tuple[str, str], ...]
+
+_REQUIRE_LEADER: Metadata = (("hasleader", "true"),)
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 10_000),  # etcd answers pings more often than every 5 s with GOAWAY
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_RETRY_PAUSE = 0.05
+_METHODS: dict[str, tuple[str, Any]] = {
+    "range": ("KV/Range", pb.RangeResponse),
+    "delete": ("KV/DeleteRange", pb.DeleteRangeResponse),
+    "txn": ("KV/Txn", pb.TxnResponse),
+    "grant": ("Lease/LeaseGrant", pb.LeaseGrantResponse),
+    "revoke": ("Lease/LeaseRevoke", pb.LeaseRevokeResponse),
+    "renew": ("Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse),
+    "members": ("Cluster/MemberList", pb.MemberListResponse),
+    "alarms": ("Maintenance/Alarm", pb.AlarmResponse),
+    "status": ("Maintenance/Status", pb.StatusResponse),
+    "authenticate": ("Auth/Authenticate", pb.AuthenticateResponse),
+}
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def _unary(channel: Any, method: str) -> Any:
+    path, response = _METHODS[method]
+    return channel.unary_unary(
+        f"/etcdserverpb.{path}", request_serializer=_serialize, response_deserializer=response.FromString
+    )
+
+
+def _target(endpoint: str) -> str:
+    return urlsplit(endpoint).netloc
+
+
+def _credentials(settings: EtcdSettings) -> grpc.ChannelCredentials | None:
+    if not settings.endpoints[0].startswith("https://"):
+        return None
+    try:
+        parts = [p.read_bytes() if p else None for p in (settings.ca_file, settings.key_file, settings.cert_file)]
+    except OSError as error:
+        raise EtcdError(f"cannot read a TLS file: {error}") from None
+    return grpc.ssl_channel_credentials(*parts)
+
+
+def _error(error: grpc.RpcError, endpoint: str) -> EtcdError:
+    call: Any = error
+    return status.to_error(call.code().name, call.details() or "", endpoint)
+
+
+class _Token:
+    """The user's auth token, shared by the event loop and the keepalive thread; empty without a user."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        password = settings.password.get_secret_value() if settings.password else ""
+        self.request = pb.AuthenticateRequest(name=settings.username or "", password=password)
+        self.required = settings.username is not None
+        self.value = ""
+
+    def metadata(self) -> Metadata:
+        return (("token", self.value),) if self.value else ()
+
+
+class GrpcTransport:
+    """A ``Transport`` over grpcio's asyncio API. Belongs to the event loop that first uses it."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        self._settings = settings
+        self._endpoints = settings.endpoints
+        self._current = 0
+        self._credentials = _credentials(settings)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._stubs: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
+        self._token = _Token(settings)
+
+    @property
+    def endpoints(self) -> Sequence[str]:
+        return self._endpoints
+
+    def suspect(self) -> None:
+        self._current = (self._current + 1) % len(self._endpoints)
+
+    async def connect(self) -> None:
+        """Find an endpoint that serves, within ``dial_timeout``."""
+        await self._anywhere("range", pb.RangeRequest(key=b"\0", count_only=True), self._settings.dial_timeout)
+
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
+    ) -> TxnResult:
+        request = wire.txn_request(compares, then, otherwise)
+        return wire.txn_result(await self._anywhere("txn", request, repeatable=False))
+
+    async def get(self, get: Get) -> GetResult:
+        response: pb.RangeResponse = await self._anywhere("range", wire.range_request(get))
+        return wire.get_result(response, response.header.revision)
+
+    async def delete(self, delete: Delete) -> int:
+        response: pb.DeleteRangeResponse = await self._anywhere("delete", wire.delete_request(delete))
+        return response.deleted
+
+    async def grant(self, ttl: int) -> Lease:
+        response = await self._anywhere("grant", pb.LeaseGrantRequest(TTL=ttl))
+        return Lease(response.ID, response.TTL)
+
+    async def watch(self) -> _GrpcWatchStream:
+        endpoint = self._endpoints[self._current]
+        if self._token.required and not self._token.value:
+            await self._authenticate(endpoint, self._settings.request_timeout)
+        opener = self._channel(endpoint).stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=_serialize,
+            response_deserializer=pb.WatchResponse.FromString,
+        )
+        return _GrpcWatchStream(opener(metadata=_REQUIRE_LEADER + self._token.metadata()), endpoint, self._token)
+
+    def lease_client(self) -> GrpcLeaseClient:
+        return GrpcLeaseClient(self._endpoints, self._current, self._credentials, self._token)
+
+    async def members(self) -> list[str]:
+        response: pb.MemberListResponse = await self._anywhere("members", pb.MemberListRequest())
+        return [url for member in response.members for url in member.clientURLs]
+
+    async def member(self, endpoint: str) -> Member:
+        reply: pb.StatusResponse = await self._call(
+            endpoint, "status", pb.StatusRequest(), self._settings.request_timeout
+        )
+        return Member(
+            endpoint,
+            reply.version,
+            reply.header.member_id,
+            reply.leader,
+            reply.dbSize,
+            reply.header.revision,
+            reply.header.cluster_id,
+            tuple(reply.errors),
+        )
+
+    async def alarms(self) -> list[str]:
+        response: pb.AlarmResponse = await self._anywhere("alarms", pb.AlarmRequest())
+        names = pb.AlarmMember.Type.Name
+        return [f"{names(alarm.alarm)} on member {alarm.memberID:x}" for alarm in response.alarms]
+
+    async def close(self) -> None:
+        channels, self._channels = self._channels, {}
+        self._stubs.clear()
+        for channel in channels.values():
+            await channel.close()
+
+    async def _anywhere(
+        self, method: str, request: Any, limit: float | None = None, repeatable: bool = True
+    ) -> Any:
+        """Call the current endpoint, and after a failure that allows it the next ones, within the limit."""
+        limit = limit or self._settings.request_timeout
+        deadline = time.monotonic() + limit
+        last: EtcdError | None = None
+        for attempt in range(1_000_000):
+            index = self._current
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            # A hanging endpoint must leave time for the others.
+            share = left if len(self._endpoints) == 1 else max(left / 2, min(left, 0.2))
+            try:
+                return await self._call(self._endpoints[index], method, request, share)
+            except EtcdError as error:
+                last = error
+                again = error.retryable and (repeatable or error.applied == "no")
+                if not isinstance(error, EtcdUnavailable):
+                    raise
+                if self._current == index:
+                    self.suspect()
+                if not again:
+                    raise
+            if (attempt + 1) % len(self._endpoints) == 0:
+                await asyncio.sleep(min(_RETRY_PAUSE, max(0.0, deadline - time.monotonic())))
+        raise status.unavailable(self._endpoints, limit, last)
+
+    async def _call(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
+        if self._token.required and not self._token.value:
+            await self._authenticate(endpoint, timeout)
+        try:
+            return await self._stub(endpoint, method)(
+                request, timeout=timeout, metadata=self._token.metadata() or None
+            )
+        except grpc.RpcError as error:
+            details: Any = error
+            if not (self._token.required and status.token_expired(details.details() or "")):
+                raise _error(error, endpoint) from None
+        await self._authenticate(endpoint, timeout)
+        try:
+            return await self._stub(endpoint, method)(request, timeout=timeout, metadata=self._token.metadata())
+        except grpc.RpcError as error:
+            raise _error(error, endpoint) from None
+
+    async def _authenticate(self, endpoint: str, timeout: float) -> None:
+        try:
+            call = self._stub(endpoint, "authenticate")
+            self._token.value = (await call(self._token.request, timeout=timeout)).token
+        except grpc.RpcError as error:
+            raise _error(error, endpoint) from None
+
+    def _channel(self, endpoint: str) -> grpc.aio.Channel:
+        channel = self._channels.get(endpoint)
+        if channel is None:
+            if self._credentials:
+                channel = grpc.aio.secure_channel(_target(endpoint), self._credentials, options=_OPTIONS)
+            else:
+                channel = grpc.aio.insecure_channel(_target(endpoint), options=_OPTIONS)
+            self._channels[endpoint] = channel
+        return channel
+
+    def _stub(self, endpoint: str, method: str) -> Callable[..., Awaitable[Any]]:
+        stub = self._stubs.get((endpoint, method))
+        if stub is None:
+            stub = self._stubs[endpoint, method] = _unary(self._channel(endpoint), method)
+        return stub
+
+
+class _GrpcWatchStream:
+    """A watch stream; the token it was opened with is its own, so a stale one ends it."""
+
+    def __init__(self, call: Any, endpoint: str, token: _Token) -> None:
+        self._call = call
+        self._endpoint = endpoint
+        self._token = token
+        self._writing = asyncio.Lock()
+
+    async def create(self, request: WatchRequest) -> None:
+        await self._write(wire.watch_request(request))
+
+    async def cancel(self, watch_id: int) -> None:
+        await self._write(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
+
+    async def _write(self, message: pb.WatchRequest) -> None:
+        try:
+            async with self._writing:
+                await self._call.write(message)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            raise EtcdUnavailable(f"the watch stream to {self._endpoint} broke", retryable=True) from None
+
+    async def receive(self) -> WatchMessage:
+        try:
+            response = await self._call.read()
+        except grpc.RpcError as error:
+            raise _error(error, self._endpoint) from None
+        if response is grpc.aio.EOF:
+            raise EtcdUnavailable(f"etcd at {self._endpoint} ended the watch stream", retryable=True)
+        message = wire.watch_message(response)
+        if message.canceled and message.watch_id == -1 and status.token_expired(message.reason):
+            self._token.value = ""
+            raise EtcdUnavailable("the watch stream's auth token expired", retryable=True)
+        return message
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+class GrpcLeaseClient:
+    """Blocking lease calls over channels of their own, so that a blocked event loop cannot delay them.
+
+    A keepalive is one message on a stream of its own, made as a unary call: nothing else can stand in its way, it
+    has its own time limit, and after a failure the next one goes to the next endpoint.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        current: int,
+        credentials: grpc.ChannelCredentials | None,
+        token: _Token,
+    ) -> None:
+        self._endpoints = endpoints
+        self._current = current
+        self._credentials = credentials
+        self._token = token
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def renew(self, lease_id: int, timeout: float) -> int:
+        response = self._call("renew", pb.LeaseKeepAliveRequest(ID=lease_id), timeout)
+        ttl: int = response.TTL
+        return ttl
+
+    def revoke(self, lease_id: int, timeout: float) -> None:
+        self._call("revoke", pb.LeaseRevokeRequest(ID=lease_id), timeout)
+
+    def _call(self, method: str, request: Any, timeout: float) -> Any:
+        endpoint = self._endpoints[self._current]
+        channel = self._channel(endpoint)
+        try:
+            return self._authorized(channel, method, request, timeout)
+        except grpc.RpcError as error:
+            self._current = (self._current + 1) % len(self._endpoints)
+            raise _error(error, endpoint) from None
+
+    def _authorized(self, channel: grpc.Channel, method: str, request: Any, timeout: float) -> Any:
+        try:
+            return _unary(channel, method)(request, timeout=timeout, metadata=self._token.metadata())
+        except grpc.RpcError as error:
+            call: Any = error
+            if not (self._token.required and status.token_expired(call.details() or "")):
+                raise
+        self._token.value = _unary(channel, "authenticate")(self._token.request, timeout=timeout).token
+        return _unary(channel, method)(request, timeout=timeout, metadata=self._token.metadata())
+
+    def _channel(self, endpoint: str) -> grpc.Channel:
+        channel = self._channels.get(endpoint)
+        if channel is None:
+            if self._credentials:
+                channel = grpc.secure_channel(_target(endpoint), self._credentials, options=_OPTIONS)
+            else:
+                channel = grpc.insecure_channel(_target(endpoint), options=_OPTIONS)
+            self._channels[endpoint] = channel
+        return channel
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()

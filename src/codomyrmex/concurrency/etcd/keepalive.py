@@ -1,0 +1,141 @@
+"""Keeping a lease alive from a thread of its own, and knowing until when it may be trusted.
+
+A thread, because a blocked event loop must not cost its process the lease. Trust is counted from the moment the
+last acknowledged keepalive was *sent*, on a clock that runs during suspend, and ends after two thirds of the TTL: one third
+before etcd can expire the lease, as in Kubernetes' leader election.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+from codomyrmex.concurrency import clock
+from codomyrmex.concurrency.errors import EtcdError
+from codomyrmex.concurrency.etcd.status import LEASE_NOT_FOUND
+from codomyrmex.concurrency.etcd.transport import Lease, LeaseClient
+
+_TICK = 0.25  # how soon a suspend, a closed loop or a stop is noticed
+_EXIT_LIMIT = 1.0
+
+
+class Keepalive(threading.Thread):
+    """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed.
+
+    ``changed`` is called in the event loop whenever trust is lost, regained, or the lease gone; ``failed`` after
+    each keepalive that was not answered.
+    """
+
+    def __init__(
+        self,
+        client: LeaseClient,
+        lease: Lease,
+        sent_at: float,
+        loop: asyncio.AbstractEventLoop,
+        changed: Callable[[], None],
+        failed: Callable[[], None],
+    ) -> None:
+        super().__init__(name=f"etcd-keepalive-{lease.id:x}", daemon=True)
+        self._client = client
+        self._lease = lease
+        self._loop = loop
+        self._changed = changed
+        self._failed = failed
+        self._deadline = sent_at + lease.ttl * 2 / 3
+        self._next = sent_at + lease.ttl / 3
+        self._trusted = True
+        self._ending = threading.Event()
+        self._revoke = False
+        self._pid = os.getpid()
+        self.gone = False
+        _running.add(self)
+
+    def remaining(self) -> float:
+        """Seconds for which the lease may still be trusted; 0 or less when it may not."""
+        return -1.0 if self.gone else self._deadline - clock.now()
+
+    def stop(self, *, revoke: bool) -> None:
+        """End the thread soon; with ``revoke`` it gives the lease back first, as well as can be."""
+        self._revoke = revoke
+        self._ending.set()
+
+    def run(self) -> None:
+        try:
+            while not self._ending.wait(min(_TICK, self._lease.ttl / 12)):
+                if self._loop.is_closed():
+                    self._revoke = True
+                    break
+                self._check_trust()
+                if clock.now() >= self._next and not self._renew():
+                    return
+            if self._revoke:
+                self._give_back()
+        finally:
+            self._client.close()
+            _running.discard(self)
+
+    def _check_trust(self) -> None:
+        trusted = clock.now() < self._deadline
+        if trusted != self._trusted:
+            self._trusted = trusted
+            self._tell(self._changed)
+
+    def _renew(self) -> bool:
+        sent_at = clock.now()
+        left = self._deadline - sent_at
+        limit = self._lease.ttl / 6
+        try:
+            # Never so long that the end of trust would be noticed late.
+            ttl = self._client.renew(self._lease.id, min(limit, left) if left > 0.01 else limit)
+        except EtcdError as error:
+            if LEASE_NOT_FOUND in str(error):
+                return self._end()
+            self._next = clock.now() + min(_TICK, self._lease.ttl / 24)
+            self._check_trust()
+            self._tell(self._failed)
+            return True
+        if ttl <= 0:
+            return self._end()
+        self._deadline = sent_at + ttl * 2 / 3
+        self._next = sent_at + ttl / 3
+        self._check_trust()
+        return True
+
+    def _end(self) -> bool:
+        self.gone = True
+        self._tell(self._changed)
+        return False
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop closed just now; the next turn notices
+            return
+
+    def _give_back(self) -> None:
+        if os.getpid() == self._pid:
+            try:
+                self._client.revoke(self._lease.id, _EXIT_LIMIT)
+            except EtcdError:
+                return  # it expires by itself
+
+
+_running: weakref.WeakSet[Keepalive] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A process that exits gives its leases back at once, and never hangs over it."""
+    mine = [thread for thread in list(_running) if thread.is_alive()]
+    for thread in mine:
+        thread.stop(revoke=True)
+    for thread in mine:
+        thread.join(2 * _EXIT_LIMIT)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)

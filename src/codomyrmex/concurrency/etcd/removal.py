@@ -1,0 +1,103 @@
+"""Deleting entries: delete-only transactions, batched, repeated until etcd has answered.
+
+An entry's key is used once and never again (its nonce sees to that), so deleting it twice, or late, harms nobody. That is
+why a release needs no compare and cannot be refused, why its lost answer needs no fence, and why it works in a full
+database, where anything that may put is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded
+from codomyrmex.concurrency.etcd.batch import Batcher
+from codomyrmex.concurrency.etcd.commit import DEPTH, MAX_OPS
+from codomyrmex.concurrency.etcd.transport import Delete, Deleted, Transport
+
+_PAUSE = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class _Removal:
+    key: bytes
+    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    repeated: bool = False
+
+    def answer(self, existed: bool) -> None:
+        if not self.done.done():
+            # After a lost answer a missing key says nothing: the first attempt may have deleted it.
+            self.done.set_result(existed or self.repeated)
+
+    def fail(self, error: ConcurrencyError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()
+
+
+class Remover:
+    """Deletes keys. A removal goes on until it is done or the session ends, also after its caller was told of an
+    error or has gone."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._batcher: Batcher[_Removal] = Batcher(_next_batch, self._send, DEPTH)
+        self._closed: ConcurrencyError | None = None
+
+    def remove(self, key: bytes) -> asyncio.Future[bool]:
+        """Delete ``key``; the result says whether it was still there."""
+        removal = _Removal(key)
+        if self._closed:
+            removal.fail(self._closed)
+        else:
+            self._batcher.submit(removal)
+        return removal.done
+
+    async def idle(self) -> None:
+        await self._batcher.idle()
+
+    def abandon(self, error: ConcurrencyError) -> None:
+        self._closed = error
+        for removal in self._batcher.empty_queue():
+            removal.fail(error)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    async def _send(self, batch: list[_Removal]) -> None:
+        try:
+            result = await self._transport.txn((), [Delete(removal.key) for removal in batch])
+        except EtcdQuotaExceeded:
+            # Before 3.4.20 and 3.5.7 a full database refuses every transaction; plain deletes still work.
+            await self._one_by_one(batch)
+        except EtcdError as error:
+            await self._later(batch, error)
+        except asyncio.CancelledError:
+            for removal in batch:
+                removal.done.cancel()
+            raise
+        else:
+            for removal, deleted in zip(batch, result.results, strict=True):
+                assert isinstance(deleted, Deleted)
+                removal.answer(deleted.count > 0)
+
+    async def _one_by_one(self, batch: list[_Removal]) -> None:
+        for removal in batch:
+            try:
+                removal.answer(await self._transport.delete(Delete(removal.key)) > 0)
+            except EtcdError as error:
+                await self._later([removal], error)
+
+    async def _later(self, batch: list[_Removal], error: EtcdError) -> None:
+        for removal in batch:
+            removal.fail(error)
+            removal.repeated = True
+        await asyncio.sleep(_PAUSE)
+        if not self._closed:
+            for removal in batch:
+                self._batcher.submit(removal)
+
+
+def _next_batch(queue: deque[_Removal]) -> list[_Removal]:
+    return [queue.popleft() for _ in range(min(MAX_OPS, len(queue)))]

@@ -1,0 +1,97 @@
+"""One table: what a failed call means, whether it may have been applied, and whether to try again.
+
+Codes are gRPC's names, texts are etcd's published error strings. Everything that retries reads its answer here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from codomyrmex.concurrency.errors import (
+    Applied,
+    EtcdAuthError,
+    EtcdError,
+    EtcdQuotaExceeded,
+    EtcdUnavailable,
+)
+
+
+class Meaning(NamedTuple):
+    error: type[EtcdError]
+    applied: Applied
+    retryable: bool
+
+
+TOKEN_EXPIRED = ("invalid auth token", "auth token is not provided", "auth: revision in header is old")
+COMPACTED = "required revision has been compacted"
+LEASE_NOT_FOUND = "requested lease not found"
+
+# The first line whose text is in the error's details wins; texts before codes.
+_BY_TEXT: tuple[tuple[str, Meaning], ...] = (
+    ("database space exceeded", Meaning(EtcdQuotaExceeded, "unknown", False)),
+    *((text, Meaning(EtcdAuthError, "no", True)) for text in TOKEN_EXPIRED),
+    ("authentication failed", Meaning(EtcdAuthError, "no", False)),
+    ("permission denied", Meaning(EtcdAuthError, "no", False)),
+    ("user name is empty", Meaning(EtcdAuthError, "no", False)),
+    ("CERTIFICATE_VERIFY_FAILED", Meaning(EtcdAuthError, "no", False)),
+    ("SSL routines", Meaning(EtcdAuthError, "no", False)),
+    ("Ssl handshake failed", Meaning(EtcdAuthError, "no", False)),
+    ("failed to connect to all addresses", Meaning(EtcdUnavailable, "no", True)),
+    ("DNS resolution failed", Meaning(EtcdUnavailable, "no", True)),
+    ("etcdserver: no leader", Meaning(EtcdUnavailable, "no", True)),
+    ("etcdserver: too many requests", Meaning(EtcdUnavailable, "no", True)),
+    ("etcdserver: not capable", Meaning(EtcdUnavailable, "no", True)),
+    (COMPACTED, Meaning(EtcdError, "no", False)),
+    (LEASE_NOT_FOUND, Meaning(EtcdError, "no", False)),
+)
+_BY_CODE: dict[str, Meaning] = {
+    "UNAVAILABLE": Meaning(EtcdUnavailable, "unknown", True),
+    "DEADLINE_EXCEEDED": Meaning(EtcdUnavailable, "unknown", True),
+    "CANCELLED": Meaning(EtcdUnavailable, "unknown", True),
+    "UNKNOWN": Meaning(EtcdUnavailable, "unknown", True),
+    "INTERNAL": Meaning(EtcdUnavailable, "unknown", True),
+    "UNAUTHENTICATED": Meaning(EtcdAuthError, "no", True),
+    "PERMISSION_DENIED": Meaning(EtcdAuthError, "no", False),
+    "RESOURCE_EXHAUSTED": Meaning(EtcdError, "unknown", False),
+}
+_REFUSED = Meaning(EtcdError, "no", False)
+
+
+def meaning(code: str, details: str) -> Meaning:
+    """What a failed call means, from its gRPC code's name and etcd's text."""
+    return next((found for text, found in _BY_TEXT if text in details), None) or _BY_CODE.get(code, _REFUSED)
+
+
+def token_expired(details: str) -> bool:
+    """Whether the call failed only because the auth token is stale: get a new one and call again."""
+    return any(text in details for text in TOKEN_EXPIRED)
+
+
+def to_error(code: str, details: str, endpoint: str) -> EtcdError:
+    """The error to raise for a failed call to ``endpoint``."""
+    found = meaning(code, details)
+    return found.error(_text(found, code, details, endpoint), applied=found.applied, retryable=found.retryable)
+
+
+def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
+    reason = details.removeprefix("etcdserver: ") or code.lower().replace("_", " ")
+    if found.error is EtcdQuotaExceeded:
+        return f"etcd's database is full ({reason}); compact, defragment and disarm the alarm, then try again"
+    if found.error is EtcdAuthError:
+        return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates"
+    if found.error is EtcdUnavailable:
+        return f"etcd at {endpoint} did not answer: {reason}"
+    return f"etcd at {endpoint} refused the call: {reason}"
+
+
+def unavailable(endpoints: tuple[str, ...], seconds: float, last: EtcdError | None) -> EtcdUnavailable:
+    """The error after every endpoint was tried: names them and the next step."""
+    applied: Applied = last.applied if last else "no"
+    cause = f" (last: {last})" if last else ""
+    return EtcdUnavailable(
+        f"no etcd answered within {seconds:g} s at {', '.join(endpoints)}{cause}; "
+        "check that etcd runs there, or set CODOMYRMEX_ETCD_ENDPOINTS; "
+        "for a local one: codomyrmex concurrency dev",
+        applied=applied,
+        retryable=True,
+    )

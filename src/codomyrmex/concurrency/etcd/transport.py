@@ -1,0 +1,177 @@
+"""The narrow protocol between the library and etcd: plain operations in, plain results out.
+
+Recipes, the wait queue and group commit are written against these types; ``grpc.py`` carries them over the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+
+class Target(IntEnum):
+    """What a ``Compare`` looks at; the values are etcd's."""
+
+    VERSION = 0
+    CREATE_REVISION = 1
+    MOD_REVISION = 2
+    VALUE = 3
+
+
+class KV(NamedTuple):
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int
+
+
+class Compare(NamedTuple):
+    """``target`` of ``key`` equals ``value``; with ``end``, of every key in the range (true if it is empty)."""
+
+    key: bytes
+    target: Target
+    value: int | bytes
+    end: bytes = b""
+
+
+class Put(NamedTuple):
+    key: bytes
+    value: bytes
+    lease: int = 0
+
+
+class Delete(NamedTuple):
+    key: bytes
+    end: bytes = b""
+
+
+class Get(NamedTuple):
+    """Read one key, or a range up to ``end``. ``newest_first`` orders by create revision, descending."""
+
+    key: bytes
+    end: bytes = b""
+    limit: int = 0
+    newest_first: bool = False
+    keys_only: bool = False
+    revision: int = 0
+    serializable: bool = False
+
+
+Op = Put | Delete | Get
+
+
+class GetResult(NamedTuple):
+    """``count`` is the number of keys in the whole range, ``kvs`` those within the limit."""
+
+    kvs: Sequence[KV]
+    count: int
+    revision: int
+
+
+class Deleted(NamedTuple):
+    count: int
+
+
+class Done(NamedTuple):
+    """The result of a put."""
+
+
+OpResult = GetResult | Deleted | Done
+
+
+class TxnResult(NamedTuple):
+    succeeded: bool
+    revision: int
+    results: Sequence[OpResult]
+
+
+class Lease(NamedTuple):
+    """A lease as granted; ``ttl`` is etcd's answer in seconds, which may exceed what was asked for."""
+
+    id: int
+    ttl: int
+
+
+class Event(NamedTuple):
+    deleted: bool
+    kv: KV
+    previous: KV | None
+
+
+@dataclass(slots=True)
+class WatchMessage:
+    """One message of a watch stream; ``watch_id`` is etcd's, unique within the stream."""
+
+    watch_id: int
+    revision: int
+    created: bool = False
+    canceled: bool = False
+    compact_revision: int = 0
+    reason: str = ""
+    events: Sequence[Event] = ()
+    fragment: bool = False
+
+
+class WatchRequest(NamedTuple):
+    """What to watch; ``start`` 0 means from now on, which etcd serves without its 100 ms catch-up delay."""
+
+    key: bytes
+    end: bytes = b""
+    start: int = 0
+    deletes_only: bool = False
+    previous: bool = False
+
+
+class WatchStream(Protocol):
+    """One stream that carries many watches; ends with an ``EtcdError``."""
+
+    async def create(self, request: WatchRequest) -> None: ...
+    async def cancel(self, watch_id: int) -> None: ...
+    async def receive(self) -> WatchMessage: ...
+    def close(self) -> None: ...
+
+
+class LeaseClient(Protocol):
+    """Blocking lease calls, for the keepalive thread. ``renew`` returns the TTL, 0 if the lease is gone."""
+
+    def renew(self, lease_id: int, timeout: float) -> int: ...
+    def revoke(self, lease_id: int, timeout: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class Member(NamedTuple):
+    endpoint: str
+    version: str
+    member_id: int
+    leader_id: int
+    db_size: int
+    revision: int
+    cluster_id: int
+    errors: tuple[str, ...]
+
+
+class Transport(Protocol):
+    """Calls to etcd. Every call ends within its time limit and raises nothing but ``ConcurrencyError``."""
+
+    @property
+    def endpoints(self) -> Sequence[str]: ...
+    async def connect(self) -> None: ...
+    async def txn(
+        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
+    ) -> TxnResult: ...
+    async def get(self, get: Get) -> GetResult: ...
+    async def delete(self, delete: Delete) -> int: ...
+    async def grant(self, ttl: int) -> Lease: ...
+    async def watch(self) -> WatchStream: ...
+    def lease_client(self) -> LeaseClient: ...
+    def suspect(self) -> None:
+        """The current endpoint seems to hang: use another one for what comes next."""
+
+    async def members(self) -> list[str]: ...
+    async def member(self, endpoint: str) -> Member: ...
+    async def alarms(self) -> list[str]: ...
+    async def close(self) -> None: ...

@@ -1,0 +1,134 @@
+"""Plain operations to protobuf messages and back. Pure; used by the gRPC transport alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from codomyrmex.concurrency.etcd import rpc_pb2 as pb
+from codomyrmex.concurrency.etcd.transport import (
+    KV,
+    Compare,
+    Delete,
+    Deleted,
+    Done,
+    Event,
+    Get,
+    GetResult,
+    Op,
+    OpResult,
+    Put,
+    Target,
+    TxnResult,
+    WatchMessage,
+    WatchRequest,
+)
+
+_DONE = Done()
+
+
+def range_request(get: Get) -> pb.RangeRequest:
+    request = pb.RangeRequest(
+        key=get.key,
+        range_end=get.end,
+        limit=get.limit,
+        keys_only=get.keys_only,
+        revision=get.revision,
+        serializable=get.serializable,
+    )
+    if get.newest_first:
+        request.sort_order = pb.RangeRequest.DESCEND
+        request.sort_target = pb.RangeRequest.CREATE
+    return request
+
+
+def delete_request(delete: Delete) -> pb.DeleteRangeRequest:
+    return pb.DeleteRangeRequest(key=delete.key, range_end=delete.end)
+
+
+def _op(op: Op) -> pb.RequestOp:
+    if isinstance(op, Put):
+        return pb.RequestOp(request_put=pb.PutRequest(key=op.key, value=op.value, lease=op.lease))
+    if isinstance(op, Delete):
+        return pb.RequestOp(request_delete_range=delete_request(op))
+    return pb.RequestOp(request_range=range_request(op))
+
+
+def _compare(compare: Compare) -> pb.Compare:
+    key, target, value, end = compare
+    message = pb.Compare(key=key, target=target, range_end=end)  # type: ignore[arg-type]
+    if isinstance(value, bytes):
+        message.value = value
+    elif target is Target.VERSION:
+        message.version = value
+    elif target is Target.CREATE_REVISION:
+        message.create_revision = value
+    else:
+        message.mod_revision = value
+    return message
+
+
+def txn_request(compares: Iterable[Compare], then: Iterable[Op], otherwise: Iterable[Op]) -> pb.TxnRequest:
+    return pb.TxnRequest(
+        compare=[_compare(compare) for compare in compares],
+        success=[_op(op) for op in then],
+        failure=[_op(op) for op in otherwise],
+    )
+
+
+def _kv(kv: pb.KeyValue) -> KV:
+    return KV(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def get_result(response: pb.RangeResponse, revision: int) -> GetResult:
+    return GetResult([_kv(kv) for kv in response.kvs], response.count, revision)
+
+
+def txn_result(response: pb.TxnResponse) -> TxnResult:
+    revision = response.header.revision
+    results: list[OpResult] = []
+    for item in response.responses:
+        kind = item.WhichOneof("response")
+        if kind == "response_range":
+            results.append(get_result(item.response_range, revision))
+        elif kind == "response_put":
+            results.append(_DONE)
+        else:
+            results.append(Deleted(item.response_delete_range.deleted))
+    return TxnResult(response.succeeded, revision, results)
+
+
+def watch_request(request: WatchRequest) -> pb.WatchRequest:
+    create = pb.WatchCreateRequest(
+        key=request.key,
+        range_end=request.end,
+        start_revision=request.start,
+        prev_kv=request.previous,
+        fragment=True,
+    )
+    if request.deletes_only:
+        create.filters.append(pb.WatchCreateRequest.NOPUT)
+    return pb.WatchRequest(create_request=create)
+
+
+def _events(events: Sequence[pb.Event]) -> list[Event]:
+    return [
+        Event(
+            event.type == pb.Event.DELETE,
+            _kv(event.kv),
+            _kv(event.prev_kv) if event.HasField("prev_kv") else None,
+        )
+        for event in events
+    ]
+
+
+def watch_message(response: pb.WatchResponse) -> WatchMessage:
+    return WatchMessage(
+        watch_id=response.watch_id,
+        revision=response.header.revision,
+        created=response.created,
+        canceled=response.canceled,
+        compact_revision=response.compact_revision,
+        reason=response.cancel_reason,
+        events=_events(response.events),
+        fragment=response.fragment,
+    )

@@ -1,0 +1,159 @@
+"""What users are shown: plain, frozen data with a JSON form, and the record an entry's value holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+EventKind = Literal["enqueued", "granted", "released", "expired"]
+
+
+class OwnerRecord(BaseModel):
+    """An entry's value in etcd. Unknown fields of later versions are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    host: str
+    pid: int
+    task: str = ""
+    since: datetime
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One entry of a lock's queue: who it belongs to. ``since`` is when it joined, by its own host's clock."""
+
+    host: str
+    pid: int
+    session: str
+    task: str
+    token: int
+    since: datetime | None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    @classmethod
+    def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
+        """Decode an entry; a value that is not ours (etcdctl's is empty) gives an owner with unknown host."""
+        shared: dict[str, Any] = {
+            "session": f"{lease:016x}",
+            "token": create_revision,
+            "key": key.decode(errors="backslashreplace"),
+        }
+        try:
+            record = OwnerRecord.model_validate_json(value)
+        except ValidationError:
+            return cls(host="", pid=0, task="", since=None, **shared)
+        return cls(
+            host=record.host,
+            pid=record.pid,
+            task=record.task,
+            since=record.since,
+            metadata=record.metadata,
+            **shared,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedRelease:
+    """The audit record of the last forced release of a lock."""
+
+    name: str
+    token: int
+    reason: str
+    by: str
+    at: datetime
+
+    def encode(self) -> bytes:
+        return json.dumps(to_json(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> ForcedRelease | None:
+        try:
+            raw = json.loads(value)
+            return cls(
+                name=str(raw["name"]),
+                token=int(raw["token"]),
+                reason=str(raw["reason"]),
+                by=str(raw["by"]),
+                at=datetime.fromisoformat(raw["at"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class LockInfo:
+    """A lock as etcd has it at one revision: holders and waiters in queue order."""
+
+    name: str
+    holders: tuple[Owner, ...]
+    waiters: tuple[Owner, ...]
+    last_forced_release: ForcedRelease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockEvent:
+    """One step in a lock's life. ``at`` is when this process learned of it."""
+
+    kind: EventKind
+    name: str
+    owner: Owner
+    revision: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LockStats:
+    """Counters of one ``LockManager``; ``lock_contention`` counts acquisitions that had to wait."""
+
+    total_locks: int
+    total_acquisitions: int
+    total_releases: int
+    active_locks: int
+    lock_contention: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """What one endpoint says of itself; ``error`` is set when it did not answer."""
+
+    endpoint: str
+    version: str = ""
+    leader: bool = False
+    db_size: int = 0
+    revision: int = 0
+    errors: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """The cluster as a client sees it. ``problems`` need action; ``warnings`` deserve a look."""
+
+    cluster_id: str
+    members: tuple[MemberStatus, ...]
+    alarms: tuple[str, ...]
+    sessions: int
+    locks: int
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def to_json(value: Any) -> Any:
+    """The JSON form of any model here: dicts, lists, strings, numbers; times as ISO 8601 in UTC."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value

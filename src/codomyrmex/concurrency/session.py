@@ -1,0 +1,303 @@
+"""A session: one connection, one lease, one watch stream, shared by every primitive of a process.
+
+It decides until when the lease may be trusted and tells its members when that ends; it knows nothing of locks. Two things are
+told apart. Trust ends two thirds of a TTL after the last acknowledged keepalive was sent: from then on nothing that is
+held may be relied upon, though the lease may live on and waiters keep their place. The session is lost when the lease
+is known to be gone, and a lost session stays lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import weakref
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from codomyrmex.concurrency import clock
+from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
+from codomyrmex.concurrency.etcd.commit import Committer, Fence
+from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
+from codomyrmex.concurrency.etcd.grpc import GrpcTransport
+from codomyrmex.concurrency.etcd.keepalive import Keepalive
+from codomyrmex.concurrency.etcd.removal import Remover
+from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, WatchHub
+from codomyrmex.concurrency.keys import Layout
+from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
+
+
+class Loss(asyncio.Event):
+    """An event that is set when something is gone; it can be awaited directly. ``reason`` says why."""
+
+    reason: ConcurrencyError | None = None
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        return self.wait().__await__()
+
+    def tell(self, reason: ConcurrencyError) -> None:
+        if not self.is_set():
+            self.reason = reason
+            self.set()
+
+
+class Member(Protocol):
+    """Something whose life depends on the session."""
+
+    def untrusted(self, reason: ConcurrencyError) -> None:
+        """The lease can no longer be relied upon, though it may live."""
+
+    def session_lost(self, reason: ConcurrencyError) -> None:
+        """The lease is gone, and every key with it."""
+
+
+class Session:
+    """One lease in etcd and what hangs on it. Use ``async with Session(...) as session``, or ``open`` and ``close``.
+
+    Args:
+        settings: where etcd is; read from the environment when left out.
+        overrides: single fields of ``EtcdSettings``, such as ``endpoints=`` or ``session_ttl=`` (seconds).
+            ``endpoints="embedded"`` starts a real etcd for this session alone.
+
+    Raises on opening: ``EtcdUnavailable`` (within ``dial_timeout``), ``EtcdAuthError``, ``EtcdQuotaExceeded``.
+    """
+
+    def __init__(self, settings: EtcdSettings | None = None, **overrides: Any) -> None:
+        self.settings = _settings(settings, overrides)
+        self.layout = Layout(self.settings.namespace)
+        self.lost = Loss()
+        self.host = socket.gethostname()
+        self.members: set[Member] = set()
+        self.transport: Transport
+        self.hub: WatchHub
+        self.committer: Committer
+        self.remover: Remover
+        self.ttl = 0
+        self.is_open = False
+        self._lease: Lease | None = None
+        self._keepalive: Keepalive | None = None
+        self._embedded: EmbeddedEtcd | None = None
+        self._opening = asyncio.Lock()
+        self._trust = asyncio.Event()
+        self._pid = os.getpid()
+        self._nonce = 0
+
+    @property
+    def id(self) -> int:
+        """The lease id; 0 before the session is open."""
+        return self._lease.id if self._lease else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the lease may be trusted right now."""
+        return self.deadline() > 0
+
+    def deadline(self) -> float:
+        """Seconds for which the lease may still be trusted; 0 when it may not."""
+        if self._keepalive is None or self.lost.is_set():
+            return 0.0
+        return max(0.0, self._keepalive.remaining())
+
+    async def open(self) -> Session:
+        """Connect and take a lease; does nothing if that is done already."""
+        if self._pid != os.getpid():
+            raise SessionLost(
+                f"this session belongs to process {self._pid}; after a fork make a new Session in the child"
+            )
+        async with self._opening:
+            if self.lost.is_set():
+                raise SessionLost("this session is over; make a new one") from self.lost.reason
+            if not self.is_open:
+                try:
+                    await self._start()
+                except BaseException:
+                    await self._release_resources()
+                    raise
+        return self
+
+    async def trusted(self) -> None:
+        """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
+        while not self.alive:
+            if self.lost.is_set():
+                raise self.lost.reason or SessionLost("the session is over")
+            self._trust.clear()
+            await self._trust.wait()
+
+    def next_nonce(self) -> int:
+        self._nonce += 1
+        return self._nonce
+
+    async def close(self) -> None:
+        """Release everything held at once, then give the lease back. Calling it again does nothing."""
+        if self.lost.is_set() or not self.is_open or self._pid != os.getpid():
+            self.lost.tell(SessionLost("the session was closed"))
+            if self._pid == os.getpid():
+                await self._release_resources()
+            return
+        reason = SessionLost("the session was closed")
+        members = list(self.members)
+        for member in members:
+            member.untrusted(reason)
+        try:
+            async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
+                await self.committer.idle()
+                await self.remover.idle()
+        except TimeoutError:
+            pass  # the lease's end takes the keys along
+        self._end(reason)
+        if self._keepalive:
+            self._keepalive.stop(revoke=True)
+            await asyncio.to_thread(self._keepalive.join)
+        await self._release_resources()
+
+    async def __aenter__(self) -> Session:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        state = "lost" if self.lost.is_set() else "open" if self.is_open else "new"
+        return f"<Session {self.id:016x} {state}>"
+
+    async def _start(self) -> None:
+        settings = self.settings
+        if settings.endpoints == (EMBEDDED,):
+            self._embedded = EmbeddedEtcd()
+            await self._embedded.start()
+            settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})
+        self.transport = GrpcTransport(settings)
+        self.hub = WatchHub(self.transport)
+        await self.transport.connect()
+        sent_at = clock.now()
+        self._lease = await self.transport.grant(settings.session_ttl)
+        self.ttl = self._lease.ttl
+        fence = Fence(self.layout.lease(self.id), self._describe(), self.id)
+        self._keepalive = Keepalive(
+            self.transport.lease_client(),
+            self._lease,
+            sent_at,
+            asyncio.get_running_loop(),
+            self._lease_changed,
+            self._keepalive_failed,
+        )
+        self._keepalive.start()
+        await self._write_key(fence)
+        self.committer = Committer(self.transport, fence, settings.request_timeout, self._give_up)
+        self.remover = Remover(self.transport)
+        self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
+        self.is_open = True
+        self._trust.set()
+
+    async def _write_key(self, fence: Fence) -> None:
+        put = Put(fence.key, fence.value, fence.lease)
+        await self.transport.txn((Compare(fence.key, Target.VERSION, 0),), (put,))
+
+    def _describe(self) -> bytes:
+        return json.dumps({"host": self.host, "pid": os.getpid()}).encode()
+
+    def _key_notice(self, notice: Notice) -> None:
+        """The session's own key is watched: its end is the lease's end, known at once. A gap or a break may hide
+        it; then the next keepalive tells."""
+        if isinstance(notice, Changed):
+            self._end(SessionLost("the session's lease is gone: it expired or was revoked"))
+        elif isinstance(notice, Started) and notice.gap:
+            self._keepalive_failed()
+
+    def _lease_changed(self) -> None:
+        if self._keepalive is None:
+            return
+        if self._keepalive.gone:
+            self._end(SessionLost("the session's lease is gone: it expired or was revoked"))
+        elif self._keepalive.remaining() > 0:
+            self._trust.set()
+        else:
+            reason = SessionLost(
+                f"no keepalive was answered for two thirds of the lease's {self.ttl} s; it can no longer be trusted"
+            )
+            for member in list(self.members):
+                member.untrusted(reason)
+
+    def _keepalive_failed(self) -> None:
+        if len(self.transport.endpoints) > 1:
+            self.transport.suspect()
+            self.hub.restart()
+
+    def _give_up(self, reason: ConcurrencyError) -> None:
+        """What may be in flight cannot be fenced off: only the end of the lease takes it along."""
+        if self._keepalive:
+            self._keepalive.stop(revoke=True)
+        self._end(SessionLost(f"the lease was given up, because a transaction's fate could not be settled: {reason}"))
+
+    def _end(self, reason: SessionLost) -> None:
+        if self.lost.is_set():
+            return
+        self.lost.tell(reason)
+        self._trust.set()
+        self.committer.abandon(reason)
+        self.remover.abandon(reason)
+        for member in list(self.members):
+            member.session_lost(reason)
+        if self._keepalive:
+            self._keepalive.stop(revoke=False)
+
+    async def _release_resources(self) -> None:
+        if self._keepalive:
+            self._keepalive.stop(revoke=not self.is_open)
+        if self.is_open:
+            self.is_open = False
+            await self.committer.close()
+            await self.remover.close()
+        if hasattr(self, "hub"):
+            await self.hub.close()
+        if hasattr(self, "transport"):
+            await self.transport.close()
+        if self._embedded:
+            await self._embedded.stop()
+
+
+def _settings(settings: EtcdSettings | None, overrides: dict[str, Any]) -> EtcdSettings:
+    try:
+        if settings is None:
+            return EtcdSettings(**overrides)
+        return EtcdSettings(**{**settings.model_dump(), **overrides}) if overrides else settings
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise ValueError("invalid etcd settings: " + "; ".join(lines)) from None
+
+
+_defaults: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakref.WeakKeyDictionary()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _defaults.clear())
+
+
+def default_session() -> Session:
+    """The session of the running event loop, made from the environment at first use and anew after a loss.
+
+    It never starts an etcd by itself: a member of a fleet that cannot reach its cluster must fail, not lock alone.
+    """
+    loop = asyncio.get_running_loop()
+    session = _defaults.get(loop)
+    if session is None or session.lost.is_set():
+        session = _defaults[loop] = Session()
+    return session
+
+
+async def ready(session: Session | None) -> Session:
+    """``session``, or the default one, opened and usable; raises ``SessionLost`` if a given one is over."""
+    chosen = session or default_session()
+    if not chosen.is_open or chosen.lost.is_set() or chosen._pid != os.getpid():
+        if session is not None and session.lost.is_set():
+            raise SessionLost("the session given is over; make a new one") from session.lost.reason
+        await chosen.open()
+    return chosen
+
+
