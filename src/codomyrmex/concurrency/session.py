@@ -17,12 +17,12 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Protocol
 
+from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from pydantic import ValidationError
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
-from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from codomyrmex.concurrency.etcd.grpc import GrpcTransport
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.removal import Remover
@@ -299,5 +299,3 @@ async def ready(session: Session | None) -> Session:
             raise SessionLost("the session given is over; make a new one") from session.lost.reason
         await chosen.open()
     return chosen
-
-

@@ -222,9 +222,9 @@ class Committer:
                     self.abandon(error)
                     return
                 doubtful, self._doubtful = self._doubtful, []
-                for request, error in doubtful:
+                for request, cause in doubtful:
                     if request.again is None:
-                        request.fail(error)
+                        request.fail(cause)
                     else:
                         await self._send_alone(request, again=True)
         finally:
@@ -233,8 +233,8 @@ class Committer:
         self._batcher.resume()
 
     def _tell_doubtful(self) -> None:
-        for request, error in self._doubtful:
-            request.fail(error)
+        for request, cause in self._doubtful:
+            request.fail(cause)
 
     async def _move_fence(self) -> None:
         key, value, lease = self._fence

@@ -129,9 +129,7 @@ class GrpcTransport:
         """Find an endpoint that serves, within ``dial_timeout``."""
         await self._anywhere("range", pb.RangeRequest(key=b"\0", count_only=True), self._settings.dial_timeout)
 
-    async def txn(
-        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
-    ) -> TxnResult:
+    async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
         request = wire.txn_request(compares, then, otherwise)
         return wire.txn_result(await self._anywhere("txn", request, repeatable=False))
 
@@ -191,9 +189,7 @@ class GrpcTransport:
         for channel in channels.values():
             await channel.close()
 
-    async def _anywhere(
-        self, method: str, request: Any, limit: float | None = None, repeatable: bool = True
-    ) -> Any:
+    async def _anywhere(self, method: str, request: Any, limit: float | None = None, repeatable: bool = True) -> Any:
         """Call the current endpoint, and after a failure that allows it the next ones, within the limit."""
         limit = limit or self._settings.request_timeout
         deadline = time.monotonic() + limit
@@ -224,9 +220,7 @@ class GrpcTransport:
         if self._token.required and not self._token.value:
             await self._authenticate(endpoint, timeout)
         try:
-            return await self._stub(endpoint, method)(
-                request, timeout=timeout, metadata=self._token.metadata() or None
-            )
+            return await self._stub(endpoint, method)(request, timeout=timeout, metadata=self._token.metadata() or None)
         except grpc.RpcError as error:
             details: Any = error
             if not (self._token.required and status.token_expired(details.details() or "")):

@@ -80,7 +80,7 @@ class Remover:
         else:
             for removal, deleted in zip(batch, result.results, strict=True):
                 assert isinstance(deleted, Deleted)
-                removal.answer(deleted.count > 0)
+                removal.answer(deleted.keys > 0)
 
     async def _one_by_one(self, batch: list[_Removal]) -> None:
         for removal in batch:

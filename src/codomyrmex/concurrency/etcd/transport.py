@@ -50,7 +50,8 @@ class Delete(NamedTuple):
 
 
 class Get(NamedTuple):
-    """Read one key, or a range up to ``end``. ``newest_first`` orders by create revision, descending."""
+    """Read one key, or a range up to ``end``. ``newest_first`` orders by create revision, descending;
+    ``before`` leaves out what was created at that revision or later."""
 
     key: bytes
     end: bytes = b""
@@ -58,6 +59,7 @@ class Get(NamedTuple):
     newest_first: bool = False
     keys_only: bool = False
     revision: int = 0
+    before: int = 0
     serializable: bool = False
 
 
@@ -65,15 +67,17 @@ Op = Put | Delete | Get
 
 
 class GetResult(NamedTuple):
-    """``count`` is the number of keys in the whole range, ``kvs`` those within the limit."""
+    """``total`` is the number of keys in the whole range, ``kvs`` those within the limit."""
 
     kvs: Sequence[KV]
-    count: int
+    total: int
     revision: int
 
 
 class Deleted(NamedTuple):
-    count: int
+    """How many keys a delete removed."""
+
+    keys: int
 
 
 class Done(NamedTuple):
@@ -160,9 +164,7 @@ class Transport(Protocol):
     @property
     def endpoints(self) -> Sequence[str]: ...
     async def connect(self) -> None: ...
-    async def txn(
-        self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()
-    ) -> TxnResult: ...
+    async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult: ...
     async def get(self, get: Get) -> GetResult: ...
     async def delete(self, delete: Delete) -> int: ...
     async def grant(self, ttl: int) -> Lease: ...

@@ -35,6 +35,8 @@ def range_request(get: Get) -> pb.RangeRequest:
         revision=get.revision,
         serializable=get.serializable,
     )
+    if get.before:
+        request.max_create_revision = get.before - 1
     if get.newest_first:
         request.sort_order = pb.RangeRequest.DESCEND
         request.sort_target = pb.RangeRequest.CREATE

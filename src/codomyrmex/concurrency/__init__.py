@@ -1,0 +1,80 @@
+"""Fair, fenced distributed locks on etcd for fleets of agents.
+
+The public names are imported when first used, so that ``--help`` and error handling need no gRPC.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
+
+    from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
+    from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
+    from codomyrmex.concurrency.errors import EtcdError as EtcdError
+    from codomyrmex.concurrency.errors import EtcdQuotaExceeded as EtcdQuotaExceeded
+    from codomyrmex.concurrency.errors import EtcdUnavailable as EtcdUnavailable
+    from codomyrmex.concurrency.errors import FencedWriteRejected as FencedWriteRejected
+    from codomyrmex.concurrency.errors import InvalidName as InvalidName
+    from codomyrmex.concurrency.errors import LockLost as LockLost
+    from codomyrmex.concurrency.errors import LockTimeout as LockTimeout
+    from codomyrmex.concurrency.errors import NotHeld as NotHeld
+    from codomyrmex.concurrency.errors import SessionLost as SessionLost
+    from codomyrmex.concurrency.etcd.transport import Compare as Compare
+    from codomyrmex.concurrency.etcd.transport import Delete as Delete
+    from codomyrmex.concurrency.etcd.transport import Get as Get
+    from codomyrmex.concurrency.etcd.transport import Put as Put
+    from codomyrmex.concurrency.etcd.transport import Target as Target
+    from codomyrmex.concurrency.etcd.transport import TxnResult as TxnResult
+    from codomyrmex.concurrency.locks import DistributedLock as DistributedLock
+    from codomyrmex.concurrency.manager import LockManager as LockManager
+    from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
+    from codomyrmex.concurrency.models import LockEvent as LockEvent
+    from codomyrmex.concurrency.models import LockInfo as LockInfo
+    from codomyrmex.concurrency.models import LockStats as LockStats
+    from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.queue.grant import Grant as Grant
+    from codomyrmex.concurrency.session import Session as Session
+    from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
+
+_HOME = {
+    "errors": (
+        "ConcurrencyError",
+        "EtcdAuthError",
+        "EtcdError",
+        "EtcdQuotaExceeded",
+        "EtcdUnavailable",
+        "FencedWriteRejected",
+        "InvalidName",
+        "LockLost",
+        "LockTimeout",
+        "NotHeld",
+        "SessionLost",
+    ),
+    "etcd.embedded": ("EmbeddedEtcd",),
+    "etcd.transport": ("Compare", "Delete", "Get", "Put", "Target", "TxnResult"),
+    "locks": ("DistributedLock",),
+    "manager": ("LockManager",),
+    "models": ("ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
+    "queue.grant": ("Grant",),
+    "session": ("Session",),
+    "settings": ("EtcdSettings",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,226 @@
+"""Looking at queues from outside: who holds, who waits, what changes; and releasing by force."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdQuotaExceeded, NotHeld
+from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.transport import (
+    KV,
+    Compare,
+    Delete,
+    Event,
+    Get,
+    GetResult,
+    Put,
+    Target,
+    WatchRequest,
+)
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
+from codomyrmex.concurrency.keys import Layout, check_name, escape, prefix_end
+from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner
+from codomyrmex.concurrency.queue.entry import warn_foreign
+from codomyrmex.concurrency.session import Session
+
+_PAGE = 1000
+
+
+async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
+    """Every lock with a holder or a waiter whose name starts with ``prefix``, all at one revision, by name."""
+    entries, _ = await _read(session, session.layout.locks + escape(prefix).encode())
+    return _infos(session.layout, entries)
+
+
+async def info(session: Session, name: str) -> LockInfo | None:
+    """One lock, with the record of its last forced release; None if nobody holds it or waits for it."""
+    entries, _ = await _read(session, session.layout.queue(check_name(name)))
+    found = _infos(session.layout, entries)
+    audit = await session.transport.get(Get(session.layout.audit(name)))
+    record = ForcedRelease.decode(audit.kvs[0].value) if audit.kvs else None
+    if not found:
+        return None
+    return LockInfo(name, found[0].holders, found[0].waiters, record)
+
+
+async def force_release(session: Session, name: str, reason: str, token: int | None) -> Owner:
+    """Delete the holder's entry and record who did it and why; see ``LockManager.force_release``."""
+    if not reason.strip():
+        raise ValueError("a forced release needs a reason, for those who find their lock gone")
+    current = await info(session, name)
+    if current is None:
+        raise NotHeld(f"nobody holds the lock {name!r}")
+    holder = current.holders[0]
+    if token is not None and token != holder.token:
+        raise NotHeld(f"the lock {name!r} is held with token {holder.token} by now, not {token}; look again")
+    record = ForcedRelease(name, holder.token, reason, f"{_user()}@{session.host}", datetime.now(UTC))
+    key = holder.key.encode()
+    audit = Put(session.layout.audit(name), record.encode())
+    try:
+        reply = await _delete_entry(session, key, holder.token, (audit,))
+    except EtcdQuotaExceeded:
+        # A full database takes no record, but it must not keep a dead holder in place.
+        reply = await _delete_entry(session, key, holder.token, ())
+    if not reply.succeeded:
+        raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
+    return holder
+
+
+async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
+    same = Compare(key, Target.CREATE_REVISION, token)
+    request = Request(key, (Delete(key), *puts), compares=(same,), alone=True)
+    return await session.committer.submit(request)
+
+
+async def watch(session: Session, prefix: str = "") -> AsyncIterator[LockEvent]:
+    """Every step of every lock under ``prefix`` from now on, in etcd's order, none twice.
+
+    After a break during which etcd compacted its history, the state is read again and what must have happened in
+    between is told. Begins by telling what is there already.
+    """
+    inbox: asyncio.Queue[Notice | ConcurrencyError] = asyncio.Queue()
+    layout = session.layout
+    request = WatchRequest(layout.leases, prefix_end(layout.locks), previous=True)
+    book = _Book(layout, prefix)
+    subscription = session.hub.subscribe(request, inbox.put_nowait)
+    closing = asyncio.create_task(_tell_loss(session, inbox))
+    try:
+        while True:
+            notice = await inbox.get()
+            if isinstance(notice, Changed):
+                for event in book.changed(notice.events):
+                    yield event
+            elif isinstance(notice, Started):
+                if not book.revision or notice.gap:
+                    entries, revision = await _read(session, layout.locks + escape(prefix).encode())
+                    for event in book.read(entries, revision):
+                        yield event
+            else:
+                raise notice.error if isinstance(notice, Refused) else notice
+    finally:
+        subscription.cancel()
+        closing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await closing
+
+
+async def _tell_loss(session: Session, inbox: asyncio.Queue[Notice | ConcurrencyError]) -> None:
+    await session.lost.wait()
+    assert session.lost.reason
+    inbox.put_nowait(session.lost.reason)
+
+
+class _Book:
+    """The queues as the watcher knows them, from which it can tell what each change means. Pure."""
+
+    def __init__(self, layout: Layout, prefix: str) -> None:
+        self._layout = layout
+        self._prefix = prefix
+        self._queues: dict[str, dict[bytes, Owner]] = {}
+        self.revision = 0
+
+    def read(self, entries: Iterable[KV], revision: int) -> list[LockEvent]:
+        """The whole state was read: what is new has joined, what is missing was released unseen."""
+        seen = {kv.key: kv for kv in entries}
+        events = []
+        for name, queue in list(self._queues.items()):
+            for key in [key for key in queue if key not in seen]:
+                events += self._left(name, key, "released", revision)
+        for kv in sorted(seen.values(), key=lambda kv: (kv.create_revision, kv.key)):
+            events += self._joined(kv)
+        self.revision = max(self.revision, revision)
+        return events
+
+    def changed(self, changes: Iterable[Event]) -> list[LockEvent]:
+        events: list[LockEvent] = []
+        by_revision: dict[int, list[Event]] = {}
+        for change in changes:
+            if change.kv.mod_revision > self.revision:
+                by_revision.setdefault(change.kv.mod_revision, []).append(change)
+        for revision, together in by_revision.items():
+            # A lease's end deletes the session's key and its entries in one revision.
+            ended = {self._layout.lease_of(c.kv.key) for c in together if c.deleted} - {None}
+            for change in together:
+                if not change.deleted:
+                    events += self._joined(change.kv)
+                elif (name := self._layout.name_of(change.kv.key)) is not None:
+                    lease = change.previous.lease if change.previous else 0
+                    kind: EventKind = "expired" if lease in ended else "released"
+                    events += self._left(name, change.kv.key, kind, revision)
+            self.revision = revision
+        return events
+
+    def _joined(self, kv: KV) -> list[LockEvent]:
+        name = self._layout.name_of(kv.key)
+        if name is None or not name.startswith(self._prefix):
+            return []
+        queue = self._queues.setdefault(name, {})
+        if kv.key in queue:
+            return []
+        if not kv.lease:
+            warn_foreign(kv.key)
+            return []
+        owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
+        queue[kv.key] = owner
+        events = [self._event("enqueued", name, owner, kv.create_revision)]
+        if len(queue) == 1:
+            events.append(self._event("granted", name, owner, kv.create_revision))
+        return events
+
+    def _left(self, name: str, key: bytes, kind: EventKind, revision: int) -> list[LockEvent]:
+        queue = self._queues.get(name, {})
+        if key not in queue:
+            return []
+        held = next(iter(queue)) == key
+        events = [self._event(kind, name, queue.pop(key), revision)]
+        if not queue:
+            del self._queues[name]
+        elif held:
+            events.append(self._event("granted", name, next(iter(queue.values())), revision))
+        return events
+
+    @staticmethod
+    def _event(kind: EventKind, name: str, owner: Owner, revision: int) -> LockEvent:
+        return LockEvent(kind, name, owner, revision, datetime.now(UTC))
+
+
+async def _read(session: Session, prefix: bytes) -> tuple[list[KV], int]:
+    """Every entry under ``prefix`` at one revision, page by page."""
+    start, end, revision = prefix, prefix_end(prefix), 0
+    entries: list[KV] = []
+    while True:
+        page: GetResult = await session.transport.get(Get(start, end, limit=_PAGE, revision=revision))
+        revision = revision or page.revision
+        for kv in page.kvs:
+            if kv.lease and session.layout.name_of(kv.key) is not None:
+                entries.append(kv)
+            else:
+                warn_foreign(kv.key)
+        if len(page.kvs) < _PAGE:
+            return entries, revision
+        start = page.kvs[-1].key + b"\0"
+
+
+def _infos(layout: Layout, entries: list[KV]) -> list[LockInfo]:
+    queues: dict[str, list[KV]] = {}
+    for kv in entries:
+        name = layout.name_of(kv.key)
+        assert name is not None
+        queues.setdefault(name, []).append(kv)
+    infos = []
+    for name, queue in sorted(queues.items()):
+        queue.sort(key=lambda kv: (kv.create_revision, kv.key))
+        owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue]
+        infos.append(LockInfo(name, tuple(owners[:1]), tuple(owners[1:])))
+    return infos
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
