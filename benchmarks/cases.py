@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Goal:
-    """``case`` reaches ``factor`` times ``base``; one that ``stands_in`` for a peer counts only without it."""
+    """``case`` reaches ``factor`` times ``base``; with ``stands_in``, only where that peer is missing."""
 
     case: str
     factor: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,7 +36,7 @@ async def puts(endpoint: str, seconds: float, workers: int) -> Sample:
     """One put a cycle, each worker its own key."""
     async with _calls(endpoint) as (put, _):
         requests = [pb.PutRequest(key=b"bench/floor/%d" % i, value=b"x" * 64) for i in range(workers)]
-        return await repeat([lambda request=request: put(request) for request in requests], seconds)
+        return await repeat([partial(put, request) for request in requests], seconds)
 
 
 async def two_calls(endpoint: str, seconds: float) -> Sample:

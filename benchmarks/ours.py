@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from asyncio.subprocess import PIPE, Process
+from functools import partial
 
 from pydantic import TypeAdapter
 
@@ -27,7 +28,7 @@ async def uncontended(endpoint: str, seconds: float, workers: int) -> Sample:
                 pass
 
         locks = [DistributedLock(f"own-{uuid.uuid4().hex}", session=session) for _ in range(workers)]
-        return await repeat([lambda lock=lock: cycle(lock) for lock in locks], seconds)
+        return await repeat([partial(cycle, lock) for lock in locks], seconds)
 
 
 async def contended(endpoint: str, seconds: float, sessions: int) -> Sample:

@@ -1,7 +1,7 @@
 """``DistributedLock``: one name, held by one task of one process of the fleet at a time, in order of arrival.
 
-The queue decides who holds; this file decides what that means to the code of a holder: how it waits, what happens to its
-block when the lock is lost, and which grant a release belongs to.
+The queue decides who holds; this file decides what that means to the code of a holder: how it waits, what happens to
+its block when the lock is lost, and which grant a release belongs to.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class DistributedLock:
     Args:
         name: any printable text up to 512 bytes in UTF-8.
         session: the session to use; the process's default one when left out.
-        on_loss: ``"cancel"`` cancels the body of ``async with`` before anyone else can be granted and raises ``LockLost``
-            at its end; ``"notify"`` only sets ``grant.lost``. A lock taken with ``acquire()`` has no body to cancel.
+        on_loss: ``"cancel"`` cancels the body of ``async with`` before anyone else can be granted and raises
+            ``LockLost`` at its end; ``"notify"`` only sets ``grant.lost``. A lock taken with ``acquire()`` has no
+            body to cancel.
         metadata: JSON-like data shown to whoever looks at the queue.
 
     Raises ``InvalidName`` for a name that cannot be used, ``TypeError`` or ``ValueError`` for unusable metadata.
@@ -143,9 +144,9 @@ class DistributedLock:
     async def acquire(self, timeout: float | None = None) -> Grant:
         """Wait for the lock and return the grant.
 
-        ``timeout`` is in seconds; None waits as long as it takes, 0 tries once. Raises ``LockTimeout``, ``SessionLost``,
-        ``LockLost`` (an operator deleted the place in the queue) or an ``EtcdError``; nothing stays behind in etcd then,
-        nor when the wait is cancelled.
+        ``timeout`` is in seconds; None waits as long as it takes, 0 tries once. Raises ``LockTimeout``,
+        ``SessionLost``, ``LockLost`` (an operator deleted the place in the queue) or an ``EtcdError``; nothing stays
+        behind in etcd then, nor when the wait is cancelled.
         """
         _, grant = await self._acquire(timeout)
         return grant

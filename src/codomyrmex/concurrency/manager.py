@@ -61,8 +61,9 @@ class LockManager:
         metadata: dict[str, Any] | None = None,
         on_loss: OnLoss = "cancel",
     ) -> Acquisition:
-        """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await manager.acquire(name)`` and
-        later ``await manager.release(grant)``. Arguments and errors are those of ``DistributedLock``."""
+        """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await
+        manager.acquire(name)`` and later ``await manager.release(grant)``. Arguments and errors are those of
+        ``DistributedLock``."""
         check_timeout(timeout)
         return Acquisition(self, DistributedLock(name, self._session, on_loss, metadata), timeout)
 

@@ -1,9 +1,9 @@
 """A session: one connection, one lease, one watch stream, shared by every primitive of a process.
 
-It decides until when the lease may be trusted and tells its members when that ends; it knows nothing of locks. Two things are
-told apart. Trust ends two thirds of a TTL after the last acknowledged keepalive was sent: from then on nothing that is
-held may be relied upon, though the lease may live on and waiters keep their place. The session is lost when the lease
-is known to be gone, and a lost session stays lost.
+It decides until when the lease may be trusted and tells its members when that ends; it knows nothing of locks. Two
+things are told apart. Trust ends two thirds of a TTL after the last acknowledged keepalive was sent: from then on
+nothing that is held may be relied upon, though the lease may live on and waiters keep their place. The session is
+lost when the lease is known to be gone, and a lost session stays lost.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import socket
 import weakref
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from pydantic import ValidationError
 
 from codomyrmex.concurrency import clock
@@ -30,6 +29,9 @@ from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, T
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, WatchHub
 from codomyrmex.concurrency.keys import Layout
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
+
+if TYPE_CHECKING:
+    from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 
 
 class Loss(asyncio.Event):
@@ -170,6 +172,8 @@ class Session:
     async def _start(self) -> None:
         settings = self.settings
         if settings.endpoints == (EMBEDDED,):
+            from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
+
             self._embedded = EmbeddedEtcd()
             await self._embedded.start()
             settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})

@@ -48,7 +48,7 @@ class Reply(NamedTuple):
 class Request:
     """What one caller wants done in a transaction.
 
-    ``group``: two requests of one group never share a transaction. ``alone``: it may be refused, so it travels by
+    ``group``: requests of one group are sent one after another, in order, never together. ``alone``: it may be refused, so it travels by
     itself. ``again``: compares added when it is sent a second time, which make repeating it harmless; None if it
     must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when the request was applied
     but nobody waits for it any more.
@@ -98,13 +98,19 @@ class Committer:
         self._doubtful: list[tuple[Request, EtcdError]] = []
         self._settling: asyncio.Task[None] | None = None
         self._closed: ConcurrencyError | None = None
-        self._batcher: Batcher[Request] = Batcher(_next_batch, self._send, DEPTH)
+        # The head of each group is with the batcher, or under way; the others line up behind it.
+        self._lines: dict[bytes, deque[Request]] = {}
+        self._batcher: Batcher[Request] = Batcher(self._next_batch, self._send, DEPTH)
 
     def submit(self, request: Request) -> asyncio.Future[Reply]:
+        line = self._lines.get(request.group)
         if self._closed:
             request.fail(self._closed)
-        else:
+        elif line is None:
+            self._lines[request.group] = deque()
             self._batcher.submit(request)
+        else:
+            line.append(request)
         return request.reply
 
     async def idle(self) -> None:
@@ -113,8 +119,10 @@ class Committer:
     def abandon(self, error: ConcurrencyError) -> None:
         """The session is gone: every request not answered yet fails with ``error``."""
         self._closed = error
-        for request in [*self._batcher.empty_queue(), *(request for request, _ in self._doubtful)]:
+        waiting = [request for line in self._lines.values() for request in line]
+        for request in [*self._batcher.empty_queue(), *waiting, *(request for request, _ in self._doubtful)]:
             request.fail(error)
+        self._lines.clear()
 
     async def close(self) -> None:
         if self._settling:
@@ -148,6 +156,7 @@ class Committer:
         for request in batch:
             end = start + len(request.then)
             request.answer(Reply(True, result.revision, result.results[start:end]))
+            self._finished(request)
             start = end
 
     async def _send_alone(self, request: Request, *, again: bool) -> None:
@@ -163,12 +172,24 @@ class Committer:
             self._failed([request], error)
         except SessionLost as error:
             request.fail(error)
+            self._finished(request)
         except asyncio.CancelledError:
             self._give_up([request])
             raise
         else:
             results = result.results if result.succeeded else result.results[1:]
             request.answer(Reply(result.succeeded, result.revision, results))
+            self._finished(request)
+
+    def _finished(self, request: Request) -> None:
+        """The request's fate is known: the next one of its group may go."""
+        line = self._lines.get(request.group)
+        while line:
+            following = line.popleft()
+            if not following.reply.done():
+                self._batcher.submit(following)
+                return
+        self._lines.pop(request.group, None)
 
     def _guard(self) -> Compare:
         return Compare(self._fence.key, Target.VERSION, self._version)
@@ -190,6 +211,7 @@ class Committer:
         if error.applied == "no" or isinstance(error, EtcdQuotaExceeded):
             for request in requests:
                 request.fail(error)
+                self._finished(request)
                 # A full database answers so although it may have applied the request; it is not in flight any more.
                 if error.applied != "no" and request.undo:
                     request.undo()
@@ -216,6 +238,7 @@ class Committer:
                     self._tell_doubtful()
                     for request in self._batcher.empty_queue():
                         request.fail(error)
+                        self._finished(request)
                     await asyncio.sleep(_PAUSE)
                     continue
                 except SessionLost as error:
@@ -225,6 +248,7 @@ class Committer:
                 for request, cause in doubtful:
                     if request.again is None:
                         request.fail(cause)
+                        self._finished(request)
                     else:
                         await self._send_alone(request, again=True)
         finally:
@@ -245,31 +269,20 @@ class Committer:
             # An earlier attempt, its answer lost too, has moved it already; any newer version will do.
             self._guarded(result)
 
-
-def _next_batch(queue: deque[Request]) -> list[Request]:
-    """As many requests as fit one transaction, no two of a group, skipping callers that have gone."""
-    batch: list[Request] = []
-    later: list[Request] = []
-    groups: set[bytes] = set()
-    ops = compares = 1
-    while queue:
-        request = queue.popleft()
-        if request.reply.done():
-            continue
-        ops += len(request.then)
-        compares += len(request.compares)
-        if request.group in groups or (batch and request.alone):
-            ops -= len(request.then)
-            compares -= len(request.compares)
-            later.append(request)
-            groups.add(request.group)
-        elif batch and (ops > MAX_OPS or compares > MAX_OPS):
-            later.append(request)
-            break
-        else:
-            batch.append(request)
-            groups.add(request.group)
+    def _next_batch(self, queue: deque[Request]) -> list[Request]:
+        """As many requests as fit one transaction, leaving out those whose callers have gone."""
+        batch: list[Request] = []
+        ops = compares = 1
+        while queue:
+            request = queue[0]
+            if request.reply.done():
+                self._finished(queue.popleft())
+                continue
+            ops += len(request.then)
+            compares += len(request.compares)
+            if batch and (request.alone or ops > MAX_OPS or compares > MAX_OPS):
+                break
+            batch.append(queue.popleft())
             if request.alone:
                 break
-    queue.extendleft(reversed(later))
-    return batch
+        return batch

@@ -1,8 +1,8 @@
 """Keeping a lease alive from a thread of its own, and knowing until when it may be trusted.
 
 A thread, because a blocked event loop must not cost its process the lease. Trust is counted from the moment the
-last acknowledged keepalive was *sent*, on a clock that runs during suspend, and ends after two thirds of the TTL: one third
-before etcd can expire the lease, as in Kubernetes' leader election.
+last acknowledged keepalive was *sent*, on a clock that runs during suspend, and ends after two thirds of the TTL:
+one third before etcd can expire the lease, as in Kubernetes' leader election.
 """
 
 from __future__ import annotations

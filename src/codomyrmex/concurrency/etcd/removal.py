@@ -1,8 +1,8 @@
 """Deleting entries: delete-only transactions, batched, repeated until etcd has answered.
 
-An entry's key is used once and never again (its nonce sees to that), so deleting it twice, or late, harms nobody. That is
-why a release needs no compare and cannot be refused, why its lost answer needs no fence, and why it works in a full
-database, where anything that may put is refused.
+An entry's key is used once and never again (its nonce sees to that), so deleting it twice, or late, harms nobody.
+That is why a release needs no compare and cannot be refused, why its lost answer needs no fence, and why it works in
+a full database, where anything that may put is refused.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Many watches over one stream, resumed after a break without losing or repeating an event.
 
-A watch begins now, with no start revision: etcd then has it in step at once, where one that starts in the past is served
-only every 100 ms. It is told the revision it began at; a reader whose view is at least that new has missed nothing. A
-broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last revision it saw;
-where etcd has compacted that away, the watch starts anew and says so.
+A watch begins now, with no start revision: etcd then has it in step at once, where one that starts in the past is
+served only every 100 ms. It is told the revision it began at; a reader whose view is at least that new has missed
+nothing. A broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last
+revision it saw; where etcd has compacted that away, the watch starts anew and says so.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@
     WAITING     own key deleted, session lost        LOST
     HELD        the same, or the lease untrusted     LOST
 
-Every way out of WAITING and HELD that leaves the key in etcd removes it; the removal goes on in the background, whatever
-becomes of the task that asked for it.
+Every way out of WAITING and HELD that leaves the key in etcd removes it; the removal goes on in the background,
+whatever becomes of the task that asked for it.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ class Grant:
     """A granted lock.
 
     ``token`` is the fencing token: it strictly increases with every grant of the name, across processes, restarts and
-    sessions. ``waited`` is in seconds. Keys and values of the fenced writes are ``bytes`` or ``str`` (UTF-8), and keys are
-    etcd's own, not relative to the namespace. Each fenced call raises ``FencedWriteRejected`` when the grant no longer
-    holds, and then nothing was written; ``EtcdUnavailable`` says in ``applied`` whether it may have been.
+    sessions. ``waited`` is in seconds. Keys and values of the fenced writes are ``bytes`` or ``str`` (UTF-8), and
+    keys are etcd's own, not relative to the namespace. Each fenced call raises ``FencedWriteRejected`` when the
+    grant no longer holds, and then nothing was written; ``EtcdUnavailable`` says in ``applied`` whether it may have
+    been.
     """
 
     name: str
