@@ -1,6 +1,6 @@
 """A member of a fleet in a process of its own: it says what happens to it, one JSON object a line.
 
-    python -m tests.integration.agent ENDPOINT NAMESPACE ROLE [NAME] [ARGUMENT]
+python -m tests.integration.agent ENDPOINT NAMESPACE ROLE [NAME] [ARGUMENT]
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ async def test_a_fenced_write_after_a_forced_release_is_refused_by_etcd(session:
 
 async def test_a_forced_release_cancels_the_block_and_says_who_and_why(session: Session, other: Session) -> None:
     started = time.monotonic()
-    with pytest.raises(LockLost, match="released by force by .*: stuck since noon"):
+    with pytest.raises(LockLost, match=r"released by force by .*: stuck since noon"):
         async with DistributedLock("x", session) as grant:
             await asyncio.sleep(0.6)  # long enough to watch its own key
             await LockManager(other).force_release("x", reason="stuck since noon", token=grant.token)

@@ -68,9 +68,7 @@ async def test_a_killed_holder_is_followed_within_its_ttl_and_a_second(
         assert [session.layout.lease_of(kv.key) for kv in leases.kvs] == [session.id]
 
 
-async def test_a_waiter_killed_in_mid_queue_harms_nobody(
-    etcd: EmbeddedEtcd, namespace: str, session: Session
-) -> None:
+async def test_a_waiter_killed_in_mid_queue_harms_nobody(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
     async with fleet(etcd, namespace) as members:
         lock = DistributedLock("x", session)
         await lock.acquire()
@@ -148,9 +146,8 @@ def _child(endpoint: str, namespace: str, inherited: Session, results: multiproc
             results.put("the parent's session was used")
         except SessionLost as error:
             results.put(str(error))
-        async with Session(endpoints=endpoint, namespace=namespace) as own:
-            async with DistributedLock("y", own):
-                results.put(own.id)
+        async with Session(endpoints=endpoint, namespace=namespace) as own, DistributedLock("y", own):
+            results.put(own.id)
 
     asyncio.run(run())
 

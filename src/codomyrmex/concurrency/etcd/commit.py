@@ -48,10 +48,10 @@ class Reply(NamedTuple):
 class Request:
     """What one caller wants done in a transaction.
 
-    ``group``: requests of one group are sent one after another, in order, never together. ``alone``: it may be refused, so it travels by
-    itself. ``again``: compares added when it is sent a second time, which make repeating it harmless; None if it
-    must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when the request was applied
-    but nobody waits for it any more.
+    ``group``: requests of one group are sent one after another, in order, never together. ``alone``: it may be
+    refused, so it travels by itself. ``again``: compares added when it is sent a second time, which make repeating
+    it harmless; None if it must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when
+    the request was applied but nobody waits for it any more.
     """
 
     group: bytes

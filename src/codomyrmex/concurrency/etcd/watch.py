@@ -116,7 +116,8 @@ class WatchHub:
                 writer = asyncio.create_task(self._write(self._stream))
                 try:
                     while True:
-                        self._dispatch(await self._receive(self._stream))
+                        message = await self._receive(self._stream)
+                        self._dispatch(message)
                         pause = _FIRST_PAUSE
                 finally:
                     self._stream.close()
