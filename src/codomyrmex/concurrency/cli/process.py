@@ -1,0 +1,96 @@
+"""A command run as a process group of its own: signals forwarded, ended as a whole, its exit code passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import click
+
+_FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
+
+
+class Command:
+    """One run of ``argv``, without a shell, stdin passed on.
+
+    ``may_continue`` is asked after this process was stopped at the terminal and continued: only if it agrees does
+    the command go on, else it is killed.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        may_continue: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._argv = argv
+        self._environment = environment
+        self._may_continue = may_continue
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def run(self) -> int:
+        """Run to the end and return the exit code: its own, 128+N for a signal, 127 not found, 126 not executable."""
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv, env=dict(self._environment), start_new_session=True, preexec_fn=_die_with_parent
+            )
+        except FileNotFoundError:
+            click.echo(f"error: command not found: {self._argv[0]}", err=True)
+            return 127
+        except OSError as error:
+            click.echo(f"error: cannot run {self._argv[0]}: {error.strerror}", err=True)
+            return 126
+        try:
+            with self._forwarding():
+                code = await self._process.wait()
+        finally:
+            self._signal(signal.SIGKILL)  # what it left behind in its group
+        return 128 - code if code < 0 else code
+
+    async def end(self, patience: float) -> None:
+        """End the whole group: SIGTERM, and SIGKILL after ``patience`` seconds."""
+        if self._process is None:
+            return
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._process.wait()), patience)
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+
+    @contextlib.contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number in numbers:
+            loop.add_signal_handler(number, self._signal, number)
+        loop.add_signal_handler(signal.SIGTSTP, self._stop)
+        try:
+            yield
+        finally:
+            for number in (*numbers, signal.SIGTSTP):
+                loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        """Ctrl-Z: the command must not run on while we cannot watch its lock."""
+        self._signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._signal(signal.SIGCONT if self._may_continue() else signal.SIGKILL)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
