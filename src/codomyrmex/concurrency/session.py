@@ -268,7 +268,7 @@ class Session:
 
 
 def make_settings(settings: EtcdSettings | None, overrides: dict[str, Any]) -> EtcdSettings:
-    """The settings given, else those of the environment, with overrides; raises ``ValueError`` that says what is wrong."""
+    """The settings given, else the environment's, with overrides; raises ``ValueError`` that says what is wrong."""
     try:
         if settings is None:
             return EtcdSettings(**overrides)

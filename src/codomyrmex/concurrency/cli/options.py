@@ -21,11 +21,13 @@ EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMEOUT, EXIT_LOST = 1, 2, 69, 7
 _FORMATS = ("table", "wide", "json", "jsonl", "name")
 
 
-class Duration(click.ParamType):
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic since click 8.5
     """Seconds, from ``5``, ``5s``, ``250ms``, ``2m`` or ``1h30m``."""
 
     name = "duration"
-    _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, int | float):
@@ -33,7 +35,7 @@ class Duration(click.ParamType):
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", value)
         if not parts or "".join(number + unit for number, unit in parts) != value:
             self.fail(f"{value!r} is not a duration such as 5s, 250ms, 2m or 1h30m", param, ctx)
-        return sum(float(number) * self._UNITS[unit] for number, unit in parts)
+        return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def common_options(command: F) -> F:

@@ -81,7 +81,13 @@ def locks_table(infos: Iterable[LockInfo], *, wide: bool = False) -> Table:
         holder = info.holders[0]
         waiting = ", ".join(owner(waiter) for waiter in info.waiters[:3])
         more = f" +{len(info.waiters) - 3}" if len(info.waiters) > 3 else ""
-        row = [safe(info.name), owner(holder), safe(holder.task), str(holder.token), age(holder.since)]
+        row: list[str | Text] = [
+            safe(info.name),
+            owner(holder),
+            safe(holder.task),
+            str(holder.token),
+            age(holder.since),
+        ]
         row.append(f"{len(info.waiters)}: {waiting}{more}" if info.waiters else "-")
         if wide:
             row += [holder.session, safe(json.dumps(holder.metadata)) if holder.metadata else "-"]
