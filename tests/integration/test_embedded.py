@@ -138,10 +138,11 @@ sleeper = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"
 if os.fork() == 0:
     sys.stdin.read()
     os._exit(0)
+print("ready", flush=True)
 time.sleep(60)
 """
     process, pid, data_dir = parent(code, binary)
-    assert alive(pid)
+    assert process.stdout and process.stdout.readline() == "ready\n" and alive(pid)
     process.send_signal(signal.Signals[f"SIG{end}"])
     await eventually(lambda: not alive(pid))
     await eventually(lambda: not data_dir.parent.exists())
@@ -179,8 +180,7 @@ async def test_a_killed_supervisor_takes_etcd_along(binary: str | None) -> None:
 
 async def test_a_forgotten_one_is_stopped(binary: str | None) -> None:
     pid = (await EmbeddedEtcd(binary=binary).start()).pid
-    gc.collect()
-    assert not alive(pid)
+    await eventually(lambda: gc.collect() >= 0 and not alive(pid))
 
 
 async def test_a_cancelled_start_leaves_nothing(binary: str | None) -> None:
@@ -234,6 +234,6 @@ def test_the_one_on_path_comes_first_and_scripts_are_passed_over(
     assert find_etcd() == tmp_path / "real" / "etcd"
     monkeypatch.setenv("PATH", str(tmp_path / "script"))
     assert find_etcd().parent.name == "etcdbin"
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EtcdUnavailable, match="pip install 'codomyrmex-concurrency\\[embedded\\]'"):
         find_etcd()

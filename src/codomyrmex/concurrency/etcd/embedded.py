@@ -1,7 +1,7 @@
 """A real etcd process for development, demos and tests: started on free loopback ports, stopped for certain.
 
-etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe closes
-and the supervisor ends etcd; should the supervisor itself be killed, the kernel takes etcd along (on Linux).
+etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe
+closes and the supervisor ends etcd; should the supervisor itself be killed, Linux takes etcd along.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ATTEMPTS = 5
 _PORTS = range(20_000, 32_000)  # below what systems hand out, so nobody takes our port while etcd is down
 _STOP, _KILL = b"s", b"k"
 
-# Called with our temporary folder and etcd's command line. Says etcd's pid, then obeys one order, or our death.
+# Gets our temporary folder and etcd's command line, tells etcd's pid, then obeys one order, or our end.
 _SUPERVISOR = """
 import ctypes, os, shutil, signal, subprocess, sys, threading, time
 libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -84,8 +84,8 @@ def find_etcd() -> Path:
 class EmbeddedEtcd:
     """An etcd of our own, or with ``address`` one that runs already. For development only: one node, no TLS.
 
-    After ``kill`` the next ``start`` brings it back on the same port with its data, as after a crash. ``stop``
-    keeps the data only if ``data_dir`` was given. It also stops when this object or the whole process ends.
+    After ``kill`` the next ``start`` brings it back on the same port with its data, as after a crash. After
+    ``stop`` data is kept only in a given ``data_dir``. It also stops when this object or the process ends.
 
     Args:
         data_dir: etcd's data directory; a temporary one when left out.
@@ -168,12 +168,12 @@ class EmbeddedEtcd:
         binary = self.binary = self.binary or find_etcd()
         if self._port and not _is_free(self._port):
             raise EtcdUnavailable(f"cannot start etcd: port {self._port} of 127.0.0.1 is taken")
-        if not (self._clean_up and self._clean_up.alive):
-            self._folder = Path(tempfile.mkdtemp(prefix="codomyrmex-etcd-"))
-            _owned[self._folder] = None
-            self._clean_up = weakref.finalize(self, _remove, self._folder)
-        if not self._keeps_data:
-            self.data_dir = self._folder / "data"
+        if self._folder not in _owned:
+            folder = self._folder = Path(tempfile.mkdtemp(prefix="codomyrmex-etcd-"))
+            _owned[folder] = None
+            self._clean_up = weakref.finalize(self, _remove, folder)
+            if not self._keeps_data:
+                self.data_dir = folder / "data"
         for attempts_left in reversed(range(_ATTEMPTS)):
             _end(self._folder, _KILL)  # what an attempt before left, or an etcd that died by itself
             port = self._port or _free_port()
@@ -302,8 +302,10 @@ def _wait_until_served(
             if json.loads(_get(endpoint, "/health")).get("health") == "true":
                 return str(json.loads(_get(endpoint, "/version"))["etcdserver"])
         time.sleep(0.02)
-    tail = logfile.read_text(errors="replace").splitlines()[-8:] if logfile else ()
-    raise EtcdUnavailable("\n".join((f"etcd at {endpoint} {problem}", *tail)))
+    said = logfile.read_text(errors="replace").splitlines() if logfile else []
+    if len(said) > 12:
+        said[2:-8] = ["..."]  # a wrong argument is named first, before a page of usage; all else last
+    raise EtcdUnavailable("\n".join([f"etcd at {endpoint} {problem}", *said]))
 
 
 def _get(endpoint: str, path: str) -> bytes:
