@@ -28,6 +28,7 @@ from codomyrmex.concurrency.etcd.removal import Remover
 from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, WatchHub
 from codomyrmex.concurrency.keys import Layout
+from codomyrmex.concurrency.nonces import Nonces
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Session:
         self.lost = Loss()
         self.host = socket.gethostname()
         self.members: set[Member] = set()
+        self.nonces = Nonces()
         self.transport: Transport
         self.hub: WatchHub
         self.committer: Committer
@@ -87,7 +89,6 @@ class Session:
         self._opening = asyncio.Lock()
         self._trust = asyncio.Event()
         self._pid = os.getpid()
-        self._nonce = 0
 
     @property
     def id(self) -> int:
@@ -129,10 +130,6 @@ class Session:
                 raise self.lost.reason or SessionLost("the session is over")
             self._trust.clear()
             await self._trust.wait()
-
-    def next_nonce(self) -> int:
-        self._nonce += 1
-        return self._nonce
 
     async def close(self) -> None:
         """Release everything held at once, then give the lease back. Calling it again does nothing."""

@@ -11,10 +11,9 @@ T = TypeVar("T")
 
 
 class Batcher(Generic[T]):
-    """Hands waiting items to ``send``, at most ``depth`` batches at a time.
+    """Hands waiting items to ``send``, at most ``depth`` batches at a time; under load batches grow by themselves.
 
-    ``take`` removes the next batch from the queue and returns it. With nothing under way a single item leaves in
-    the same event-loop turn; under load the batches grow by themselves.
+    ``take`` removes the next batch from the queue and returns it.
     """
 
     def __init__(
@@ -24,9 +23,27 @@ class Batcher(Generic[T]):
         self._send = send
         self._depth = depth
         self._queue: deque[T] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._active = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: list[asyncio.Future[None]] = []
         self._paused = False
         self._scheduled = False
+
+    @property
+    def free(self) -> bool:
+        """Whether an item would be sent by itself, right now."""
+        return not (self._active or self._queue or self._paused)
+
+    async def send_now(self, item: T) -> None:
+        """Send an item from the caller's own task, which spares it two turns of the event loop; only when ``free``.
+
+        What happens to it when the caller is cancelled is for ``send`` to settle.
+        """
+        self._active += 1
+        try:
+            await self._send([item])
+        finally:
+            self._sent()
 
     def submit(self, item: T) -> None:
         self._queue.append(item)
@@ -47,45 +64,54 @@ class Batcher(Generic[T]):
         return waiting
 
     async def quiet(self) -> None:
-        """Wait until no batch of any other task is under way. (The caller may itself be sending one.)"""
-        mine = asyncio.current_task()
-        while others := [task for task in self._running if task is not mine]:
-            await asyncio.wait(others)
+        """Wait until nothing is under way."""
+        while self._active:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
 
     async def idle(self) -> None:
         """Wait until everything submitted has been sent and answered."""
-        while self._queue or self._running:
-            await asyncio.sleep(0)
+        while self._queue or self._active:
             await self.quiet()
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Give up what is under way; returns when its tasks have ended."""
         self._paused = True
-        running = list(self._running)
-        for task in running:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _wake(self) -> None:
-        if not self._scheduled and not self._paused and len(self._running) < self._depth:
+        if not self._scheduled and not self._paused and self._active < self._depth:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
-        while self._queue and not self._paused and len(self._running) < self._depth:
+        while self._queue and not self._paused and self._active < self._depth:
             batch = self._take(self._queue)
             if not batch:
                 return
+            self._active += 1
             task = asyncio.create_task(self._run(batch))
-            self._running.add(task)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self, batch: list[T]) -> None:
         try:
             await self._send(batch)
         finally:
-            task = asyncio.current_task()
-            assert task is not None
-            self._running.discard(task)
-            if self._queue and not self._paused:
-                self._flush()
+            self._sent()
+
+    def _sent(self) -> None:
+        self._active -= 1
+        if not self._active:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if self._queue:
+            self._wake()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded, SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded, EtcdUnavailable, SessionLost
 from codomyrmex.concurrency.etcd.batch import Batcher
 from codomyrmex.concurrency.etcd.transport import (
     Compare,
@@ -113,6 +113,15 @@ class Committer:
             line.append(request)
         return request.reply
 
+    async def commit(self, request: Request) -> Reply:
+        """Submit ``request`` and wait for its answer; by itself it is sent from the caller's own task."""
+        if self._batcher.free and not self._closed and request.group not in self._lines:
+            self._lines[request.group] = deque()
+            await self._batcher.send_now(request)
+        else:
+            self.submit(request)
+        return await request.reply
+
     async def idle(self) -> None:
         await self._batcher.idle()
 
@@ -145,7 +154,7 @@ class Committer:
             self._failed(batch, error)
             return
         except asyncio.CancelledError:
-            self._give_up(batch)
+            self._interrupted(batch)
             raise
         if not result.succeeded:
             # One refused request must not fail its neighbours.
@@ -174,7 +183,7 @@ class Committer:
             request.fail(error)
             self._finished(request)
         except asyncio.CancelledError:
-            self._give_up([request])
+            self._interrupted([request])
             raise
         else:
             results = result.results if result.succeeded else result.results[1:]
@@ -203,9 +212,16 @@ class Committer:
         known, self._version = self._version, session.kvs[0].version
         return known == self._version
 
-    def _give_up(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            request.fail(self._closed or SessionLost("the session was closed"))
+    def _interrupted(self, requests: Sequence[Request]) -> None:
+        """The session closes, or the caller was cancelled in the middle of its own sending: then it is gone, but what
+        it asked for may be applied."""
+        if self._closed:
+            for request in requests:
+                request.fail(self._closed)
+        else:
+            for request in requests:
+                request.reply.cancel()
+            self._failed(requests, EtcdUnavailable("cancelled", applied="unknown"))
 
     def _failed(self, requests: Sequence[Request], error: EtcdError) -> None:
         if error.applied == "no" or isinstance(error, EtcdQuotaExceeded):

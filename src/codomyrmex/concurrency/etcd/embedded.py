@@ -238,8 +238,9 @@ def _runs(folder: Path | None) -> bool:
 def _end(folder: Path | None, order: bytes) -> None:
     """Order the supervisor of ``folder``, if there is one, to end etcd; return when both are gone."""
     if folder and (supervisor := _owned.get(folder)) and supervisor.stdin:
-        with supervisor.stdin as pipe, contextlib.suppress(OSError):
-            pipe.write(order)
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or has its order and we were interrupted
+            supervisor.stdin.write(order)
+        supervisor.stdin.close()
         supervisor.wait()
         _owned[folder] = None
 

@@ -1,14 +1,15 @@
 """Deleting entries: delete-only transactions, batched, repeated until etcd has answered.
 
-An entry's key is used once and never again (its nonce sees to that), so deleting it twice, or late, harms nobody.
-That is why a release needs no compare and cannot be refused, why its lost answer needs no fence, and why it works in
-a full database, where anything that may put is refused.
+A key is removed by nobody else, and used again only after ``freed`` was called: its removal was answered at the first
+attempt, so no late one can be under way. That is why a release needs no compare and cannot be refused, why its lost
+answer needs no fence, and why it works in a full database, where anything that may put is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded
@@ -22,10 +23,13 @@ _PAUSE = 0.1
 @dataclass(slots=True, eq=False)
 class _Removal:
     key: bytes
+    freed: Callable[[], object] | None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     repeated: bool = False
 
     def answer(self, existed: bool) -> None:
+        if self.freed and not self.repeated:
+            self.freed()
         if not self.done.done():
             # After a lost answer a missing key says nothing: the first attempt may have deleted it.
             self.done.set_result(existed or self.repeated)
@@ -45,14 +49,22 @@ class Remover:
         self._batcher: Batcher[_Removal] = Batcher(_next_batch, self._send, DEPTH)
         self._closed: ConcurrencyError | None = None
 
-    def remove(self, key: bytes) -> asyncio.Future[bool]:
+    def remove(self, key: bytes, freed: Callable[[], object] | None = None) -> asyncio.Future[bool]:
         """Delete ``key``; the result says whether it was still there."""
-        removal = _Removal(key)
+        removal = _Removal(key, freed)
         if self._closed:
             removal.fail(self._closed)
         else:
             self._batcher.submit(removal)
         return removal.done
+
+    async def removed(self, key: bytes, freed: Callable[[], object]) -> bool:
+        """``remove``, and wait for it; by itself it is sent from the caller's own task."""
+        if self._closed or not self._batcher.free:
+            return await self.remove(key, freed)
+        removal = _Removal(key, freed)
+        await self._batcher.send_now(removal)
+        return await removal.done
 
     async def idle(self) -> None:
         await self._batcher.idle()
@@ -72,10 +84,12 @@ class Remover:
             # Before 3.4.20 and 3.5.7 a full database refuses every transaction; plain deletes still work.
             await self._one_by_one(batch)
         except EtcdError as error:
-            await self._later(batch, error)
+            self._later(batch, error)
         except asyncio.CancelledError:
+            # The session closes, or a caller was cancelled in the middle of its own sending: the removal goes on.
             for removal in batch:
                 removal.done.cancel()
+            self._again(batch)
             raise
         else:
             for removal, deleted in zip(batch, result.results, strict=True):
@@ -87,15 +101,17 @@ class Remover:
             try:
                 removal.answer(await self._transport.delete(Delete(removal.key)) > 0)
             except EtcdError as error:
-                await self._later([removal], error)
+                self._later([removal], error)
 
-    async def _later(self, batch: list[_Removal], error: EtcdError) -> None:
+    def _later(self, batch: list[_Removal], error: EtcdError) -> None:
         for removal in batch:
             removal.fail(error)
-            removal.repeated = True
-        await asyncio.sleep(_PAUSE)
+        asyncio.get_running_loop().call_later(_PAUSE, self._again, batch)
+
+    def _again(self, batch: list[_Removal]) -> None:
         if not self._closed:
             for removal in batch:
+                removal.repeated = True
                 self._batcher.submit(removal)
 
 

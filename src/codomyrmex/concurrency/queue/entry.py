@@ -24,6 +24,7 @@ from typing import NamedTuple
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
+    EtcdError,
     EtcdUnavailable,
     FencedWriteRejected,
     LockLost,
@@ -88,7 +89,8 @@ class Entry:
         self._inbox: asyncio.Queue[Notice | ConcurrencyError] | None = None
         self._guard: Subscription | asyncio.TimerHandle | None = None
         self._checking: asyncio.Task[None] | None = None
-        self.key = session.layout.entry(place.queue, session.id, session.next_nonce())
+        self._nonce = session.nonces.take(place.queue)
+        self.key = session.layout.entry(place.queue, session.id, self._nonce)
         self.token = 0
         self.state = State.NEW
         self.contended = False
@@ -135,7 +137,7 @@ class Entry:
             return
         self._finish(State.OVER)
         try:
-            await self._session.remover.remove(self.key)
+            await self._session.remover.removed(self.key, self._free_nonce)
         except SessionLost:
             return  # the lease took the key along
 
@@ -148,7 +150,7 @@ class Entry:
             self.key, ops, compares=(holds, *compares), otherwise=(Get(self.key, keys_only=True),), alone=True
         )
         try:
-            reply = await self._session.committer.submit(request)
+            reply = await self._session.committer.commit(request)
         except SessionLost as error:
             raise self._rejected() from error
         if not reply.succeeded:
@@ -164,7 +166,7 @@ class Entry:
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         if self.state is State.HELD:
-            self._session.remover.remove(self.key)
+            self._remove()
             self._lose(reason)
 
     def session_lost(self, reason: ConcurrencyError) -> None:
@@ -176,11 +178,13 @@ class Entry:
         reply = await self._put(only_if_free)
         view = self._joined(reply)
         if view is None and only_if_free:
-            if reply.revision and _entries(reply.results[0]):
+            if _entries(reply.results[0]):
+                self._free_nonce()
                 return None
             # Nothing but other people's keys in the way: queue up, and leave again if that does not grant.
             view = self._joined(await self._put(False))
         if view is None:
+            self._remove()
             raise LockLost(f"the place of {self._place.name!r} in its queue was deleted by somebody")
         self.state = State.WAITING
         self._session.members.add(self)
@@ -204,10 +208,12 @@ class Entry:
             alone=only_if_free,
             undo=self._remove,
         )
-        reply = self._session.committer.submit(request)
+        reply = request.reply
         try:
-            return await reply
-        except BaseException:
+            return await self._session.committer.commit(request)
+        except BaseException as error:
+            if isinstance(error, EtcdError) and error.applied == "no":
+                self._free_nonce()
             # Cancelled just as the answer arrived: the committer thinks it was taken.
             if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
                 self._remove()
@@ -307,11 +313,12 @@ class Entry:
                 break
             except EtcdUnavailable:
                 await asyncio.sleep(_PAUSE)
-        if not found.kvs:
+        if not any(kv.create_revision == self.token for kv in found.kvs):
             self._own_key_gone()
 
     def _own_key_gone(self) -> None:
         if self.state in (State.WAITING, State.HELD):
+            self._remove()  # there is nothing to remove, but only this frees the nonce for certain
             what = "the lock" if self.state is State.HELD else "the place in the queue of"
             self._lose(LockLost(f"{what} {self._place.name!r} (token {self.token}) was deleted in etcd"))
 
@@ -345,8 +352,11 @@ class Entry:
             self._finish(State.OVER)
             self._remove()
 
-    def _remove(self) -> None:
-        self._session.remover.remove(self.key)
+    def _remove(self) -> asyncio.Future[bool]:
+        return self._session.remover.remove(self.key, self._free_nonce)
+
+    def _free_nonce(self) -> None:
+        self._session.nonces.give_back(self._place.queue, self._nonce)
 
     def _finish(self, state: State) -> None:
         self.state = state

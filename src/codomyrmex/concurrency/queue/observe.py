@@ -73,7 +73,7 @@ async def force_release(session: Session, name: str, reason: str, token: int | N
 async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
     same = Compare(key, Target.CREATE_REVISION, token)
     request = Request(key, (Delete(key), *puts), compares=(same,), alone=True)
-    return await session.committer.submit(request)
+    return await session.committer.commit(request)
 
 
 async def watch(session: Session, prefix: str = "") -> AsyncIterator[LockEvent]:
