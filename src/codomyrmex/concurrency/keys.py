@@ -4,9 +4,10 @@
     /<namespace>/v1/lock/<name>/<lease>-<nonce>    one per holder or waiter; ordered by create revision
     /<namespace>/v1/audit/<name>                   the last forced release of a name
 
-``<lease>`` is the lease id in hex, ``<nonce>`` tells the entries of one session in one queue apart. A name is percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and
-the encoding of a prefix is a prefix of the encoding. ``lease/`` sorts just before ``lock/``, so that one watch
-covers both and can tell an expired holder from one that released.
+``<lease>`` is the lease id in hex, ``<nonce>`` tells the entries of one session in one queue apart. A name is
+percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and the encoding of a prefix is
+a prefix of the encoding. ``lease/`` sorts just before ``lock/``, so that one watch covers both and can tell an expired
+holder from one that released.
 """
 
 from __future__ import annotations

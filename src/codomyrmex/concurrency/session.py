@@ -26,7 +26,7 @@ from codomyrmex.concurrency.etcd.grpc import GrpcTransport
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.removal import Remover
 from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
-from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, WatchHub
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
 from codomyrmex.concurrency.nonces import Nonces
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
@@ -54,6 +54,9 @@ class Member(Protocol):
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         """The lease can no longer be relied upon, though it may live."""
+
+    def session_closing(self, reason: ConcurrencyError) -> None:
+        """The session is about to end in good order."""
 
     def session_lost(self, reason: ConcurrencyError) -> None:
         """The lease is gone, and every key with it."""
@@ -139,9 +142,8 @@ class Session:
                 await self._release_resources()
             return
         reason = SessionLost("the session was closed")
-        members = list(self.members)
-        for member in members:
-            member.untrusted(reason)
+        for member in list(self.members):
+            member.session_closing(reason)
         try:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
                 await self.committer.idle()
@@ -192,7 +194,7 @@ class Session:
         self._keepalive.start()
         await self._write_key(fence)
         self.committer = Committer(self.transport, fence, settings.request_timeout, self._give_up)
-        self.remover = Remover(self.transport)
+        self.remover = Remover(self.transport, settings.request_timeout)
         self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
         self.is_open = True
         self._trust.set()
@@ -205,12 +207,10 @@ class Session:
         return json.dumps({"host": self.host, "pid": os.getpid()}).encode()
 
     def _key_notice(self, notice: Notice) -> None:
-        """The session's own key is watched: its end is the lease's end, known at once. A gap or a break may hide
-        it; then the next keepalive tells."""
+        """The session's own key is watched: its end is the lease's end, known at once. A gap may hide it; then the
+        next keepalive tells."""
         if isinstance(notice, Changed):
             self._end(SessionLost("the session's lease is gone: it expired or was revoked"))
-        elif isinstance(notice, Started) and notice.gap:
-            self._keepalive_failed()
 
     def _lease_changed(self) -> None:
         if self._keepalive is None:
@@ -226,10 +226,11 @@ class Session:
             for member in list(self.members):
                 member.untrusted(reason)
 
-    def _keepalive_failed(self) -> None:
-        if len(self.transport.endpoints) > 1:
-            self.transport.suspect()
-            self.hub.restart()
+    def _keepalive_failed(self, endpoint: str) -> None:
+        """What hangs for the keepalive hangs for the watches too, and they would not notice for long."""
+        if len(self.transport.endpoints) > 1 and not self.lost.is_set():
+            self.transport.suspect(endpoint)
+            self.hub.leave(endpoint)
 
     def _give_up(self, reason: ConcurrencyError) -> None:
         """What may be in flight cannot be fenced off: only the end of the lease takes it along."""

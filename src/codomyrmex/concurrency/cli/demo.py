@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class _Demo:
         for file in files:
             tokens = [int(line.split()[0]) for line in file.read_text().splitlines()]
             reported = self._edited.get(file.name, [])
-            rising = all(one < two for one, two in zip(tokens, tokens[1:], strict=False))
+            rising = all(one < two for one, two in pairwise(tokens))
             self._expect(sorted(reported) == tokens, f"{file.name}: an edit was lost")
             self._expect(rising, f"{file.name}: tokens did not rise")
             table.add_row(file.name, str(len(reported)), str(len(tokens)), "yes" if rising else "NO")

@@ -24,9 +24,9 @@ def say(event: str, **what: Any) -> None:
 
 async def edit(name: str, file: Path, grant: Grant) -> None:
     """Read, think, write: without the lock, agents would overwrite each other's lines."""
-    lines = file.read_text().splitlines()
+    text = await asyncio.to_thread(file.read_text)
     await asyncio.sleep(random.uniform(0.02, 0.08))
-    file.write_text("\n".join([*lines, f"{grant.token} {name}"]) + "\n")
+    await asyncio.to_thread(file.write_text, f"{text}{grant.token} {name}\n")
     await grant.put(f"/codomyrmex/demo/{file.name}", str(grant.token))
 
 

@@ -8,7 +8,14 @@ import click
 
 from codomyrmex.concurrency.cli.options import common_options
 
-_COMMANDS = ("demo", "dev", "locks", "run", "status")
+# The summaries stand here too, so that the list of commands needs none of them imported.
+_COMMANDS = {
+    "demo": "A fleet of agents takes turns at files, on an etcd started for the occasion.",
+    "dev": "An embedded etcd for development, alone or around a command.",
+    "locks": "Holders, waiters, tokens and ages of all locks; live; release by force.",
+    "run": "Run a command while holding a lock.",
+    "status": "The cluster's health; exits with 1 if anything is wrong.",
+}
 
 
 class _Lazy(click.Group):
@@ -20,6 +27,10 @@ class _Lazy(click.Group):
             return None
         command: click.Command = getattr(import_module(f"codomyrmex.concurrency.cli.{name}"), name)
         return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 @click.group(cls=_Lazy)

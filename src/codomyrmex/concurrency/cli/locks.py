@@ -209,6 +209,8 @@ def release(context: click.Context, name: str, reason: str, yes: bool, dry_run: 
     \b
     Example:  codomyrmex concurrency locks release deploy --reason "runner is gone"
     """
+    if not reason.strip():
+        raise click.UsageError("--reason must say something: those who find their lock gone will read it")
     if not (yes or dry_run or is_terminal()):
         raise click.UsageError("this takes the lock away from its holder; off a terminal, confirm with -y")
     run(_release(context, name, reason, yes, dry_run))

@@ -83,17 +83,24 @@ def run(main: Coroutine[Any, Any, int | None]) -> NoReturn:
     """Run a command's coroutine and exit with the code that belongs to how it ended; SIGTERM ends it like Ctrl-C."""
     from codomyrmex.concurrency.errors import ConcurrencyError
 
+    ended_by: list[int] = []
+
     async def interruptible() -> int:
         task = asyncio.current_task()
         assert task
-        if hasattr(signal, "SIGTERM"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def end(number: int) -> None:
+            ended_by.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, end, number)
         return await main or 0
 
     try:
         code = asyncio.run(interruptible())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        code = 130
+        code = 128 + (ended_by[0] if ended_by else signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -37,7 +36,7 @@ class Command:
         """Run to the end and return the exit code: its own, 128+N for a signal, 127 not found, 126 not executable."""
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self._argv, env=dict(self._environment), start_new_session=True, preexec_fn=_die_with_parent
+                *_dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
             )
         except FileNotFoundError:
             click.echo(f"error: command not found: {self._argv[0]}", err=True)
@@ -73,6 +72,7 @@ class Command:
         loop = asyncio.get_running_loop()
         numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
         before = {number: signal.getsignal(number) for number in numbers}
+        numbers = [number for number in numbers if before[number] is not signal.SIG_IGN]  # nohup stays nohup
         for number in numbers:
             loop.add_signal_handler(number, self._signal, number)
         loop.add_signal_handler(signal.SIGTSTP, self._stop)
@@ -91,6 +91,26 @@ class Command:
         self._signal(signal.SIGCONT if self._may_continue() else signal.SIGKILL)
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+# Not a preexec_fn: Python code between fork and exec crashes next to gRPC's threads. SIG_IGN and codes as a shell has.
+_SHIM = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    missing = isinstance(error, FileNotFoundError)
+    what = "command not found: " + sys.argv[2] if missing else f"cannot run {sys.argv[2]}: {error.strerror}"
+    print("error:", what, file=sys.stderr)
+    os._exit(127 if missing else 126)
+"""
+
+
+def _dying_with_us(argv: Sequence[str]) -> list[str]:
+    """``argv`` started so that it does not outlive a SIGKILL of this process (on Linux)."""
+    if sys.platform != "linux":
+        return list(argv)
+    return [sys.executable, "-S", "-E", "-c", _SHIM, str(os.getpid()), *argv]

@@ -83,7 +83,7 @@ async def _hold(session: Session, grant: Grant, argv: tuple[str, ...], kill_afte
     lost = asyncio.create_task(grant.lost.wait())
     try:
         await asyncio.wait([running, lost], return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
+        if not grant.lost.is_set():
             return running.result()
         click.echo(f"error: {grant.lost.reason}; ending the command", err=True)
         # Trust ends a third of the TTL before etcd can grant anyone else; the command must be gone by then.

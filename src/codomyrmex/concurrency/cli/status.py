@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from rich.text import Text
 
 from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings
@@ -31,7 +32,7 @@ async def _status(context: click.Context) -> int:
         console.print(views.status_table(found))
         console.print(f"cluster {found.cluster_id}: {found.sessions} sessions, {found.locks} locks in use")
         for text in found.problems:
-            console.print(f"[bold red]problem:[/] {views.visible(text)}", soft_wrap=True)
+            console.print(Text.assemble(("problem: ", "bold red"), views.visible(text)), soft_wrap=True)
         for text in found.warnings:
-            console.print(f"[yellow]warning:[/] {views.visible(text)}", soft_wrap=True)
+            console.print(Text.assemble(("warning: ", "yellow"), views.visible(text)), soft_wrap=True)
     return EXIT_FAILED if found.problems else 0

@@ -55,6 +55,7 @@ def age(since: datetime | None) -> str:
 
 
 def owner(one: Owner) -> str:
+    """Where an entry comes from, for plain text; in a table it goes through ``safe``, for rich would read markup."""
     return f"{visible(one.host)}:{one.pid}" if one.host else f"session {one.session}"
 
 
@@ -81,16 +82,10 @@ def locks_table(infos: Iterable[LockInfo], *, wide: bool = False) -> Table:
         holder = info.holders[0]
         waiting = ", ".join(owner(waiter) for waiter in info.waiters[:3])
         more = f" +{len(info.waiters) - 3}" if len(info.waiters) > 3 else ""
-        row: list[str | Text] = [
-            safe(info.name),
-            owner(holder),
-            safe(holder.task),
-            str(holder.token),
-            age(holder.since),
-        ]
-        row.append(f"{len(info.waiters)}: {waiting}{more}" if info.waiters else "-")
+        row = [safe(text) for text in (info.name, owner(holder), holder.task, holder.token, age(holder.since))]
+        row.append(safe(f"{len(info.waiters)}: {waiting}{more}" if info.waiters else "-"))
         if wide:
-            row += [holder.session, safe(json.dumps(holder.metadata)) if holder.metadata else "-"]
+            row += [safe(holder.session), safe(json.dumps(holder.metadata) if holder.metadata else "-")]
         table.add_row(*row)
     return table
 
@@ -102,9 +97,9 @@ def queue_table(info: LockInfo) -> Table:
         table.add_column(column, overflow="fold")
     members = [("holds", one) for one in info.holders] + [("waits", one) for one in info.waiters]
     for number, (state, one) in enumerate(members):
-        metadata = safe(json.dumps(one.metadata)) if one.metadata else "-"
-        cells = (str(number), state, owner(one), safe(one.task), str(one.token), age(one.since), one.session, metadata)
-        table.add_row(*cells, style="green" if state == "holds" else "")
+        metadata = json.dumps(one.metadata) if one.metadata else "-"
+        cells = (number, state, owner(one), one.task, one.token, age(one.since), one.session, metadata)
+        table.add_row(*map(safe, cells), style="green" if state == "holds" else "")
     return table
 
 
@@ -126,5 +121,5 @@ def status_table(status: ClusterStatus) -> Table:
         role = "leader" if member.leader else "-" if member.error else "follower"
         state = member.error or "; ".join(member.errors) or "ok"
         size = f"{member.db_size / 1e6:.1f} MB"
-        table.add_row(member.endpoint, member.version, role, size, str(member.revision), safe(state))
+        table.add_row(*map(safe, (member.endpoint, member.version, role, size, member.revision, state)))
     return table

@@ -60,7 +60,7 @@ class Request:
     otherwise: Sequence[Op] = ()
     again: Sequence[Compare] | None = None
     alone: bool = False
-    undo: Callable[[], None] | None = None
+    undo: Callable[[], object] | None = None
     reply: asyncio.Future[Reply] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def answer(self, reply: Reply) -> None:

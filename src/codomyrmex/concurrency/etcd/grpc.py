@@ -136,8 +136,9 @@ class GrpcTransport:
     def endpoints(self) -> Sequence[str]:
         return self._endpoints
 
-    def suspect(self) -> None:
-        self._current = (self._current + 1) % len(self._endpoints)
+    def suspect(self, endpoint: str) -> None:
+        if self._endpoints[self._current] == endpoint:
+            self._current = (self._current + 1) % len(self._endpoints)
 
     async def connect(self) -> None:
         """Find an endpoint that serves, within ``dial_timeout``."""
@@ -222,8 +223,7 @@ class GrpcTransport:
                 again = error.retryable and (repeatable or error.applied == "no")
                 if not isinstance(error, EtcdUnavailable):
                     raise
-                if self._current == index:
-                    self.suspect()
+                self.suspect(self._endpoints[index])
                 if not again:
                     raise
             if (attempt + 1) % len(self._endpoints) == 0:
@@ -274,9 +274,10 @@ class _GrpcWatchStream:
 
     def __init__(self, call: Any, endpoint: str, token: _Token) -> None:
         self._call = call
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._token = token
         self._writing = asyncio.Lock()
+        self._closed = False
 
     async def create(self, request: WatchRequest) -> None:
         await self._write(wire.watch_request(request))
@@ -289,15 +290,19 @@ class _GrpcWatchStream:
             async with self._writing:
                 await self._call.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
-            raise EtcdUnavailable(f"the watch stream to {self._endpoint} broke", retryable=True) from None
+            raise EtcdUnavailable(f"the watch stream to {self.endpoint} broke", retryable=True) from None
 
     async def receive(self) -> WatchMessage:
         try:
             response = await self._call.read()
         except grpc.RpcError as error:
-            raise _error(error, self._endpoint) from None
+            raise _error(error, self.endpoint) from None
+        except asyncio.CancelledError:
+            if self._closed and not _being_cancelled():
+                raise EtcdUnavailable("the watch stream was left", retryable=True) from None
+            raise
         if response is grpc.aio.EOF:
-            raise EtcdUnavailable(f"etcd at {self._endpoint} ended the watch stream", retryable=True)
+            raise EtcdUnavailable(f"etcd at {self.endpoint} ended the watch stream", retryable=True)
         message = wire.watch_message(response)
         if message.canceled and message.watch_id == -1 and status.token_expired(message.reason):
             self._token.value = ""
@@ -305,7 +310,14 @@ class _GrpcWatchStream:
         return message
 
     def close(self) -> None:
+        self._closed = True
         self._call.cancel()
+
+
+def _being_cancelled() -> bool:
+    """Whether the current task is being cancelled, and not just the call it reads from: grpcio says both alike."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class GrpcLeaseClient:
@@ -336,8 +348,12 @@ class GrpcLeaseClient:
     def revoke(self, lease_id: int, timeout: float) -> None:
         self._call("revoke", pb.LeaseRevokeRequest(ID=lease_id), timeout)
 
+    @property
+    def endpoint(self) -> str:
+        return self._endpoints[self._current]
+
     def _call(self, method: str, request: Any, timeout: float) -> Any:
-        endpoint = self._endpoints[self._current]
+        endpoint = self.endpoint
         channel = self._channel(endpoint)
         try:
             return self._authorized(channel, method, request, timeout)

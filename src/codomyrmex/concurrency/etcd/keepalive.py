@@ -26,8 +26,8 @@ _EXIT_LIMIT = 1.0
 class Keepalive(threading.Thread):
     """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed.
 
-    ``changed`` is called in the event loop whenever trust is lost, regained, or the lease gone; ``failed`` after
-    each keepalive that was not answered.
+    ``changed`` is called in the event loop whenever trust is lost, regained, or the lease gone; ``failed``, with
+    the endpoint, after each keepalive that was not answered.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Keepalive(threading.Thread):
         sent_at: float,
         loop: asyncio.AbstractEventLoop,
         changed: Callable[[], None],
-        failed: Callable[[], None],
+        failed: Callable[[str], None],
     ) -> None:
         super().__init__(name=f"etcd-keepalive-{lease.id:x}", daemon=True)
         self._client = client
@@ -88,6 +88,7 @@ class Keepalive(threading.Thread):
         sent_at = clock.now()
         left = self._deadline - sent_at
         limit = self._lease.ttl / 6
+        endpoint = self._client.endpoint
         try:
             # Never so long that the end of trust would be noticed late.
             ttl = self._client.renew(self._lease.id, min(limit, left) if left > 0.01 else limit)
@@ -96,7 +97,7 @@ class Keepalive(threading.Thread):
                 return self._end()
             self._next = clock.now() + min(_TICK, self._lease.ttl / 24)
             self._check_trust()
-            self._tell(self._failed)
+            self._tell(lambda: self._failed(endpoint))
             return True
         if ttl <= 0:
             return self._end()

@@ -8,6 +8,7 @@ answer needs no fence, and why it works in a full database, where anything that 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class _Removal:
     freed: Callable[[], object] | None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     repeated: bool = False
+    asked_at: float = field(default_factory=time.monotonic)
 
     def answer(self, existed: bool) -> None:
         if self.freed and not self.repeated:
@@ -42,10 +44,11 @@ class _Removal:
 
 class Remover:
     """Deletes keys. A removal goes on until it is done or the session ends, also after its caller was told of an
-    error or has gone."""
+    error, after ``limit`` seconds, or has gone."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, limit: float) -> None:
         self._transport = transport
+        self._limit = limit
         self._batcher: Batcher[_Removal] = Batcher(_next_batch, self._send, DEPTH)
         self._closed: ConcurrencyError | None = None
 
@@ -105,7 +108,8 @@ class Remover:
 
     def _later(self, batch: list[_Removal], error: EtcdError) -> None:
         for removal in batch:
-            removal.fail(error)
+            if time.monotonic() - removal.asked_at >= self._limit or not error.retryable:
+                removal.fail(error)
         asyncio.get_running_loop().call_later(_PAUSE, self._again, batch)
 
     def _again(self, batch: list[_Removal]) -> None:

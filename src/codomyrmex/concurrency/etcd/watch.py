@@ -93,9 +93,9 @@ class WatchHub:
             self._by_id.pop(subscription.watch_id, None)
             self._post(subscription.watch_id)
 
-    def restart(self) -> None:
-        """Leave the current stream for a new one, because its endpoint seems to hang."""
-        if self._stream:
+    def leave(self, endpoint: str) -> None:
+        """Leave the stream for a new one if it is with ``endpoint``, which seems to hang."""
+        if self._stream and self._stream.endpoint == endpoint:
             self._stream.close()
 
     async def close(self) -> None:
@@ -111,8 +111,10 @@ class WatchHub:
     async def _run(self) -> None:
         pause = _FIRST_PAUSE
         while True:
+            endpoint = ""
             try:
                 self._stream = await self._transport.watch()
+                endpoint = self._stream.endpoint
                 writer = asyncio.create_task(self._write(self._stream))
                 try:
                     while True:
@@ -127,7 +129,7 @@ class WatchHub:
             except EtcdError as error:
                 if isinstance(error, EtcdAuthError) and not error.retryable:
                     self._refuse_all(error)
-                self._transport.suspect()
+                self._transport.suspect(endpoint)
             self._reset()
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(_LONGEST_PAUSE, pause * 2)

@@ -8,8 +8,9 @@
     WAITING     own key deleted, session lost        LOST
     HELD        the same, or the lease untrusted     LOST
 
-Every way out of WAITING and HELD that leaves the key in etcd removes it; the removal goes on in the background,
-whatever becomes of the task that asked for it.
+Every way out of WAITING and HELD that leaves the key in etcd removes it, in the background if need be, whatever becomes
+of the task that asked for it. Only when trust ends while the lease may live does the key stay until the holder lets
+go, so that nobody is granted while a cancelled block still cleans up.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Entry:
         self.token = 0
         self.state = State.NEW
         self.contended = False
+        self._lingers = False
         self.on_lost: Callable[[], None] | None = None
 
     @property
@@ -132,10 +134,11 @@ class Entry:
         return Grant(self._place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
 
     async def release(self) -> None:
-        """Give the lock back; nothing happens if it was lost. The removal goes on even if this is cancelled."""
-        if self.state is not State.HELD:
+        """Give the lock back; what is gone needs nothing. The removal goes on even if this is cancelled."""
+        if self.state is not State.HELD and not self._lingers:
             return
-        self._finish(State.OVER)
+        self._lingers = False
+        self._finish(State.OVER if self.state is State.HELD else self.state)
         try:
             await self._session.remover.removed(self.key, self._free_nonce)
         except SessionLost:
@@ -166,10 +169,16 @@ class Entry:
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         if self.state is State.HELD:
+            self._lingers = True
+            self._lose(reason)
+
+    def session_closing(self, reason: ConcurrencyError) -> None:
+        if self.state in (State.WAITING, State.HELD):
             self._remove()
             self._lose(reason)
 
     def session_lost(self, reason: ConcurrencyError) -> None:
+        self._lingers = False
         self._lose(reason)
 
     # Joining
