@@ -59,10 +59,7 @@ def test_no_field_of_a_lock_reaches_the_terminal_raw(field: str, table: object) 
     assert "\x07" not in shown
 
 
-MARKUP = pytest.mark.xfail(reason="the owner's host is put into a table as markup", strict=True)
-
-
-@pytest.mark.parametrize("field", ["name", pytest.param("host", marks=MARKUP), "task", "metadata"])
+@pytest.mark.parametrize("field", ["name", "host", "task", "metadata"])
 @pytest.mark.parametrize("table", [lambda i: views.locks_table([i], wide=True), views.queue_table])
 def test_markup_in_a_field_is_only_text(field: str, table: object) -> None:
     assert callable(table)
