@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 # gRPC's fork handlers crash a child whose parent was inside gRPC at that moment (seen in one fork of ten), and its
-asyncio # API cannot be used after a fork anyway. Without them the child lives, for whatever else it does.
+# asyncio API cannot be used after a fork anyway. Without them the child lives, for whatever else it does.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
@@ -238,8 +238,7 @@ class GrpcTransport:
         if self._token.required and not self._token.value:
             await self._authenticate(endpoint, timeout)
         try:
-            return await self._stub(endpoint, method)(request, timeout=timeout, metadata=self._token.metadata() or
-            None)
+            return await self._stub(endpoint, method)(request, timeout=timeout, metadata=self._token.metadata() or None)
         except grpc.RpcError as error:
             details: Any = error
             if not (self._token.required and status.token_expired(details.details() or "")):
