@@ -53,6 +53,7 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 _GUARD_AFTER = 0.5  # shorter holds and waits do not pay for a watch on their own key
 _LOOK_AGAIN = 10.0  # seconds; etcd may lose a delete at a compacted revision (etcd#18089)
+_LOOK_SOON = 0.005  # seconds
 _PAUSE = 0.1
 
 
@@ -250,6 +251,7 @@ class Entry:
     async def _wait(self, action: Action) -> None:
         inbox = self._inbox = asyncio.Queue()
         watch: Subscription | None = None
+        fresh = False
         try:
             while action is not Action.GRANT:
                 self._raise_if_lost()
@@ -261,15 +263,22 @@ class Entry:
                         watch.cancel()
                     request = WatchRequest(self._turn.key, deletes_only=True)
                     watch = self._session.hub.subscribe(request, inbox.put_nowait)
-                action = await self._next(inbox)
+                began = self._turn.watched
+                action = await self._next(inbox, _LOOK_SOON if fresh else _LOOK_AGAIN)
+                fresh = self._turn.watched and not began
         finally:
             self._inbox = None
             if watch:
                 watch.cancel()
 
-    async def _next(self, inbox: asyncio.Queue[Notice | ConcurrencyError]) -> Action:
+    async def _next(self, inbox: asyncio.Queue[Notice | ConcurrencyError], patience: float) -> Action:
+        """What the next news means; after ``patience`` seconds without any, what is known is read again.
+
+        The first wait after a watch began is a short one. etcd takes "from now" as the revision after the one it read
+        just before, and a write that slips in between leaves the watch behind: its events come up to 100 ms late.
+        """
         try:
-            async with asyncio.timeout(_LOOK_AGAIN):
+            async with asyncio.timeout(patience):
                 notice = await inbox.get()
         except TimeoutError:
             return self._turn.missed()

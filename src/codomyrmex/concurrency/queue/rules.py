@@ -88,6 +88,11 @@ class Turn:
         self.key = b""
         self.needed = 0
 
+    @property
+    def watched(self) -> bool:
+        """Whether the watch on ``key`` is known to have begun."""
+        return self._watch_revision > 0
+
     def seen(self, view: View) -> Action:
         """The queue was read."""
         decision = self._rule(view)
