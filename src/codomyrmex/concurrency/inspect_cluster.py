@@ -22,9 +22,10 @@ _PAGE = 1000
 async def cluster_status(settings: EtcdSettings) -> ClusterStatus:
     """What each endpoint says and what is wrong. Raises ``EtcdUnavailable`` if none answers."""
     transport = GrpcTransport(settings)
+    layout = Layout(settings.namespace)
     try:
-        await transport.connect()
-        return await _Inspection(transport, Layout(settings.namespace)).run()
+        await transport.connect(layout.leases)
+        return await _Inspection(transport, layout).run()
     finally:
         await transport.close()
 

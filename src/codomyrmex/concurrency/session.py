@@ -178,7 +178,7 @@ class Session:
             settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})
         self.transport = GrpcTransport(settings)
         self.hub = WatchHub(self.transport)
-        await self.transport.connect()
+        await self.transport.connect(self.layout.leases)
         sent_at = clock.now()
         self._lease = await self.transport.grant(settings.session_ttl)
         self.ttl = self._lease.ttl

@@ -144,9 +144,9 @@ class GrpcTransport:
         if self._endpoints[self._current] == endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
 
-    async def connect(self) -> None:
-        """Find an endpoint that serves, within ``dial_timeout``."""
-        await self._anywhere("range", pb.RangeRequest(key=b"\0", count_only=True), self._settings.dial_timeout)
+    async def connect(self, key: bytes) -> None:
+        """Find an endpoint that serves, within ``dial_timeout``, by reading ``key``."""
+        await self._anywhere("range", pb.RangeRequest(key=key), self._settings.dial_timeout)
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
         request = wire.txn_request(compares, then, otherwise)
