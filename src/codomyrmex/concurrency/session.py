@@ -150,9 +150,10 @@ class Session:
                 await self.remover.idle()
         except TimeoutError:
             pass  # the lease's end takes the keys along
-        self._end(reason)
         if self._keepalive:
             self._keepalive.stop(revoke=True)
+        self._end(reason)
+        if self._keepalive:
             await asyncio.to_thread(self._keepalive.join)
         await self._release_resources()
 

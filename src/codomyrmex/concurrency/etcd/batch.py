@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -52,8 +52,7 @@ class Batcher(Generic[T]):
     def pause(self) -> None:
         self._paused = True
 
-    def resume(self, items: Iterable[T] = ()) -> None:
-        self._queue.extendleft(items)
+    def resume(self) -> None:
         self._paused = False
         self._wake()
 

@@ -60,7 +60,7 @@ class Keepalive(threading.Thread):
 
     def stop(self, *, revoke: bool) -> None:
         """End the thread soon; with ``revoke`` it gives the lease back first, as well as can be."""
-        self._revoke = revoke
+        self._revoke = self._revoke or revoke
         self._ending.set()
 
     def run(self) -> None:
