@@ -263,6 +263,8 @@ class Entry:
                         watch.cancel()
                     request = WatchRequest(self._turn.key, deletes_only=True)
                     watch = self._session.hub.subscribe(request, inbox.put_nowait)
+                    action = Action.LOOK  # while the watch is being set up: the lock may have become free already
+                    continue
                 began = self._turn.watched
                 action = await self._next(inbox, _LOOK_SOON if fresh else _LOOK_AGAIN)
                 fresh = self._turn.watched and not began
