@@ -106,6 +106,7 @@ async def test_closing_releases_at_once_and_may_be_repeated(etcd: EmbeddedEtcd, 
 async def test_a_session_says_what_it_is(session: Session) -> None:
     assert session.alive and 0 < session.deadline() <= 2 and session.id > 0
     assert not session.lost.is_set() and f"{session.id:016x}" in repr(session)
+    await asyncio.sleep(0.3)
     before = session.deadline()
     await eventually(lambda: session.deadline() > before, 3)  # a keepalive was answered
 

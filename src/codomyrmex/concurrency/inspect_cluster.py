@@ -111,7 +111,7 @@ class _Inspection:
         names: set[str] = set()
         foreign = 0
         while True:
-            page = await self._transport.get(Get(start, end, limit=_PAGE, keys_only=True))
+            page = await self._transport.get(Get(start, end, limit=_PAGE))
             for kv in page.kvs:
                 name = self._layout.name_of(kv.key)
                 if name is None or not kv.lease:

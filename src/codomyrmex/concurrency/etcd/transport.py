@@ -57,7 +57,6 @@ class Get(NamedTuple):
     end: bytes = b""
     limit: int = 0
     newest_first: bool = False
-    keys_only: bool = False
     revision: int = 0
     before: int = 0
     serializable: bool = False

@@ -31,7 +31,6 @@ def range_request(get: Get) -> pb.RangeRequest:
         key=get.key,
         range_end=get.end,
         limit=get.limit,
-        keys_only=get.keys_only,
         revision=get.revision,
         serializable=get.serializable,
     )

@@ -150,9 +150,7 @@ class Entry:
         if self.state is not State.HELD:
             raise self._rejected() from (self._loss.reason if self._loss else None)
         holds = Compare(self.key, Target.CREATE_REVISION, self.token)
-        request = Request(
-            self.key, ops, compares=(holds, *compares), otherwise=(Get(self.key, keys_only=True),), alone=True
-        )
+        request = Request(self.key, ops, compares=(holds, *compares), otherwise=(Get(self.key),), alone=True)
         try:
             reply = await self._session.committer.commit(request)
         except SessionLost as error:
@@ -209,11 +207,11 @@ class Entry:
         request = Request(
             queue,
             (
-                Get(queue, end, limit=1, newest_first=True, keys_only=True),
+                Get(queue, end, limit=1, newest_first=True),
                 Put(self.key, self._value, self._session.id),
             ),
             compares=(Compare(queue, Target.CREATE_REVISION, 0, end),) if only_if_free else (),
-            otherwise=(Get(queue, end, keys_only=True),),
+            otherwise=(Get(queue, end),),
             again=(Compare(self.key, Target.CREATE_REVISION, 0),),
             alone=only_if_free,
             undo=self._remove,
@@ -294,7 +292,7 @@ class Entry:
     async def _look(self) -> View:
         """The queue ahead as it is at ``Turn.needed`` or later; waits out an etcd that is away."""
         _, queue, end = self._place
-        nearest = Get(queue, end, limit=2, newest_first=True, keys_only=True, before=self.token, serializable=True)
+        nearest = Get(queue, end, limit=2, newest_first=True, before=self.token, serializable=True)
         while True:
             try:
                 found = await self._session.transport.get(nearest)
@@ -329,7 +327,7 @@ class Entry:
         """Was the key still there when the watch on it began?"""
         while True:
             try:
-                found = await self._session.transport.get(Get(self.key, keys_only=True))
+                found = await self._session.transport.get(Get(self.key))
                 break
             except EtcdUnavailable:
                 await asyncio.sleep(_PAUSE)
