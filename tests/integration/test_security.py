@@ -46,6 +46,25 @@ def guarded() -> Iterator[EmbeddedEtcd]:
     server.stop_sync()
 
 
+async def test_tokens_that_expired_are_replaced(guarded: EmbeddedEtcd) -> None:
+    """Use prolongs a token's life, so what uses it must pause for longer than that."""
+    settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
+    async with Session(**settings, session_ttl=9) as one, Session(**settings, session_ttl=9) as two:
+        old, new = DistributedLock("old", one), DistributedLock("new", one)
+        grants = [await old.acquire(), await new.acquire()]
+        first = two.transport._token.value
+        waiting = asyncio.create_task(DistributedLock("old", two).acquire())
+        await queue_of(one, "old", 2)
+        await asyncio.sleep(10)  # more than a lease without a keepalive would have
+        assert one.alive and two.alive and not any(grant.lost.is_set() for grant in grants)
+        late = asyncio.create_task(DistributedLock("new", two).acquire())  # its watch meets a stale stream
+        await queue_of(one, "new", 2)
+        await old.release()
+        await new.release()
+        await asyncio.wait_for(asyncio.gather(waiting, late), 5)
+        assert two.transport._token.value != first
+
+
 async def test_a_user_keeps_its_locks_beyond_its_tokens(guarded: EmbeddedEtcd) -> None:
     settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
     async with Session(**settings, session_ttl=3) as one, Session(**settings, session_ttl=3) as two:

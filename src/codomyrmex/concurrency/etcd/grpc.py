@@ -53,6 +53,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _RETRY_PAUSE = 0.05
+_SURELY_VALID = 0.5  # seconds; etcd counts a token's life in whole seconds
 _first_user = 0  # the process that used gRPC first; its threads are missing in a forked child
 _METHODS: dict[str, tuple[str, Any]] = {
     "range": ("KV/Range", pb.RangeResponse),
@@ -118,6 +119,11 @@ class _Token:
         self.request = pb.AuthenticateRequest(name=settings.username or "", password=password)
         self.required = settings.username is not None
         self.value = ""
+        self.since = 0.0
+
+    def renew(self, value: str) -> None:
+        self.value = value
+        self.since = time.monotonic()
 
     def metadata(self) -> Metadata:
         return (("token", self.value),) if self.value else ()
@@ -252,7 +258,7 @@ class GrpcTransport:
     async def _authenticate(self, endpoint: str, timeout: float) -> None:
         try:
             call = self._stub(endpoint, "authenticate")
-            self._token.value = (await call(self._token.request, timeout=timeout)).token
+            self._token.renew((await call(self._token.request, timeout=timeout)).token)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
 
@@ -280,6 +286,7 @@ class _GrpcWatchStream:
         self._call = call
         self.endpoint = endpoint
         self._token = token
+        self._token_since = token.since
         self._writing = asyncio.Lock()
         self._closed = False
 
@@ -308,10 +315,18 @@ class _GrpcWatchStream:
         if response is grpc.aio.EOF:
             raise EtcdUnavailable(f"etcd at {self.endpoint} ended the watch stream", retryable=True)
         message = wire.watch_message(response)
-        if message.canceled and message.watch_id == -1 and status.token_expired(message.reason):
+        if message.created and message.canceled and self._is_stale(message.reason):
             self._token.value = ""
             raise EtcdUnavailable("the watch stream's auth token expired", retryable=True)
         return message
+
+    def _is_stale(self, reason: str) -> bool:
+        """Whether a watch may have been refused for the token's age: etcd 3.5.1, for one, calls that
+        "permission denied" too. Only of a token too young to have expired is this believed."""
+        if not self._token.required:
+            return False
+        old = time.monotonic() - self._token_since > _SURELY_VALID
+        return status.token_expired(reason) or (old and "permission denied" in reason)
 
     def close(self) -> None:
         self._closed = True
@@ -372,7 +387,7 @@ class GrpcLeaseClient:
             call: Any = error
             if not (self._token.required and status.token_expired(call.details() or "")):
                 raise
-        self._token.value = _unary(channel, "authenticate")(self._token.request, timeout=timeout).token
+        self._token.renew(_unary(channel, "authenticate")(self._token.request, timeout=timeout).token)
         return _unary(channel, method)(request, timeout=timeout, metadata=self._token.metadata())
 
     def _channel(self, endpoint: str) -> grpc.Channel:
