@@ -378,3 +378,86 @@ async def test_dev_says_where_it_is_until_ctrl_c(cli: Cli) -> None:
         assert (await cli("status")).code == 0
         dev.send_signal(signal.SIGINT)
         assert await ended(dev) == 0
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_killed_run_takes_the_whole_process_group_along(cli: Cli) -> None:
+    script = "sleep 60 & echo $!; sleep 60; true"
+    async with cli.started("run", "--lock", "x", "--", "sh", "-c", script) as process:
+        assert process.stdout
+        grandchild = int(await asyncio.wait_for(process.stdout.readline(), 10))
+        await asyncio.sleep(0.3)
+        assert _running(grandchild)
+        process.kill()
+        await eventually(lambda: not _running(grandchild), 3)
+
+
+async def test_run_passes_its_command_s_code_on_although_etcd_is_gone(namespace: str) -> None:
+    async with EmbeddedEtcd() as own:
+        cli = Cli(own.endpoint, namespace)
+        cli.environment["CODOMYRMEX_ETCD_REQUEST_TIMEOUT"] = "1"
+        async with cli.started("run", "--lock", "x", "--", "sh", "-c", "echo ready; sleep 1; exit 3") as process:
+            assert process.stdout
+            await asyncio.wait_for(process.stdout.readline(), 10)
+            await asyncio.to_thread(own.kill)
+            _, err = await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == 3 and b"not released yet" in err
+
+
+async def test_run_ends_with_76_when_etcd_stays_away(namespace: str) -> None:
+    async with EmbeddedEtcd() as own:
+        cli = Cli(own.endpoint, namespace)
+        cli.environment["CODOMYRMEX_ETCD_REQUEST_TIMEOUT"] = "1"
+        async with cli.started("run", "--lock", "x", "--", "sh", "-c", "echo ready; sleep 60") as process:
+            assert process.stdout
+            await asyncio.wait_for(process.stdout.readline(), 10)
+            await asyncio.to_thread(own.kill)
+            _, err = await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == 76 and b"can no longer be trusted" in err
+
+
+async def test_run_refuses_an_etcd_of_its_own(cli: Cli) -> None:
+    result = await cli("--endpoints", "embedded", "run", "--lock", "x", "--", "true")
+    assert result.code == 2 and "would exclude nobody" in result.err
+
+
+async def test_watch_says_when_etcd_falls_silent_and_when_it_is_back(namespace: str) -> None:
+    async with EmbeddedEtcd() as own, Cli(own.endpoint, namespace).started("locks", "--watch") as process:
+        assert process.stderr
+        await asyncio.sleep(1.5)
+        await asyncio.to_thread(own.kill)
+        assert b"does not answer" in await asyncio.wait_for(process.stderr.readline(), 10)
+        await own.start()
+        assert b"answers again" in await asyncio.wait_for(process.stderr.readline(), 10)
+
+
+async def test_dev_notices_that_its_etcd_has_ended(cli: Cli) -> None:
+    async with cli.started("dev") as process:
+        assert process.stdout
+        await asyncio.wait_for(process.stdout.readline(), 15)
+        port = (await _line_with(process.stdout, b"export")).rsplit(b":", 1)[1].strip().decode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if (
+                f"--listen-client-urls=http://127.0.0.1:{port}".encode() in command
+                and b"etcd" in command.split(b"\0")[0]
+            ):
+                os.kill(int(folder.name), signal.SIGKILL)
+        _, err = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 1 and b"has ended by itself" in err
+
+
+async def _line_with(stream: asyncio.StreamReader, text: bytes) -> bytes:
+    while text not in (line := await asyncio.wait_for(stream.readline(), 10)):
+        assert line
+    return line

@@ -11,6 +11,7 @@ import pytest
 
 from codomyrmex.concurrency import (
     Compare,
+    Delete,
     DistributedLock,
     FencedWriteRejected,
     InvalidName,
@@ -181,6 +182,22 @@ async def test_fenced_writes_work_while_the_lock_is_held(session: Session) -> No
             await grant.txn()
     with pytest.raises(FencedWriteRejected, match="no longer held"):
         await grant.put(key, "late")
+
+
+async def test_the_library_s_own_keys_cannot_be_written_through_a_grant(session: Session) -> None:
+    own = f"/{session.layout.namespace}/v1/lock/x/1"
+    async with DistributedLock("x", session) as grant:
+        for attempt in (
+            grant.put(own, "1"),
+            grant.delete(own),
+            grant.txn(Delete(b"/", b"\0")),
+            grant.txn(Put(f"/{session.layout.namespace}/data".encode(), b"1"), Put(own.encode(), b"1")),
+        ):
+            with pytest.raises(ValueError, match="the library's own keys"):
+                await attempt
+        assert await grant.get(own) is None
+        with pytest.raises(TypeError, match="not int"):
+            await grant.put("/x", 1)  # type: ignore[arg-type]
 
 
 async def test_a_fenced_write_after_a_forced_release_is_refused_by_etcd(session: Session, other: Session) -> None:

@@ -14,6 +14,7 @@ from codomyrmex.concurrency import (
     EtcdUnavailable,
     LockLost,
     LockManager,
+    LockTimeout,
     Session,
     SessionLost,
 )
@@ -137,3 +138,19 @@ async def test_an_embedded_session_takes_its_etcd_along() -> None:
         endpoint = session.transport.endpoints[0]
     with pytest.raises(EtcdUnavailable):
         await Session(endpoints=endpoint, dial_timeout=0.3).open()
+
+
+async def test_a_timeout_covers_an_etcd_that_cannot_be_reached() -> None:
+    async with asyncio.timeout(2):
+        with pytest.raises(LockTimeout):
+            await DistributedLock("x", Session(endpoints="http://127.0.0.1:1", dial_timeout=30)).acquire(timeout=0.3)
+
+
+async def test_a_session_of_another_loop_is_refused(session: Session) -> None:
+    def elsewhere() -> None:
+        asyncio.run(DistributedLock("x", session).acquire(timeout=2))
+
+    with pytest.raises(SessionLost, match="another event loop"):
+        await asyncio.to_thread(elsewhere)
+    async with DistributedLock("x", session):
+        pass

@@ -68,9 +68,16 @@ class Layout:
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         root = f"/{namespace}/v1/"
+        self.root = root.encode()
         self.leases = f"{root}lease/".encode()
         self.locks = f"{root}lock/".encode()
         self._audit = f"{root}audit/"
+
+    def is_ours(self, key: bytes, end: bytes = b"") -> bool:
+        """Whether ``key``, or any key of a range up to ``end``, is one that only this library may write."""
+        if not end:
+            return key.startswith(self.root)
+        return key < prefix_end(self.root) and (end == b"\0" or end > self.root)
 
     def lease(self, lease_id: int) -> bytes:
         return self.leases + f"{lease_id:016x}".encode()

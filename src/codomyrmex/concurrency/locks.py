@@ -38,20 +38,6 @@ class Hold:
         self._cancelling = 0
         self._cancelled = False
 
-    async def acquire(self, timeout: float | None) -> Grant | None:
-        """The grant, or None if it was not to be had in time."""
-        if timeout is None:
-            return await self.entry.acquire()
-        if timeout == 0:
-            return await self.entry.acquire(only_if_free=True)
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                return await self.entry.acquire()
-        except TimeoutError:
-            if limit.expired():
-                return None
-            raise
-
     def protect(self) -> None:
         """From here on the current task is the body of the block; a loss cancels it."""
         self.task = asyncio.current_task()
@@ -96,6 +82,8 @@ class Hold:
 
 class DistributedLock:
     """A fair lock on ``name`` across the fleet. One object may be used by many tasks at once, as ``asyncio.Lock``.
+
+    Like that one it is not reentrant: a task that holds the lock and acquires it again waits for itself.
 
     Args:
         name: any printable text up to 512 bytes in UTF-8.
@@ -144,7 +132,8 @@ class DistributedLock:
     async def acquire(self, timeout: float | None = None) -> Grant:
         """Wait for the lock and return the grant.
 
-        ``timeout`` is in seconds; None waits as long as it takes, 0 tries once. Raises ``LockTimeout``,
+        ``timeout`` is in seconds; None waits as long as it takes, 0 tries once (and ends when etcd has answered, or
+        after ``request_timeout``). Raises ``LockTimeout``,
         ``SessionLost``, ``LockLost`` (an operator deleted the place in the queue) or an ``EtcdError``; nothing stays
         behind in etcd then, nor when the wait is cancelled.
         """
@@ -190,12 +179,23 @@ class DistributedLock:
         return f"<DistributedLock {self._name!r} {'held' if self.held else 'not held'}>"
 
     async def _acquire(self, timeout: float | None) -> tuple[Hold, Grant]:
+        hold, grant = await self._attempt(timeout)
+        self._holds[grant] = hold
+        return hold, grant
+
+    async def _attempt(self, timeout: float | None) -> tuple[Hold, Grant]:
+        """An acquisition that nobody keeps account of yet. The timeout covers the opening of the session too."""
         check_timeout(timeout)
-        hold = await self._hold()
-        grant = await hold.acquire(timeout)
+        try:
+            async with asyncio.timeout(timeout or None) as limit:
+                hold = await self._hold()
+                grant = await hold.entry.acquire(only_if_free=timeout == 0)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            grant = None
         if grant is None:
             raise LockTimeout(f"the lock {self._name!r} was not granted within {timeout:g} s")
-        self._holds[grant] = hold
         return hold, grant
 
     async def _hold(self) -> Hold:
@@ -224,6 +224,8 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
         text = json.dumps(metadata, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata must be JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("metadata is nested too deeply") from None
     if len(text) > MAX_METADATA:
         raise ValueError(f"metadata may have {MAX_METADATA} bytes as JSON; this has {len(text)}")
     return f',"metadata":{text}'

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Generator
 from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency.errors import LockTimeout, NotHeld
+from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.locks import DistributedLock, Hold, OnLoss, check_timeout
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
 from codomyrmex.concurrency.queue import observe
@@ -113,13 +113,8 @@ class LockManager:
         )
 
     async def _acquire(self, lock: DistributedLock, timeout: float | None) -> Grant:
-        hold = await lock._hold()
-        try:
-            grant = await hold.acquire(timeout)
-        finally:
-            self._contended += hold.entry.contended
-        if grant is None:
-            raise LockTimeout(f"the lock {lock.name!r} was not granted within {timeout:g} s")
+        hold, grant = await lock._attempt(timeout)
+        self._contended += hold.entry.contended
         self._names.add(lock.name)
         self._acquisitions += 1
         self._holds[grant] = hold

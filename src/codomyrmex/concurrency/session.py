@@ -92,6 +92,7 @@ class Session:
         self._opening = asyncio.Lock()
         self._trust = asyncio.Event()
         self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def id(self) -> int:
@@ -115,16 +116,24 @@ class Session:
             raise SessionLost(
                 f"this session belongs to process {self._pid}; after a fork make a new Session in the child"
             )
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise SessionLost("this session belongs to another event loop; make a new Session in each loop")
         async with self._opening:
             if self.lost.is_set():
                 raise SessionLost("this session is over; make a new one") from self.lost.reason
             if not self.is_open:
+                self._loop = asyncio.get_running_loop()
                 try:
                     await self._start()
                 except BaseException:
                     await self._release_resources()
                     raise
         return self
+
+    def usable_here(self) -> bool:
+        """Whether it is open, and in the process and the event loop that it belongs to."""
+        here = self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
+        return self.is_open and here and not self.lost.is_set()
 
     async def trusted(self) -> None:
         """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
@@ -298,7 +307,7 @@ def default_session() -> Session:
 async def ready(session: Session | None) -> Session:
     """``session``, or the default one, opened and usable; raises ``SessionLost`` if a given one is over."""
     chosen = session or default_session()
-    if not chosen.is_open or chosen.lost.is_set() or chosen._pid != os.getpid():
+    if not chosen.usable_here():
         if session is not None and session.lost.is_set():
             raise SessionLost("the session given is over; make a new one") from session.lost.reason
         await chosen.open()

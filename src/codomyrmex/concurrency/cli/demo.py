@@ -190,6 +190,7 @@ class _Demo:
                 *(name, role, str(self._edits), *map(str, files)),
                 stdout=asyncio.subprocess.PIPE,
                 env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the demo to handle; it ends its agents itself
             )
             agents.append(_Agent(name, process))
             self._agents.append(agents[-1])

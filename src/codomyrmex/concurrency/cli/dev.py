@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from codomyrmex.concurrency import EmbeddedEtcd
-from codomyrmex.concurrency.cli.options import common_options, run
+from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
 from codomyrmex.concurrency.cli.process import Command
+
+_LOOK = 0.5
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -37,5 +39,16 @@ async def _dev(data_dir: Path | None, command: tuple[str, ...]) -> int:
         click.echo(f"etcd {etcd.version} serves at {etcd.endpoint}; Ctrl-C ends it. In another terminal:\n")
         click.echo(f"export CODOMYRMEX_ETCD_ENDPOINTS={etcd.endpoint}")
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
+            while _lives(etcd.pid):  # noqa: ASYNC110 # a grandchild's end is told to nobody
+                await asyncio.sleep(_LOOK)
+            click.echo("error: etcd has ended by itself", err=True)
+            return EXIT_FAILED
     return 0
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -102,6 +102,7 @@ async def _events(context: click.Context, prefix: str) -> AsyncIterator[LockEven
     while True:
         try:
             async with Session(settings(context)) as session:
+                context.obj["session"] = session
                 yield None
                 async for event in LockManager(session).watch(prefix):
                     yield event
@@ -118,13 +119,33 @@ async def _events(context: click.Context, prefix: str) -> AsyncIterator[LockEven
 async def _lines(context: click.Context, choice: _Choice) -> None:
     console = views.console(context)
     form = output(context)
-    async for event in _events(context, choice.prefix):
-        if event is None:
-            context.obj["connected"] = True
-        elif form in ("json", "jsonl"):
-            views.print_json(event, lines=True)
-        else:
-            console.print(views.event_line(event), soft_wrap=True)
+    telling = asyncio.create_task(_tell_silence(context))
+    try:
+        async for event in _events(context, choice.prefix):
+            if event is None:
+                context.obj["connected"] = True
+            elif form in ("json", "jsonl"):
+                views.print_json(event, lines=True)
+            else:
+                console.print(views.event_line(event), soft_wrap=True)
+    finally:
+        telling.cancel()
+
+
+def _silent(context: click.Context) -> bool:
+    """Whether etcd has stopped answering, so that what is shown may be old."""
+    session = context.obj.get("session")
+    return session is not None and session.is_open and not session.alive
+
+
+async def _tell_silence(context: click.Context) -> None:
+    """Say on stderr when etcd falls silent, and when it is back."""
+    silent = False
+    while True:
+        await asyncio.sleep(_REDRAW)
+        if silent != _silent(context):
+            silent = not silent
+            click.echo("etcd does not answer; the last lines may be old" if silent else "etcd answers again", err=True)
 
 
 async def _redraw(context: click.Context, choice: _Choice) -> None:
@@ -149,6 +170,8 @@ async def _redraw(context: click.Context, choice: _Choice) -> None:
             for name, queue in known.items()
         ]
         title = Text(f"{len(infos)} locks, {datetime.now():%H:%M:%S}, Ctrl-C ends", style="dim")
+        if _silent(context):
+            title = Text("etcd does not answer; this is what was known before", style="bold red")
         return Group(title, views.locks_table(choice.of(infos), wide=output(context) == "wide"))
 
     following = asyncio.create_task(follow())

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import click
 
@@ -44,11 +44,12 @@ class Command:
         except OSError as error:
             click.echo(f"error: cannot run {self._argv[0]}: {error.strerror}", err=True)
             return 126
-        try:
-            with self._forwarding():
-                code = await self._process.wait()
-        finally:
-            self._signal(signal.SIGKILL)  # what it left behind in its group
+        async with _guarded(self._process.pid):
+            try:
+                with self._forwarding():
+                    code = await self._process.wait()
+            finally:
+                self._signal(signal.SIGKILL)  # what it left behind in its group
         return 128 - code if code < 0 else code
 
     async def end(self, patience: float) -> None:
@@ -107,6 +108,33 @@ except OSError as error:
     print("error:", what, file=sys.stderr)
     os._exit(127 if missing else 126)
 """
+
+
+# Outlives a SIGKILL of ours just long enough to end the command's whole group; a byte says that all is well.
+_GUARD = """
+import os, signal, sys
+if not os.read(0, 1):
+    try:
+        os.killpg(int(sys.argv[1]), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+@contextlib.asynccontextmanager
+async def _guarded(group: int) -> AsyncIterator[None]:
+    """Should this process be killed in the meantime, the process group is killed too."""
+    guard = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-S", "-E", "-c", _GUARD, str(group)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await guard.communicate(b".")
 
 
 def _dying_with_us(argv: Sequence[str]) -> list[str]:

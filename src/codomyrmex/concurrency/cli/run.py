@@ -7,7 +7,7 @@ import os
 
 import click
 
-from codomyrmex.concurrency import DistributedLock, Grant, LockInfo, LockTimeout, Session
+from codomyrmex.concurrency import DistributedLock, EtcdError, Grant, LockInfo, LockTimeout, Session
 from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
 from codomyrmex.concurrency.cli.options import run as run_main
@@ -33,6 +33,8 @@ def run(context: click.Context, name: str, timeout: float | None, kill_after: fl
     \b
     Example:  codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh staging
     """
+    if settings(context).endpoints == ("embedded",):
+        raise click.UsageError("an etcd embedded in this command would exclude nobody; start one with `dev`")
     run_main(_run(context, name, timeout, kill_after, command))
 
 
@@ -45,7 +47,15 @@ async def _run(
         try:
             return await _hold(session, grant, command, kill_after)
         finally:
-            await lock.release()
+            await _release(lock)
+
+
+async def _release(lock: DistributedLock) -> None:
+    """The command has run: whatever becomes of the release, its exit code is what counts."""
+    try:
+        await lock.release()
+    except EtcdError as error:
+        click.echo(f"warning: the lock is not released yet, its lease will end it: {error}", err=True)
 
 
 async def _acquire(lock: DistributedLock, timeout: float | None) -> Grant:

@@ -34,6 +34,7 @@ from codomyrmex.concurrency.errors import (
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import (
     Compare,
+    Delete,
     Get,
     GetResult,
     Op,
@@ -147,6 +148,7 @@ class Entry:
 
     async def fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         """Run ``ops`` in a transaction that commits only if this entry still holds."""
+        self._check_keys(ops)
         if self.state is not State.HELD:
             raise self._rejected() from (self._loss.reason if self._loss else None)
         holds = Compare(self.key, Target.CREATE_REVISION, self.token)
@@ -163,6 +165,13 @@ class Entry:
                 raise self._rejected()
             return TxnResult(False, reply.revision, ())
         return TxnResult(True, reply.revision, reply.results)
+
+    def _check_keys(self, ops: Sequence[Op]) -> None:
+        layout = self._session.layout
+        for op in ops:
+            end = op.end if isinstance(op, Delete) else b""
+            if not isinstance(op, Get) and layout.is_ours(op.key, end):
+                raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
 
     # What the session tells its members
 

@@ -29,9 +29,9 @@ class Grant:
 
     ``token`` is the fencing token: it strictly increases with every grant of the name, across processes, restarts and
     sessions. ``waited`` is in seconds. Keys and values of the fenced writes are ``bytes`` or ``str`` (UTF-8), and
-    keys are etcd's own, not relative to the namespace. Each fenced call raises ``FencedWriteRejected`` when the
-    grant no longer holds, and then nothing was written; ``EtcdUnavailable`` says in ``applied`` whether it may have
-    been.
+    keys are etcd's own, not relative to the namespace; those under ``/<namespace>/v1/`` are the library's and refused.
+    Each fenced call raises ``FencedWriteRejected`` when the grant no longer holds, and then nothing was written;
+    ``EtcdUnavailable`` says in ``applied`` whether it may have been.
     """
 
     name: str
@@ -80,4 +80,8 @@ class Grant:
 
 
 def _bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+    if isinstance(text, str):
+        return text.encode()
+    if not isinstance(text, bytes):
+        raise TypeError(f"keys and values are str or bytes, not {type(text).__name__}")
+    return text
