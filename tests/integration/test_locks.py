@@ -24,6 +24,7 @@ from codomyrmex.concurrency import (
     SessionLost,
     Target,
 )
+from codomyrmex.concurrency.queue import entry
 from tests.helpers import counting, entries, eventually, queue_of
 
 
@@ -316,7 +317,7 @@ async def test_an_uncontended_cycle_is_two_calls(session: Session) -> None:
         for _ in range(5):
             async with lock:
                 pass
-    assert calls["txn"] == 10 and calls["range"] == calls["events"] == 0
+    assert calls["txn"] == calls["delete"] == 5 and calls["range"] == calls["events"] == 0
 
 
 async def test_a_handoff_is_one_release_and_one_event(session: Session, other: Session) -> None:
@@ -328,21 +329,49 @@ async def test_a_handoff_is_one_release_and_one_event(session: Session, other: S
     with counting(session) as releasing, counting(other) as waking:
         await lock.release()
         await waiting
-    assert releasing["txn"] == 1 and not set(releasing) - {"txn", "created", "events"}
     assert waking["events"] == 1 and not waking["txn"] and not waking["range"]
+    assert releasing["delete"] == 1 and not set(releasing) - {"delete", "created", "events"}
 
 
 async def test_an_acquire_that_waits_costs_a_transaction_a_watch_and_two_looks(
-    session: Session, other: Session
+    session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(entry, "_GUARD_AFTER", 60.0)  # else a slow machine adds the watch on its own key
     async with DistributedLock("x", session):
         with counting(other) as calls:
             waiting = asyncio.create_task(DistributedLock("x", other).acquire())
             await queue_of(session, "x", 2)
-            await eventually(lambda: calls["created"])
+            await eventually(lambda: calls["range"] == 2)
             await asyncio.sleep(0.2)
             assert calls["txn"] == 1 and calls["created"] == 1 and calls["range"] == 2
     await waiting
+
+
+async def test_two_who_take_turns_watch_each_other_once(session: Session, other: Session) -> None:
+    async def take_turns(session: Session) -> None:
+        lock = DistributedLock("x", session)
+        for _ in range(20):
+            async with lock:
+                await asyncio.sleep(0.02)  # long enough for the other to come back
+
+    await asyncio.gather(take_turns(session), take_turns(other))
+    with counting(session) as first, counting(other) as second:
+        await asyncio.gather(take_turns(session), take_turns(other))
+    for calls in (first, second):
+        assert calls["txn"] == calls["delete"] == 20
+        assert calls["created"] <= 1 and calls["range"] <= 2 and calls["events"] <= 21
+
+
+async def test_a_watch_lingers_for_a_second_and_no_longer(session: Session, other: Session) -> None:
+    hub = other.hub
+    async with DistributedLock("x", session):
+        waiting = asyncio.create_task(DistributedLock("x", other).acquire())
+        await queue_of(session, "x", 2)
+        await eventually(lambda: len(hub._subscriptions) == 2)  # the session's own and this one
+    await waiting
+    assert len(hub._subscriptions) == 2
+    await other.remover.removed(waiting.result().key.encode(), lambda: None)
+    await eventually(lambda: len(hub._subscriptions) == 1)
 
 
 async def test_a_release_wakes_one_waiter_only(session: Session, other: Session) -> None:

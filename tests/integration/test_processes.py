@@ -156,8 +156,10 @@ async def test_a_forked_child_is_told_at_once_and_its_parent_unharmed(session: S
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(writer, json.dumps(_told_in_child(session)).encode())
-            os._exit(0)
+            try:  # whatever goes wrong, this copy must not go on running the tests
+                os.write(writer, json.dumps(_told_in_child(session)).encode())
+            finally:
+                os._exit(0)
         os.close(writer)
         with os.fdopen(reader) as answer:
             inherited, own = json.loads(await asyncio.to_thread(answer.read))

@@ -23,7 +23,7 @@ class Waiter:
         self.queue = queue
         ahead = list(queue.entries)
         queue.revision += 1
-        self.entry = Ahead(b"%d" % queue.revision, queue.revision)
+        self.entry = Ahead(queue.new_key(), queue.revision)
         queue.entries.append(self.entry)
         queue.history.append(list(queue.entries))
         self.turn = Turn(rule)
@@ -37,6 +37,7 @@ class Waiter:
         self.action = action
         if action is Action.WATCH:
             self.watch_from = -1
+            self.told.clear()
 
     def steps(self) -> list[Callable[[], None]]:
         """What may happen to this waiter next."""
@@ -46,13 +47,15 @@ class Waiter:
             return [self.look]
         if self.watch_from < 0:
             return [self.watch]
-        deleted = self.queue.deleted.get(self.turn.key, 0)
-        if deleted > self.watch_from and deleted not in self.told:
-            return [lambda: self.tell(deleted)]
+        deleted = [r for r in self.queue.deleted.get(self.turn.key, []) if r > self.watch_from and r not in self.told]
+        if deleted:
+            return [lambda: self.tell(deleted[0])]
         return [self.miss] if self.queue.random.random() < 0.05 else []
 
     def watch(self) -> None:
-        self.watch_from = self.queue.revision
+        """From now, or one that was there before and may still have to tell of the key's earlier lives."""
+        lingering = self.queue.random.random() < 0.5
+        self.watch_from = self.queue.random.randint(0, self.queue.revision) if lingering else self.queue.revision
         self.apply(self.turn.watching(self.watch_from))
 
     def look(self) -> None:
@@ -75,12 +78,17 @@ class Queue:
         self.revision = 0
         self.entries: list[Ahead] = []
         self.history: list[list[Ahead]] = [[]]
-        self.deleted: dict[bytes, int] = {}
+        self.deleted: dict[bytes, list[int]] = {}
+
+    def new_key(self) -> bytes:
+        """Keys are used again as soon as they are free, as nonces are."""
+        taken = {entry.key for entry in self.entries}
+        return self.random.choice([key for key in (b"%d" % number for number in range(12)) if key not in taken])
 
     def remove(self, entry: Ahead) -> None:
         self.entries.remove(entry)
         self.revision += 1
-        self.deleted[entry.key] = self.revision
+        self.deleted.setdefault(entry.key, []).append(self.revision)
         self.history.append(list(self.entries))
 
 
@@ -156,6 +164,14 @@ def test_a_view_older_than_the_watch_is_read_again() -> None:
     assert turn.watching(7) is Action.LOOK and turn.needed == 7
     assert turn.seen(View(7, [Ahead(b"a", 1)], 1)) is Action.WAIT
     assert turn.deleted(9) is Action.GRANT
+
+
+def test_the_end_of_a_keys_earlier_life_means_nothing() -> None:
+    turn = Turn(exclusive)
+    assert turn.seen(View(5, [Ahead(b"a", 4)], 1)) is Action.WATCH
+    assert turn.watching(1) is Action.WAIT
+    assert turn.deleted(3) is Action.WAIT and turn.deleted(5) is Action.WAIT
+    assert turn.deleted(6) is Action.GRANT
 
 
 def test_the_end_of_a_predecessor_in_mid_queue_grants_nothing() -> None:

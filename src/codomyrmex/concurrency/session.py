@@ -122,7 +122,6 @@ class Session:
             if self.lost.is_set():
                 raise SessionLost("this session is over; make a new one") from self.lost.reason
             if not self.is_open:
-                self._loop = asyncio.get_running_loop()
                 try:
                     await self._start()
                 except BaseException:
@@ -187,6 +186,7 @@ class Session:
             await self._embedded.start()
             settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})
         self.transport = GrpcTransport(settings)
+        self._loop = asyncio.get_running_loop()
         self.hub = WatchHub(self.transport)
         await self.transport.connect(self.layout.leases)
         sent_at = clock.now()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ import grpc.aio
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd import status, wire
+from codomyrmex.concurrency.etcd.overdue import Call, Overdue
 from codomyrmex.concurrency.etcd.transport import (
     Compare,
     Delete,
@@ -139,8 +140,9 @@ class GrpcTransport:
         self._current = 0
         self._credentials = _credentials(settings)
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._stubs: dict[tuple[str, str], Callable[..., Awaitable[Any]]] = {}
+        self._stubs: dict[tuple[str, str], Callable[..., Call[Any]]] = {}
         self._token = _Token(settings)
+        self._overdue = Overdue()
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -163,7 +165,8 @@ class GrpcTransport:
         return wire.get_result(response, response.header.revision)
 
     async def delete(self, delete: Delete) -> int:
-        response: pb.DeleteRangeResponse = await self._anywhere("delete", wire.delete_request(delete))
+        request = wire.delete_request(delete)
+        response: pb.DeleteRangeResponse = await self._anywhere("delete", request, repeatable=False)
         return response.deleted
 
     async def grant(self, ttl: int) -> Lease:
@@ -244,23 +247,26 @@ class GrpcTransport:
         if self._token.required and not self._token.value:
             await self._authenticate(endpoint, timeout)
         try:
-            return await self._stub(endpoint, method)(request, timeout=timeout, metadata=self._token.metadata() or None)
-        except grpc.RpcError as error:
-            details: Any = error
-            if not (self._token.required and status.token_expired(details.details() or "")):
-                raise _error(error, endpoint) from None
+            return await self._once(endpoint, method, request, timeout)
+        except EtcdError as error:
+            if not (self._token.required and status.token_expired(str(error))):
+                raise
         await self._authenticate(endpoint, timeout)
-        try:
-            return await self._stub(endpoint, method)(request, timeout=timeout, metadata=self._token.metadata())
-        except grpc.RpcError as error:
-            raise _error(error, endpoint) from None
+        return await self._once(endpoint, method, request, timeout)
 
     async def _authenticate(self, endpoint: str, timeout: float) -> None:
+        self._token.renew((await self._once(endpoint, "authenticate", self._token.request, timeout)).token)
+
+    async def _once(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
+        # A stale token would spoil even the request for a new one.
+        token = self._token.metadata() if method != "authenticate" else ()
         try:
-            call = self._stub(endpoint, "authenticate")
-            self._token.renew((await call(self._token.request, timeout=timeout)).token)
+            call = self._stub(endpoint, method)(request, metadata=token or None)
+            return await self._overdue.answer(call, timeout)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
+        except TimeoutError as error:
+            raise status.to_error("DEADLINE_EXCEEDED", str(error), endpoint) from None
 
     def _channel(self, endpoint: str) -> grpc.aio.Channel:
         channel = self._channels.get(endpoint)
@@ -272,7 +278,7 @@ class GrpcTransport:
             self._channels[endpoint] = channel
         return channel
 
-    def _stub(self, endpoint: str, method: str) -> Callable[..., Awaitable[Any]]:
+    def _stub(self, endpoint: str, method: str) -> Callable[..., Call[Any]]:
         stub = self._stubs.get((endpoint, method))
         if stub is None:
             stub = self._stubs[endpoint, method] = _unary(self._channel(endpoint), method)

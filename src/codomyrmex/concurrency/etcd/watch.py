@@ -4,12 +4,15 @@ A watch begins now, with no start revision: etcd then has it in step at once, wh
 served only every 100 ms. It is told the revision it began at; a reader whose view is at least that new has missed
 nothing. A broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last
 revision it saw; where etcd has compacted that away, the watch starts anew and says so.
+
+A watch on one key's end can be left lingering: whoever waits for the same key again soon finds it in step.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd.transport import Event, Transport, WatchMessage, WatchRequest, WatchStream
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
+_LINGER = 1.0  # seconds
 
 
 class Changed(NamedTuple):
@@ -59,6 +63,11 @@ class Subscription:
     resumed: bool = False
     gap: bool = False
 
+    @property
+    def in_step(self) -> bool:
+        """Whether it is known to cover everything after ``revision``."""
+        return self.watch_id is not None and self.active
+
     def cancel(self) -> None:
         """End the watch; no notice comes after."""
         if self.active:
@@ -78,6 +87,7 @@ class WatchHub:
         self._wake = asyncio.Event()
         self._stream: WatchStream | None = None
         self._task: asyncio.Task[None] | None = None
+        self._lingering: dict[bytes, tuple[Subscription, float]] = {}
 
     def subscribe(self, request: WatchRequest, sink: Callable[[Notice], None]) -> Subscription:
         subscription = Subscription(self, request, sink, revision=max(0, request.start - 1))
@@ -86,6 +96,34 @@ class WatchHub:
             self._task = asyncio.create_task(self._run())
         self._post(subscription)
         return subscription
+
+    def follow(self, group: bytes, key: bytes, sink: Callable[[Notice], None]) -> Subscription:
+        """Watch for deletions of ``key``; takes up the watch that lingers in ``group`` if it is on that key."""
+        found, _ = self._lingering.get(group, (None, 0.0))
+        if found is None or found.request.key != key or not found.active:
+            return self.subscribe(WatchRequest(key, deletes_only=True), sink)
+        del self._lingering[group]
+        found.sink = sink
+        return found
+
+    def linger(self, group: bytes, subscription: Subscription) -> None:
+        """End a ``follow``, but keep the watch for a second; of each group only the last one is kept."""
+        former, _ = self._lingering.pop(group, (None, 0.0))
+        if former:
+            former.cancel()
+        elif not self._lingering:
+            asyncio.get_running_loop().call_later(_LINGER, self._end_lingering)
+        subscription.sink = _ignore
+        self._lingering[group] = subscription, time.monotonic()
+
+    def _end_lingering(self) -> None:
+        now = time.monotonic()
+        for group, (subscription, since) in list(self._lingering.items()):
+            if now - since >= _LINGER:
+                del self._lingering[group]
+                subscription.cancel()
+        if self._lingering:
+            asyncio.get_running_loop().call_later(_LINGER, self._end_lingering)
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
@@ -218,3 +256,7 @@ class WatchHub:
         for subscription in subscriptions:
             subscription.active = False
             subscription.sink(Refused(error))
+
+
+def _ignore(notice: Notice) -> None:
+    """What a lingering watch learns is in its ``revision``."""

@@ -268,9 +268,9 @@ class Entry:
                 if action is Action.WATCH:
                     if watch:
                         watch.cancel()
-                    request = WatchRequest(self._turn.key, deletes_only=True)
-                    watch = self._session.hub.subscribe(request, inbox.put_nowait)
-                    action = Action.LOOK  # while the watch is being set up: the lock may have become free already
+                    watch = self._session.hub.follow(self._place.queue, self._turn.key, inbox.put_nowait)
+                    # While a watch is being set up, have a look: the lock may have become free already.
+                    action = self._turn.watching(watch.revision) if watch.in_step else Action.LOOK
                     continue
                 began = self._turn.watched
                 action = await self._next(inbox, _LOOK_SOON if fresh else _LOOK_AGAIN)
@@ -278,7 +278,7 @@ class Entry:
         finally:
             self._inbox = None
             if watch:
-                watch.cancel()
+                self._session.hub.linger(self._place.queue, watch)
 
     async def _next(self, inbox: asyncio.Queue[Notice | ConcurrencyError], patience: float) -> Action:
         """What the next news means; after ``patience`` seconds without any, what is known is read again.
@@ -292,7 +292,7 @@ class Entry:
         except TimeoutError:
             return self._turn.missed()
         if isinstance(notice, Changed):
-            return self._turn.deleted(notice.revision)
+            return self._turn.deleted(notice.events[-1].kv.mod_revision)
         if isinstance(notice, Started):
             action = self._turn.watching(notice.revision)
             return self._turn.missed() if notice.resumed or notice.gap else action

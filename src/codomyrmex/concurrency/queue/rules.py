@@ -70,13 +70,13 @@ class Action(Enum):
 class Turn:
     """One entry's way to the front.
 
-    A watch from now on and a view fit together if the view is not older than the watch; otherwise what
-    happened in between is unknown, and the queue is read once more.
+    A watch and a view fit together if the view is not older than the watch; otherwise what happened in between is
+    unknown, and the queue is read once more. A deletion no newer than the view ended an earlier life of the key.
 
         event          grants when            otherwise
         seen(view)     the rule grants        WATCH another key | LOOK if the view is older than the watch | WAIT
         watching(rev)  -                      LOOK if the last view is older than the watch | WAIT
-        deleted(rev)   the wait was decisive  LOOK
+        deleted(rev)   the wait was decisive  LOOK | WAIT if the view is newer
         missed()       -                      LOOK
     """
 
@@ -112,6 +112,8 @@ class Turn:
 
     def deleted(self, revision: int) -> Action:
         """The key waited for was deleted."""
+        if revision <= self._view_revision:
+            return Action.WAIT
         if self._decisive:
             return Action.GRANT
         return self._look(revision)
