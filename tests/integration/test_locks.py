@@ -24,7 +24,7 @@ from codomyrmex.concurrency import (
     SessionLost,
     Target,
 )
-from codomyrmex.concurrency.queue import entry
+from codomyrmex.concurrency import session as session_module
 from tests.helpers import counting, entries, eventually, queue_of
 
 
@@ -336,7 +336,8 @@ async def test_a_handoff_is_one_release_and_one_event(session: Session, other: S
 async def test_an_acquire_that_waits_costs_a_transaction_a_watch_and_two_looks(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entry, "_GUARD_AFTER", 60.0)  # else a slow machine adds the watch on its own key
+    monkeypatch.setattr(session_module, "PATROL", 60.0)  # else a slow machine adds the watch on its own key
+    await eventually(lambda: all(watch.in_step for watch in other.hub._subscriptions))
     async with DistributedLock("x", session):
         with counting(other) as calls:
             waiting = asyncio.create_task(DistributedLock("x", other).acquire())

@@ -186,17 +186,24 @@ class DistributedLock:
     async def _attempt(self, timeout: float | None) -> tuple[Hold, Grant]:
         """An acquisition that nobody keeps account of yet. The timeout covers the opening of the session too."""
         check_timeout(timeout)
-        try:
-            async with asyncio.timeout(timeout or None) as limit:
-                hold = await self._hold()
-                grant = await hold.entry.acquire(only_if_free=timeout == 0)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            grant = None
-        if grant is None:
+        if not timeout:
+            attempt = await self._try(only_if_free=timeout == 0)
+        else:
+            try:
+                async with asyncio.timeout(timeout) as limit:
+                    attempt = await self._try(only_if_free=False)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                attempt = None
+        if attempt is None:
             raise LockTimeout(f"the lock {self._name!r} was not granted within {timeout:g} s")
-        return hold, grant
+        return attempt
+
+    async def _try(self, *, only_if_free: bool) -> tuple[Hold, Grant] | None:
+        hold = await self._hold()
+        grant = await hold.entry.acquire(only_if_free=only_if_free)
+        return (hold, grant) if grant else None
 
     async def _hold(self) -> Hold:
         session = await ready(self._session)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 
 
+PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
+
+
 class Loss(asyncio.Event):
     """An event that is set when something is gone; it can be awaited directly. ``reason`` says why."""
 
@@ -51,6 +54,9 @@ class Loss(asyncio.Event):
 
 class Member(Protocol):
     """Something whose life depends on the session."""
+
+    def looked_after(self) -> None:
+        """Called every ``PATROL`` seconds while the member lasts."""
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         """The lease can no longer be relied upon, though it may live."""
@@ -78,7 +84,8 @@ class Session:
         self.layout = Layout(self.settings.namespace)
         self.lost = Loss()
         self.host = socket.gethostname()
-        self.members: set[Member] = set()
+        self._members: set[Member] = set()
+        self._patrolling: asyncio.TimerHandle | None = None
         self.nonces = Nonces()
         self.transport: Transport
         self.hub: WatchHub
@@ -134,6 +141,21 @@ class Session:
         here = self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
         return self.is_open and here and not self.lost.is_set()
 
+    def join(self, member: Member) -> None:
+        """From here on ``member`` is told what becomes of the session."""
+        self._members.add(member)
+        if self._patrolling is None:
+            self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol)
+
+    def leave(self, member: Member) -> None:
+        self._members.discard(member)
+
+    def _patrol(self) -> None:
+        for member in list(self._members):
+            member.looked_after()
+        again = self._members and not self.lost.is_set()
+        self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol) if again else None
+
     async def trusted(self) -> None:
         """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
         while not self.alive:
@@ -150,7 +172,7 @@ class Session:
                 await self._release_resources()
             return
         reason = SessionLost("the session was closed")
-        for member in list(self.members):
+        for member in list(self._members):
             member.session_closing(reason)
         try:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
@@ -233,7 +255,7 @@ class Session:
             reason = SessionLost(
                 f"no keepalive was answered for two thirds of the lease's {self.ttl} s; it can no longer be trusted"
             )
-            for member in list(self.members):
+            for member in list(self._members):
                 member.untrusted(reason)
 
     def _keepalive_failed(self, endpoint: str) -> None:
@@ -255,12 +277,14 @@ class Session:
         self._trust.set()
         self.committer.abandon(reason)
         self.remover.abandon(reason)
-        for member in list(self.members):
+        for member in list(self._members):
             member.session_lost(reason)
         if self._keepalive:
             self._keepalive.stop(revoke=False)
 
     async def _release_resources(self) -> None:
+        if self._patrolling:
+            self._patrolling.cancel()
         if self._keepalive:
             self._keepalive.stop(revoke=not self.is_open)
         if self.is_open:

@@ -99,24 +99,24 @@ class Committer:
         self._settling: asyncio.Task[None] | None = None
         self._closed: ConcurrencyError | None = None
         # The head of each group is with the batcher, or under way; the others line up behind it.
-        self._lines: dict[bytes, deque[Request]] = {}
+        self._lines: dict[bytes, deque[Request] | None] = {}
         self._batcher: Batcher[Request] = Batcher(self._next_batch, self._send, DEPTH)
 
     def submit(self, request: Request) -> asyncio.Future[Reply]:
-        line = self._lines.get(request.group)
         if self._closed:
             request.fail(self._closed)
-        elif line is None:
-            self._lines[request.group] = deque()
-            self._batcher.submit(request)
-        else:
+        elif request.group in self._lines:
+            line = self._lines[request.group] = self._lines[request.group] or deque()
             line.append(request)
+        else:
+            self._lines[request.group] = None
+            self._batcher.submit(request)
         return request.reply
 
     async def commit(self, request: Request) -> Reply:
         """Submit ``request`` and wait for its answer; by itself it is sent from the caller's own task."""
         if self._batcher.free and not self._closed and request.group not in self._lines:
-            self._lines[request.group] = deque()
+            self._lines[request.group] = None
             await self._batcher.send_now(request)
         else:
             self.submit(request)
@@ -128,7 +128,7 @@ class Committer:
     def abandon(self, error: ConcurrencyError) -> None:
         """The session is gone: every request not answered yet fails with ``error``."""
         self._closed = error
-        waiting = [request for line in self._lines.values() for request in line]
+        waiting = [request for line in self._lines.values() for request in line or ()]
         for request in [*self._batcher.empty_queue(), *waiting, *(request for request, _ in self._doubtful)]:
             request.fail(error)
         self._lines.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transport import (
@@ -51,9 +52,17 @@ def _op(op: Op) -> pb.RequestOp:
         return pb.RequestOp(request_put=pb.PutRequest(key=op.key, value=op.value, lease=op.lease))
     if isinstance(op, Delete):
         return pb.RequestOp(request_delete_range=delete_request(op))
-    return pb.RequestOp(request_range=range_request(op))
+    return _read(op)
 
 
+# What is asked again and again, of the same queue and the same fence, is put into messages once. Protobuf copies
+# what goes into a message, so these are never changed by those that carry them.
+@lru_cache(maxsize=1024)
+def _read(get: Get) -> pb.RequestOp:
+    return pb.RequestOp(request_range=range_request(get))
+
+
+@lru_cache(maxsize=1024)
 def _compare(compare: Compare) -> pb.Compare:
     key, target, value, end = compare
     message = pb.Compare(key=key, target=target, range_end=end)  # type: ignore[arg-type]

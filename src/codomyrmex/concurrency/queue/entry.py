@@ -52,7 +52,6 @@ from codomyrmex.concurrency.session import Loss, Session
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_GUARD_AFTER = 0.5  # shorter holds and waits do not pay for a watch on their own key
 _LOOK_AGAIN = 10.0  # seconds; etcd may lose a delete at a compacted revision (etcd#18089)
 _LOOK_SOON = 0.005  # seconds
 _PAUSE = 0.1
@@ -88,9 +87,9 @@ class Entry:
         self._value = value
         self._turn = Turn(rule)
         self._loss: Loss | None = None
-        self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Notice | ConcurrencyError] | None = None
-        self._guard: Subscription | asyncio.TimerHandle | None = None
+        self._guard: Subscription | None = None
+        self._aged = False
         self._checking: asyncio.Task[None] | None = None
         self._nonce = session.nonces.take(place.queue)
         self.key = session.layout.entry(place.queue, session.id, self._nonce)
@@ -204,8 +203,7 @@ class Entry:
             self._remove()
             raise LockLost(f"the place of {self._place.name!r} in its queue was deleted by somebody")
         self.state = State.WAITING
-        self._session.members.add(self)
-        self._guard = self._loop.call_later(_GUARD_AFTER, self._watch_own_key)
+        self._session.join(self)
         if self._session.lost.is_set():
             self._lose(self._session.lost.reason or SessionLost("the session is over"))
         return self._turn.seen(view)
@@ -320,9 +318,12 @@ class Entry:
 
     # Its own key
 
-    def _watch_own_key(self) -> None:
-        request = WatchRequest(self.key, deletes_only=True)
-        self._guard = self._session.hub.subscribe(request, self._own_notice)
+    def looked_after(self) -> None:
+        """The second patrol finds it alive for long enough that a watch on its own key pays."""
+        if self._aged and self._guard is None:
+            request = WatchRequest(self.key, deletes_only=True)
+            self._guard = self._session.hub.subscribe(request, self._own_notice)
+        self._aged = True
 
     def _own_notice(self, notice: Notice) -> None:
         if isinstance(notice, Changed):
@@ -387,10 +388,10 @@ class Entry:
 
     def _finish(self, state: State) -> None:
         self.state = state
-        self._session.members.discard(self)
+        self._session.leave(self)
         if self._guard:
             self._guard.cancel()
-        if self._checking and self._checking is not asyncio.current_task(self._loop):
+        if self._checking and self._checking is not asyncio.current_task():
             self._checking.cancel()
 
     def _raise_if_lost(self) -> None:
