@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal
 
@@ -30,8 +31,11 @@ MAX_METADATA = 64 * 1024
 class Hold:
     """One acquisition of a name and, in ``async with``, the block that it protects."""
 
-    def __init__(self, entry: Entry, name: str, on_loss: OnLoss) -> None:
-        self.entry = entry
+    __slots__ = ("_cancelled", "_cancelling", "entry", "name", "on_loss", "task")
+
+    entry: Entry
+
+    def __init__(self, name: str, on_loss: OnLoss) -> None:
         self.name = name
         self.on_loss = on_loss
         self.task = asyncio.current_task()
@@ -39,8 +43,7 @@ class Hold:
         self._cancelled = False
 
     def protect(self) -> None:
-        """From here on the current task is the body of the block; a loss cancels it."""
-        self.task = asyncio.current_task()
+        """From here on the task that acquired is the body of the block; a loss cancels it."""
         if self.on_loss == "cancel" and self.task:
             self._cancelling = self.task.cancelling()
             self.entry.on_lost = self._cancel
@@ -50,7 +53,7 @@ class Hold:
     async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         """The block has ended: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does."""
         self.entry.on_lost = None
-        ours = await self._take_back_cancel(kind)
+        ours = self._cancelled and await self._take_back_cancel(kind)
         await self.entry.release()
         if self.entry.state is not State.LOST or self.on_loss != "cancel":
             return
@@ -66,8 +69,7 @@ class Hold:
 
     async def _take_back_cancel(self, kind: type[BaseException] | None) -> bool:
         """Whether the block ended by our cancel and no other."""
-        if not self._cancelled or not self.task:
-            return False
+        assert self.task
         by_cancel = kind is not None and issubclass(kind, asyncio.CancelledError)
         if not by_cancel:
             # The block was over before our cancel reached it; before Python 3.13 it would strike later.
@@ -154,9 +156,7 @@ class DistributedLock:
         """
         if not self._holds:
             raise NotHeld(f"the lock {self._name!r} is not held through this object")
-        task = asyncio.current_task()
-        mine = [grant for grant, hold in self._holds.items() if hold.task is task]
-        await self._holds.pop((mine or list(self._holds))[-1]).entry.release()
+        await self._holds.pop(self._mine() or next(reversed(self._holds))).entry.release()
 
     async def info(self) -> LockInfo | None:
         """Who holds and who waits, as etcd has it; None if nobody does."""
@@ -170,13 +170,20 @@ class DistributedLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task = asyncio.current_task()
-        mine = [grant for grant, hold in self._holds.items() if hold.task is task]
+        mine = self._mine()
         if mine:
-            await self._holds.pop(mine[-1]).leave(kind, error)
+            await self._holds.pop(mine).leave(kind, error)
 
     def __repr__(self) -> str:
         return f"<DistributedLock {self._name!r} {'held' if self.held else 'not held'}>"
+
+    def _mine(self) -> Grant | None:
+        """The grant that the current task got last."""
+        task = asyncio.current_task()
+        for grant, hold in reversed(self._holds.items()):
+            if hold.task is task:
+                return grant
+        return None
 
     async def _acquire(self, timeout: float | None) -> tuple[Hold, Grant]:
         hold, grant = await self._attempt(timeout)
@@ -211,14 +218,15 @@ class DistributedLock:
             owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
             self._place = session, Place.of(session, self._name), f"{owner}{self._metadata}"
         _, place, owner = self._place
-        return Hold(Entry(session, place, _value(owner), exclusive), self._name, self._on_loss)
+        hold = Hold(self._name, self._on_loss)
+        # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
+        task = _quoted(hold.task.get_name()) if hold.task else '""'
+        value = f'{owner},"task":{task},"since":{time.time():.3f}}}'.encode()
+        hold.entry = Entry(session, place, value, exclusive)
+        return hold
 
 
-def _value(owner: str) -> bytes:
-    """An entry's value: an ``OwnerRecord`` as JSON, put together from parts since it is on the hot path."""
-    task = asyncio.current_task()
-    name = json.dumps(task.get_name()) if task else '""'
-    return f'{owner},"task":{name},"since":{time.time():.3f}}}'.encode()
+_quoted = lru_cache(maxsize=1024)(json.dumps)
 
 
 def encode_metadata(metadata: dict[str, Any] | None) -> str:

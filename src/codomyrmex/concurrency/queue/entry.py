@@ -81,6 +81,25 @@ class Place(NamedTuple):
 class Entry:
     """A place in a queue, and the lock that comes with its head. Used by one acquisition, once."""
 
+    __slots__ = (
+        "_aged",
+        "_checking",
+        "_guard",
+        "_inbox",
+        "_lingers",
+        "_loss",
+        "_nonce",
+        "_place",
+        "_session",
+        "_turn",
+        "_value",
+        "contended",
+        "key",
+        "on_lost",
+        "state",
+        "token",
+    )
+
     def __init__(self, session: Session, place: Place, value: bytes, rule: Rule) -> None:
         self._session = session
         self._place = place

@@ -80,6 +80,8 @@ class Turn:
         missed()       -                      LOOK
     """
 
+    __slots__ = ("_decisive", "_rule", "_view_revision", "_watch_revision", "key", "needed")
+
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self._view_revision = 0
