@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import EtcdUnavailable as EtcdUnavailable
     from codomyrmex.concurrency.errors import FencedWriteRejected as FencedWriteRejected
     from codomyrmex.concurrency.errors import InvalidName as InvalidName
+    from codomyrmex.concurrency.errors import LimitMismatch as LimitMismatch
     from codomyrmex.concurrency.errors import LockLost as LockLost
     from codomyrmex.concurrency.errors import LockTimeout as LockTimeout
     from codomyrmex.concurrency.errors import NotHeld as NotHeld
+    from codomyrmex.concurrency.errors import PayloadTooLarge as PayloadTooLarge
+    from codomyrmex.concurrency.errors import PoolClosed as PoolClosed
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
     from codomyrmex.concurrency.etcd.transport import Compare as Compare
@@ -35,11 +38,16 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
     from codomyrmex.concurrency.queue.grant import Grant as Grant
+    from codomyrmex.concurrency.retry import RetryPolicy as RetryPolicy
     from codomyrmex.concurrency.session import Session as Session
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
 
 _HOME = {
+    "retry": ("RetryPolicy",),
     "errors": (
+        "LimitMismatch",
+        "PoolClosed",
+        "PayloadTooLarge",
         "ConcurrencyError",
         "EtcdAuthError",
         "EtcdError",

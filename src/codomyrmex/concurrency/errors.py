@@ -38,6 +38,18 @@ class SessionLost(ConcurrencyError):
     """The session's lease is gone (expired, revoked or closed); nothing more can be done with this session."""
 
 
+class LimitMismatch(ConcurrencyError):
+    """A semaphore was opened with another limit than the one in etcd; the text names both."""
+
+
+class PoolClosed(ConcurrencyError):
+    """A task was given to a worker pool that has been shut down."""
+
+
+class PayloadTooLarge(ConcurrencyError, ValueError):
+    """A record does not fit etcd; the text names its size and the limit. Nothing was written."""
+
+
 class EtcdError(ConcurrencyError):
     """A call to etcd failed.
 
