@@ -1,19 +1,74 @@
-"""The queue's decisions on generated histories: never two granted, all served in order, however late the news.
+"""The queue's decisions on generated histories: nobody granted who must not be, all served in order, however late the
+news.
 
-The model is etcd's side: a set of entries and a revision. Each waiter sees it only through views that may be stale and
-deletions that may come late, as the protocol allows.
+The model is etcd's side: a set of entries, a limit and a revision. Each waiter sees it only through views that may be
+stale, watches that may have been there before, and deletions that may come late, as the protocol allows.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codomyrmex.concurrency.queue.rules import Action, Ahead, Decision, Granted, Rule, Turn, View, WaitFor, exclusive
+from codomyrmex.concurrency.keys import is_reader, permits_of
+from codomyrmex.concurrency.queue.rules import (
+    Action,
+    Ahead,
+    Decision,
+    Granted,
+    Permits,
+    Rule,
+    Turn,
+    View,
+    WaitFor,
+    exclusive,
+    holding,
+    shared,
+)
+
+LIMIT = b"/limit-%d"
+
+
+class Queue:
+    """What etcd knows, at every revision there was."""
+
+    def __init__(self, seed: int, limit: int | None) -> None:
+        self.random = random.Random(seed)
+        self.entries: list[Ahead] = []
+        self.limit = limit
+        self.history: list[tuple[list[Ahead], int | None]] = [([], limit)]
+        self.deleted: list[tuple[bytes, int]] = []
+
+    @property
+    def revision(self) -> int:
+        return len(self.history) - 1
+
+    def happened(self) -> None:
+        self.history.append((list(self.entries), self.limit))
+
+    def join(self, claim: bytes) -> Ahead:
+        """Keys are used again as soon as they are free, as nonces are."""
+        taken = {entry.key for entry in self.entries}
+        key = self.random.choice([key for n in range(12) if (key := b"q/%d%b" % (n, claim)) not in taken])
+        entry = Ahead(key, self.revision + 1)
+        self.entries.append(entry)
+        self.happened()
+        return entry
+
+    def remove(self, entry: Ahead) -> None:
+        self.entries.remove(entry)
+        self.happened()
+        self.deleted.append((entry.key, self.revision))
+
+    def resize(self, limit: int) -> None:
+        assert self.limit is not None
+        former, self.limit = self.limit, limit
+        self.happened()
+        self.deleted.append((LIMIT % former, self.revision))
 
 
 class Waiter:
@@ -21,87 +76,70 @@ class Waiter:
 
     def __init__(self, queue: Queue, rule: Rule) -> None:
         self.queue = queue
-        ahead = list(queue.entries)
-        queue.revision += 1
-        self.entry = Ahead(queue.new_key(), queue.revision)
-        queue.entries.append(self.entry)
-        queue.history.append(list(queue.entries))
+        self.rule = rule
+        ahead, limit = queue.history[-1]
+        self.entry = queue.join(rule.claim)
         self.turn = Turn(rule)
-        self.watch_from = -1
+        self.watched_from: int | None = None
         self.granted = False
-        self.told: set[int] = set()
-        self.apply(self.turn.seen(View(queue.revision, ahead, len(ahead))))
+        seen = ahead if rule.needs_all else ahead[-1:]
+        self.apply(self.turn.seen(View(queue.revision, seen, len(ahead), limit)))
 
     def apply(self, action: Action) -> None:
-        self.granted = action is Action.GRANT
+        self.granted = self.granted or action is Action.GRANT
         self.action = action
         if action is Action.WATCH:
-            self.watch_from = -1
-            self.told.clear()
+            self.watched_from = None
+            self.told: set[int] = set()
 
     def steps(self) -> list[Callable[[], None]]:
-        """What may happen to this waiter next."""
-        if self.granted:
+        """What may happen to this waiter next: news come in order, but views at any time."""
+        if self.granted or self.action is Action.FAIL:
             return []
-        if self.action is Action.LOOK:
-            return [self.look]
-        if self.watch_from < 0:
-            return [self.watch]
-        deleted = [r for r in self.queue.deleted.get(self.turn.key, []) if r > self.watch_from and r not in self.told]
-        if deleted:
-            return [lambda: self.tell(deleted[0])]
-        return [self.miss] if self.queue.random.random() < 0.05 else []
+        if self.watched_from is None:
+            return [self.watch] if self.action is Action.WATCH else [self.look]
+        steps: list[Callable[[], None]] = [self.look] if self.action is Action.LOOK else []
+        for key, revision in self.queue.deleted:
+            if revision > self.watched_from and revision not in self.told and self.turn.key in (b"", key):
+                return [*steps, lambda: self.tell(key, revision)]
+        return steps or ([self.miss] if self.queue.random.random() < 0.05 else [])
 
     def watch(self) -> None:
-        """From now, or one that was there before and may still have to tell of the key's earlier lives."""
+        """From now, or one that was there before and may still have to tell of a key's earlier lives."""
         lingering = self.queue.random.random() < 0.5
-        self.watch_from = self.queue.random.randint(0, self.queue.revision) if lingering else self.queue.revision
-        self.apply(self.turn.watching(self.watch_from))
+        self.watched_from = self.queue.random.randint(0, self.queue.revision) if lingering else self.queue.revision
+        self.apply(self.turn.watching(self.watched_from))
 
     def look(self) -> None:
         """A view at any revision from the one needed to now."""
         revision = self.queue.random.randint(max(self.turn.needed, self.entry.create_revision), self.queue.revision)
-        ahead = [e for e in self.queue.history[revision] if e.create_revision < self.entry.create_revision]
-        self.apply(self.turn.seen(View(revision, ahead[-2:], len(ahead[-2:]))))
+        entries, limit = self.queue.history[revision]
+        ahead = [e for e in entries if e.create_revision < self.entry.create_revision]
+        if self.rule.needs_all:
+            self.apply(self.turn.seen(View(revision, ahead, len(ahead), limit)))
+        else:
+            self.apply(self.turn.seen(View(revision, ahead[-1:], min(2, len(ahead)), limit)))
 
-    def tell(self, revision: int) -> None:
+    def tell(self, key: bytes, revision: int) -> None:
         self.told.add(revision)
-        self.apply(self.turn.deleted(revision))
+        action = self.turn.deleted(key, revision)
+        if action is not Action.WAIT or self.action is not Action.LOOK:  # a look that is asked for is still made
+            self.apply(action)
 
     def miss(self) -> None:
         self.apply(self.turn.missed())
 
 
-class Queue:
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.revision = 0
-        self.entries: list[Ahead] = []
-        self.history: list[list[Ahead]] = [[]]
-        self.deleted: dict[bytes, list[int]] = {}
-
-    def new_key(self) -> bytes:
-        """Keys are used again as soon as they are free, as nonces are."""
-        taken = {entry.key for entry in self.entries}
-        return self.random.choice([key for key in (b"%d" % number for number in range(12)) if key not in taken])
-
-    def remove(self, entry: Ahead) -> None:
-        self.entries.remove(entry)
-        self.revision += 1
-        self.deleted.setdefault(entry.key, []).append(self.revision)
-        self.history.append(list(self.entries))
-
-
-def violations(seed: int, rule: Rule, rounds: int = 300) -> str:
+def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, rounds: int = 300) -> str:
     """Play a random history; says what went wrong, or nothing."""
-    queue = Queue(seed)
+    queue = Queue(seed, limit)
     living: list[Waiter] = []
-    served: list[int] = []
+    largest = limit
     for step in range(rounds):
         joining = step < rounds // 2
         choices: list[Callable[[], None]] = [move for waiter in living for move in waiter.steps()]
         if joining and len(living) < 8:
-            choices.append(lambda: living.append(Waiter(queue, rule)))
+            choices.append(lambda: living.append(Waiter(queue, queue.random.choice(rules))))
         leaving = [w for w in living if w.granted or (joining and queue.random.random() < 0.1)]
         if leaving:
             waiter = queue.random.choice(leaving)
@@ -109,53 +147,114 @@ def violations(seed: int, rule: Rule, rounds: int = 300) -> str:
             def leave(waiter: Waiter = waiter) -> None:
                 living.remove(waiter)
                 queue.remove(waiter.entry)
-                if waiter.granted:
-                    served.append(waiter.entry.create_revision)
 
             choices.append(leave)
+        if limit is not None and joining and queue.random.random() < 0.05:
+            choices.append(lambda: queue.resize(queue.random.randint(4, 8)))
         if choices:
             queue.random.choice(choices)()
-        if sum(waiter.granted for waiter in living) > 1:
-            return "two hold at once"
-        if any(w.granted and w.entry != queue.entries[0] for w in living):
-            return "granted out of turn"
-    for _ in range(2000):
+        largest = max(largest or 0, queue.limit) if queue.limit is not None else None
+        if wrong := _wrong(queue, living, largest):
+            return wrong
+    for _ in range(5000):
         if not living:
-            break
+            return ""
         moves = [move for waiter in living for move in waiter.steps()]
         if moves:
             queue.random.choice(moves)()
-        for waiter in [w for w in living if w.granted]:
-            living.remove(waiter)
-            queue.remove(waiter.entry)
-            served.append(waiter.entry.create_revision)
-    if living:
-        return "somebody waits for ever"
-    return "" if served == sorted(served) else "served out of order"
+        if wrong := _wrong(queue, living, largest):
+            return wrong
+        done = [w for w in living if w.granted]
+        if done and queue.random.random() < 0.5:
+            living.remove(done[0])
+            queue.remove(done[0].entry)
+    return "somebody waits for ever"
+
+
+def _wrong(queue: Queue, living: list[Waiter], largest: int | None) -> str:
+    granted = {waiter.entry for waiter in living if waiter.granted}
+    if largest is not None:
+        if sum(permits_of(entry.key) for entry in granted) > largest:
+            return "more permits than the limit"
+    else:
+        writers = [entry for entry in granted if not is_reader(entry.key)]
+        if writers and len(granted) > 1:
+            return "a writer is not alone"
+    if len(granted) > 0 and granted - set(queue.entries[: holding([e.key for e in queue.entries], largest)]):
+        return "granted out of turn"
+    return ""
 
 
 @given(st.integers(0, 2**32))
-def test_never_two_granted_and_all_served_in_order(seed: int) -> None:
-    assert violations(seed, exclusive) == ""
+def test_never_two_writers_granted_and_all_served_in_order(seed: int) -> None:
+    assert violations(seed, [exclusive]) == ""
 
 
-def _always_decisive(view: View) -> Decision:
-    return WaitFor(view.entries[-1].key, decisive=True) if view.total else Granted()
+@given(st.integers(0, 2**32))
+def test_readers_enter_together_and_none_passes_a_writer(seed: int) -> None:
+    assert violations(seed, [exclusive, shared, shared]) == ""
+
+
+@given(st.integers(0, 2**32))
+def test_never_more_permits_than_the_limit_and_all_served_in_order(seed: int) -> None:
+    assert violations(seed, [Permits(1), Permits(2), Permits(4)], limit=5) == ""
+
+
+class _Broken:
+    claim = b""
+    needs_all = False
+
+    def __init__(self, decide: Callable[[View], Decision], claim: bytes = b"", needs_all: bool = False) -> None:
+        self.decide, self.claim, self.needs_all = decide, claim, needs_all
+
+    def __call__(self, view: View) -> Decision:
+        return self.decide(view)
 
 
 def _second_may_enter(view: View) -> Decision:
     return exclusive(view) if view.total > 1 else Granted()
 
 
+def _reader_passes_one_writer(view: View) -> Decision:
+    writers = [entry for entry in view.entries if not is_reader(entry.key)]
+    return WaitFor(writers[-1].key) if len(writers) > 1 else Granted()
+
+
+def _one_permit_too_many(view: View) -> Decision:
+    taken = sum(permits_of(entry.key) for entry in view.entries)
+    return Granted() if taken + 2 <= (view.limit or 0) + 1 else WaitFor(b"")
+
+
+def _small_ones_first(view: View) -> Decision:
+    largest = max((permits_of(entry.key) for entry in view.entries), default=0)
+    return Granted() if largest < 4 and len(view.entries) < 3 else WaitFor(b"")
+
+
 @pytest.mark.parametrize(
-    ("broken", "seen"),
+    ("broken", "others", "limit"),
     [
-        (_always_decisive, ("two hold at once", "granted out of turn")),
-        (_second_may_enter, ("two hold at once", "granted out of turn")),
+        (_Broken(_second_may_enter), [], None),
+        (_Broken(_reader_passes_one_writer, b".r", True), [exclusive], None),
+        (_Broken(_one_permit_too_many, b".2", True), [Permits(1)], 5),
+        (_Broken(_small_ones_first, b".2", True), [Permits(4), Permits(2)], 5),
     ],
 )
-def test_the_checker_catches_a_broken_rule(broken: Rule, seen: tuple[str, ...]) -> None:
-    assert {violations(seed, broken) for seed in range(50)} & set(seen)
+def test_the_checker_catches_a_broken_rule(broken: Rule, others: list[Rule], limit: int | None) -> None:
+    assert any(violations(seed, [broken, *others], limit) for seed in range(50))
+
+
+class _Forgetful(Turn):
+    """Believes deletions from before its view."""
+
+    __slots__ = ()
+
+    def deleted(self, key: bytes, revision: int) -> Action:
+        return Action.GRANT if self._view.total == 1 else super().deleted(key, revision)
+
+
+def test_the_checker_catches_a_turn_that_believes_old_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Turn", _Forgetful)
+    assert any(violations(seed, [exclusive]) for seed in range(200))
 
 
 def test_a_view_older_than_the_watch_is_read_again() -> None:
@@ -163,19 +262,45 @@ def test_a_view_older_than_the_watch_is_read_again() -> None:
     assert turn.seen(View(5, [Ahead(b"a", 1)], 1)) is Action.WATCH
     assert turn.watching(7) is Action.LOOK and turn.needed == 7
     assert turn.seen(View(7, [Ahead(b"a", 1)], 1)) is Action.WAIT
-    assert turn.deleted(9) is Action.GRANT
+    assert turn.deleted(b"a", 9) is Action.GRANT
 
 
 def test_the_end_of_a_keys_earlier_life_means_nothing() -> None:
     turn = Turn(exclusive)
     assert turn.seen(View(5, [Ahead(b"a", 4)], 1)) is Action.WATCH
     assert turn.watching(1) is Action.WAIT
-    assert turn.deleted(3) is Action.WAIT and turn.deleted(5) is Action.WAIT
-    assert turn.deleted(6) is Action.GRANT
+    assert turn.deleted(b"a", 3) is Action.WAIT and turn.deleted(b"a", 5) is Action.WAIT
+    assert turn.deleted(b"a", 6) is Action.GRANT
 
 
 def test_the_end_of_a_predecessor_in_mid_queue_grants_nothing() -> None:
     turn = Turn(exclusive)
     assert turn.seen(View(5, [Ahead(b"b", 2)], 2)) is Action.WATCH
     assert turn.watching(5) is Action.WAIT
-    assert turn.deleted(6) is Action.LOOK and turn.needed == 6
+    assert turn.deleted(b"b", 6) is Action.LOOK and turn.needed == 6
+
+
+def test_a_changed_limit_is_read_before_anything_else_counts() -> None:
+    turn = Turn(Permits(1))
+    assert turn.seen(View(5, [Ahead(b"q/a.1", 1), Ahead(b"q/b.1", 2)], 2, 2)) is Action.WATCH and turn.key == b""
+    assert turn.watching(5) is Action.WAIT
+    assert turn.deleted(b"q/limit-2", 6) is Action.LOOK
+    assert turn.deleted(b"q/a.1", 7) is Action.LOOK and turn.needed == 7
+    assert turn.seen(View(7, [Ahead(b"q/b.1", 2)], 1, 1)) is Action.WAIT
+    assert turn.deleted(b"q/b.1", 8) is Action.GRANT
+
+
+@pytest.mark.parametrize(
+    ("keys", "limit", "held"),
+    [
+        ([], None, 0),
+        ([b"q/a", b"q/b"], None, 1),
+        ([b"q/a.r", b"q/b.r", b"q/c", b"q/d.r"], None, 2),
+        ([b"q/a", b"q/b.r"], None, 1),
+        ([b"q/a.2", b"q/b.3", b"q/c.1"], 5, 2),
+        ([b"q/a.2", b"q/b.4", b"q/c.1"], 5, 1),
+        ([b"q/a.2", b"q/b.1"], 5, 2),
+    ],
+)
+def test_who_of_a_queue_holds(keys: list[bytes], limit: int | None, held: int) -> None:
+    assert holding(keys, limit) == held

@@ -37,12 +37,19 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
     from codomyrmex.concurrency.queue.grant import Grant as Grant
     from codomyrmex.concurrency.retry import RetryPolicy as RetryPolicy
+    from codomyrmex.concurrency.semaphore import Permit as Permit
+    from codomyrmex.concurrency.semaphore import Semaphore as Semaphore
     from codomyrmex.concurrency.session import Session as Session
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
 
 _HOME = {
+    "semaphore": (
+        "Semaphore",
+        "Permit",
+    ),
     "retry": ("RetryPolicy",),
     "errors": (
         "LimitMismatch",
@@ -64,7 +71,7 @@ _HOME = {
     "etcd.transport": ("Compare", "Delete", "Get", "Put", "Target", "TxnResult"),
     "locks": ("DistributedLock",),
     "manager": ("LockManager",),
-    "models": ("ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
+    "models": ("SemaphoreInfo", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
     "queue.grant": ("Grant",),
     "session": ("Session",),
     "settings": ("EtcdSettings",),

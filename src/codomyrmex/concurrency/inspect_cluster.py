@@ -9,7 +9,7 @@ from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd.grpc import GrpcTransport
 from codomyrmex.concurrency.etcd.status import COMPACTED
 from codomyrmex.concurrency.etcd.transport import Get, Member, Transport
-from codomyrmex.concurrency.keys import Layout, prefix_end
+from codomyrmex.concurrency.keys import LOCK, Layout, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 
@@ -107,7 +107,8 @@ class _Inspection:
 
     async def _count(self) -> tuple[int, int]:
         leases = await self._transport.get(Get(self._layout.leases, prefix_end(self._layout.leases), limit=1))
-        start, end = self._layout.locks, prefix_end(self._layout.locks)
+        start = self._layout.under(LOCK)
+        end = prefix_end(start)
         names: set[str] = set()
         foreign = 0
         while True:

@@ -1,19 +1,23 @@
 """The key layout, version 1: names to keys and back. Pure; the one place that builds keys.
 
     /<namespace>/v1/lease/<lease>                  one per session: who it is; its version fences lost answers
-    /<namespace>/v1/lock/<name>/<lease>-<nonce>    one per holder or waiter; ordered by create revision
-    /<namespace>/v1/audit/<name>                   the last forced release of a name
+    /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
+    /<namespace>/v1/semaphore/<name>/<entry>       the same
+    /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a key of another name when it changes
+    /<namespace>/v1/audit/<name>                   the last forced release of a lock
 
-``<lease>`` is the lease id in hex, ``<nonce>`` tells the entries of one session in one queue apart. A name is
-percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and the encoding of a prefix is
-a prefix of the encoding. ``lease/`` sorts just before ``lock/``, so that one watch covers both and can tell an expired
-holder from one that released.
+An entry is ``<lease>-<nonce>``, the lease id in hex and what tells the entries of one session in one queue apart; then
+``.r`` for a reader, ``.<n>`` for n permits of a semaphore: a key alone tells what it claims. A name is percent-encoded,
+byte by byte, into one path segment: no name can reach another's keys, and the encoding of a prefix is a prefix of the
+encoding. ``lease/`` sorts just before ``lock/``, so that one watch covers both and can tell an expired holder from one
+that released.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from codomyrmex.concurrency.errors import InvalidName
@@ -62,6 +66,47 @@ def prefix_end(prefix: bytes) -> bytes:
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
 
 
+_LIMIT = b"limit-"
+
+
+def is_reader(entry: bytes) -> bool:
+    """Whether an entry's key is that of a reader."""
+    return entry.endswith(b".r")
+
+
+def permits_of(entry: bytes) -> int:
+    """How many permits an entry's key claims; 1 where it names none."""
+    number = entry.rpartition(b"/")[2].partition(b".")[2]
+    return int(number) if number.isdigit() else 1
+
+
+def limit_key(queue: bytes, limit: int) -> bytes:
+    return queue + _LIMIT + b"%d" % limit
+
+
+def limit_range(queue: bytes) -> tuple[bytes, bytes]:
+    """The range that holds a semaphore's limit."""
+    return queue + _LIMIT, prefix_end(queue + _LIMIT)
+
+
+def limit_of(key: bytes) -> int | None:
+    """The limit that a key names, or None for an entry's key."""
+    last = key.rpartition(b"/")[2]
+    number = last.removeprefix(_LIMIT)
+    return int(number) if number is not last and number.isdigit() else None
+
+
+class Kind(NamedTuple):
+    """A kind of queue: what it is called, and its part of the keys."""
+
+    what: str
+    segment: str
+
+
+LOCK = Kind("lock", "lock")
+SEMAPHORE = Kind("semaphore", "semaphore")
+
+
 class Layout:
     """The keys of one namespace."""
 
@@ -70,7 +115,6 @@ class Layout:
         root = f"/{namespace}/v1/"
         self.root = root.encode()
         self.leases = f"{root}lease/".encode()
-        self.locks = f"{root}lock/".encode()
         self._audit = f"{root}audit/"
 
     def is_ours(self, key: bytes, end: bytes = b"") -> bool:
@@ -82,19 +126,23 @@ class Layout:
     def lease(self, lease_id: int) -> bytes:
         return self.leases + f"{lease_id:016x}".encode()
 
-    def queue(self, name: str) -> bytes:
-        """The prefix, with its trailing slash, of every entry of the lock ``name``."""
-        return self.locks + escape(name).encode() + b"/"
+    def under(self, kind: Kind) -> bytes:
+        """The prefix of every queue of a kind."""
+        return self.root + kind.segment.encode() + b"/"
 
-    def entry(self, queue: bytes, lease_id: int, nonce: int) -> bytes:
-        return queue + b"%016x-%x" % (lease_id, nonce)
+    def queue(self, name: str, kind: Kind = LOCK) -> bytes:
+        """The prefix, with its trailing slash, of every entry of the lock or semaphore ``name``."""
+        return self.under(kind) + escape(name).encode() + b"/"
+
+    def entry(self, queue: bytes, lease_id: int, nonce: int, claim: bytes = b"") -> bytes:
+        return queue + b"%016x-%x%b" % (lease_id, nonce, claim)
 
     def audit(self, name: str) -> bytes:
         return (self._audit + escape(name)).encode()
 
-    def name_of(self, entry: bytes) -> str | None:
-        """The lock name of an entry's key, or None if the key is not of this layout."""
-        rest = entry.removeprefix(self.locks)
+    def name_of(self, entry: bytes, kind: Kind = LOCK) -> str | None:
+        """The name that an entry's key is for, or None if the key is not one of this kind."""
+        rest = entry.removeprefix(self.under(kind))
         segment, slash, _ = rest.partition(b"/")
         if rest is entry or not slash or not segment:
             return None

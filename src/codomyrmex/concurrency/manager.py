@@ -2,43 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterable
 from types import TracebackType
 from typing import Any
 
+from codomyrmex.concurrency.claim import Claim, check_timeout
 from codomyrmex.concurrency.errors import NotHeld
-from codomyrmex.concurrency.locks import DistributedLock, Hold, OnLoss, check_timeout
+from codomyrmex.concurrency.hold import Hold, OnLoss
+from codomyrmex.concurrency.keys import LOCK, check_name
+from codomyrmex.concurrency.locks import DistributedLock
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
 from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.queue.grant import Grant
+from codomyrmex.concurrency.queue.rules import Rule, exclusive
+from codomyrmex.concurrency.queue.rules import shared as shared_rule
 from codomyrmex.concurrency.session import Session, ready
 
+MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
 
-class Acquisition:
-    """What ``LockManager.acquire`` returns: await it for a grant, or use it with ``async with``. Good for one use."""
 
-    def __init__(self, manager: LockManager, lock: DistributedLock, timeout: float | None) -> None:
+class _Acquisition:
+    """One acquisition to come; good for one use."""
+
+    def __init__(self, manager: LockManager, claim: Claim, rule: Rule, timeout: float | None) -> None:
         self._manager = manager
-        self._lock = lock
+        self._claim = claim
+        self._rule = rule
         self._timeout = timeout
         self._hold: Hold | None = None
-        self._grant: Grant | None = None
 
-    def __await__(self) -> Generator[Any, None, Grant]:
-        return self._manager._acquire(self._lock, self._timeout).__await__()
+    async def _acquire(self) -> Hold:
+        self._hold = await self._claim.attempt(self._rule, self._timeout)
+        self._manager._got(self._hold)
+        return self._hold
 
-    async def __aenter__(self) -> Grant:
-        self._grant = await self._manager._acquire(self._lock, self._timeout)
-        self._hold = self._manager._holds[self._grant]
-        self._hold.protect()
-        return self._grant
+    async def _enter(self) -> Hold:
+        hold = await self._acquire()
+        hold.protect()
+        return hold
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._hold and self._grant
-        if self._manager._forget(self._grant):
-            await self._hold.leave(kind, error)
+        assert self._hold
+        for grant in self._hold.grants:
+            self._manager._forget(grant)
+        await self._hold.leave(kind, error)
+
+
+class Acquisition(_Acquisition):
+    """What ``LockManager.acquire`` returns: await it for a grant, or use it with ``async with``."""
+
+    def __await__(self) -> Generator[Any, None, Grant]:
+        return self._first().__await__()
+
+    async def _first(self) -> Grant:
+        return (await self._acquire()).grants[0]
+
+    async def __aenter__(self) -> Grant:
+        return (await self._enter()).grants[0]
+
+
+class JointAcquisition(_Acquisition):
+    """What ``LockManager.acquire_all`` returns: await it for the grants, or use it with ``async with``."""
+
+    def __await__(self) -> Generator[Any, None, tuple[Grant, ...]]:
+        return self._all().__await__()
+
+    async def _all(self) -> tuple[Grant, ...]:
+        return tuple((await self._acquire()).grants)
+
+    async def __aenter__(self) -> tuple[Grant, ...]:
+        return tuple((await self._enter()).grants)
 
 
 class LockManager:
@@ -51,28 +86,54 @@ class LockManager:
         self._session = session
         self._locks: dict[str, DistributedLock] = {}
         self._names: set[str] = set()
-        self._holds: dict[Grant, Hold] = {}
+        self._grants: set[Grant] = set()
         self._acquisitions = self._releases = self._contended = 0
 
     def acquire(
         self,
         name: str,
         timeout: float | None = None,
+        shared: bool = False,
         metadata: dict[str, Any] | None = None,
         on_loss: OnLoss = "cancel",
     ) -> Acquisition:
         """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await
-        manager.acquire(name)`` and later ``await manager.release(grant)``. Arguments and errors are those of
-        ``DistributedLock``."""
+        manager.acquire(name)`` and later ``await manager.release(grant)``.
+
+        ``shared``: as a reader. Readers hold together, a writer alone, and all in order of arrival: a reader that comes
+        after a waiting writer waits for it, so that neither starves. Each has a token of its own. The other arguments
+        and the errors are those of ``DistributedLock``.
+        """
         check_timeout(timeout)
-        return Acquisition(self, DistributedLock(name, self._session, on_loss, metadata), timeout)
+        claim = Claim(self._session, LOCK, (check_name(name),), on_loss, metadata)
+        return Acquisition(self, claim, shared_rule if shared else exclusive, timeout)
+
+    def acquire_all(
+        self,
+        names: Iterable[str],
+        timeout: float | None = None,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "cancel",
+    ) -> JointAcquisition:
+        """Acquire all of up to 60 ``names`` or none: ``async with manager.acquire_all([a, b]) as grants``.
+
+        One transaction joins all the queues, so two such acquisitions never wait for each other, whatever the order of
+        their names. The grants come in the order of the names; a name given twice counts once, and no names at all are
+        granted at once. If one is lost, all are. Raises ``ValueError`` for more than 60 names, else as ``acquire``.
+        """
+        check_timeout(timeout)
+        if isinstance(names, str):
+            raise TypeError(f"acquire_all takes several names, not one str; did you mean acquire({names!r})?")
+        distinct = tuple(dict.fromkeys(check_name(name) for name in names))
+        if len(distinct) > MAX_TOGETHER:
+            raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(distinct)} were given")
+        return JointAcquisition(self, Claim(self._session, LOCK, distinct, on_loss, metadata), exclusive, timeout)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held."""
-        hold = self._forget(grant)
-        if hold is None:
+        if not self._forget(grant):
             raise NotHeld(f"{grant.name!r} with token {grant.token} is not held through this manager")
-        await hold.entry.release()
+        await grant._entry.release()
 
     def lock(self, name: str) -> DistributedLock:
         """The ``DistributedLock`` of ``name`` on this manager's session; the same object each time."""
@@ -108,19 +169,19 @@ class LockManager:
             total_locks=len(self._names),
             total_acquisitions=self._acquisitions,
             total_releases=self._releases,
-            active_locks=sum(hold.entry.remaining() > 0 for hold in self._holds.values()),
+            active_locks=sum(grant.deadline() > 0 for grant in self._grants),
             lock_contention=self._contended,
         )
 
-    async def _acquire(self, lock: DistributedLock, timeout: float | None) -> Grant:
-        hold, grant = await lock._attempt(timeout)
-        self._contended += hold.entry.contended
-        self._names.add(lock.name)
-        self._acquisitions += 1
-        self._holds[grant] = hold
-        return grant
+    def _got(self, hold: Hold) -> None:
+        for entry, grant in zip(hold.entries, hold.grants, strict=True):
+            self._contended += entry.contended
+            self._names.add(grant.name)
+            self._acquisitions += 1
+            self._grants.add(grant)
 
-    def _forget(self, grant: Grant) -> Hold | None:
-        hold = self._holds.pop(grant, None)
-        self._releases += hold is not None
-        return hold
+    def _forget(self, grant: Grant) -> bool:
+        known = grant in self._grants
+        self._grants.discard(grant)
+        self._releases += known
+        return known

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from codomyrmex.concurrency.keys import is_reader, permits_of
+
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 
 
@@ -27,7 +29,9 @@ class OwnerRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One entry of a lock's queue: who it belongs to. ``since`` is when it joined, by its own host's clock."""
+    """One entry of a queue: who it belongs to. ``since`` is when it joined, by its own host's clock.
+
+    ``shared``: it is a reader of a lock. ``permits``: how many of a semaphore it takes."""
 
     host: str
     pid: int
@@ -37,6 +41,8 @@ class Owner:
     since: datetime | None
     metadata: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+    shared: bool = False
+    permits: int = 1
 
     @classmethod
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
@@ -45,6 +51,8 @@ class Owner:
             "session": f"{lease:016x}",
             "token": create_revision,
             "key": key.decode(errors="backslashreplace"),
+            "shared": is_reader(key),
+            "permits": permits_of(key),
         }
         try:
             record = OwnerRecord.model_validate_json(value)
@@ -96,6 +104,21 @@ class LockInfo:
     holders: tuple[Owner, ...]
     waiters: tuple[Owner, ...]
     last_forced_release: ForcedRelease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SemaphoreInfo:
+    """A semaphore as etcd has it at one revision. ``limit`` is None if its record is gone."""
+
+    name: str
+    limit: int | None
+    holders: tuple[Owner, ...]
+    waiters: tuple[Owner, ...]
+
+    @property
+    def available(self) -> int:
+        """Permits that nobody holds; they may be spoken for by those who wait."""
+        return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
 
 
 @dataclass(frozen=True, slots=True)

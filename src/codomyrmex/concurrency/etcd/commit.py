@@ -48,19 +48,20 @@ class Reply(NamedTuple):
 class Request:
     """What one caller wants done in a transaction.
 
-    ``group``: requests of one group are sent one after another, in order, never together. ``alone``: it may be
+    ``groups``: requests that share a group are sent one after another, in order, never together. ``alone``: it may be
     refused, so it travels by itself. ``again``: compares added when it is sent a second time, which make repeating
     it harmless; None if it must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when
     the request was applied but nobody waits for it any more.
     """
 
-    group: bytes
+    groups: Sequence[bytes]
     then: Sequence[Op]
     compares: Sequence[Compare] = ()
     otherwise: Sequence[Op] = ()
     again: Sequence[Compare] | None = None
     alone: bool = False
     undo: Callable[[], object] | None = None
+    ahead: int = 0  # in how many of its groups others come first
     reply: asyncio.Future[Reply] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def answer(self, reply: Reply) -> None:
@@ -98,29 +99,39 @@ class Committer:
         self._doubtful: list[tuple[Request, EtcdError]] = []
         self._settling: asyncio.Task[None] | None = None
         self._closed: ConcurrencyError | None = None
-        # The head of each group is with the batcher, or under way; the others line up behind it.
+        # The head of each group is with the batcher, or under way, or waits to be the head of its other groups too; the
+        # others line up behind it. A request joins all its lines at once, so these waits cannot form a cycle.
         self._lines: dict[bytes, deque[Request] | None] = {}
         self._batcher: Batcher[Request] = Batcher(self._next_batch, self._send, DEPTH)
 
     def submit(self, request: Request) -> asyncio.Future[Reply]:
         if self._closed:
             request.fail(self._closed)
-        elif request.group in self._lines:
-            line = self._lines[request.group] = self._lines[request.group] or deque()
-            line.append(request)
-        else:
-            self._lines[request.group] = None
+        elif self._line_up(request):
             self._batcher.submit(request)
         return request.reply
 
     async def commit(self, request: Request) -> Reply:
         """Submit ``request`` and wait for its answer; by itself it is sent from the caller's own task."""
-        if self._batcher.free and not self._closed and request.group not in self._lines:
-            self._lines[request.group] = None
-            await self._batcher.send_now(request)
-        else:
-            self.submit(request)
+        if self._closed:
+            raise self._closed
+        if self._line_up(request):
+            if self._batcher.free:
+                await self._batcher.send_now(request)
+            else:
+                self._batcher.submit(request)
         return await request.reply
+
+    def _line_up(self, request: Request) -> bool:
+        """Join the line of each of its groups; whether it is the head of them all."""
+        for group in request.groups:
+            if group in self._lines:
+                request.ahead += 1
+                line = self._lines[group] = self._lines[group] or deque()
+                line.append(request)
+            else:
+                self._lines[group] = None
+        return not request.ahead
 
     async def idle(self) -> None:
         await self._batcher.idle()
@@ -191,14 +202,16 @@ class Committer:
             self._finished(request)
 
     def _finished(self, request: Request) -> None:
-        """The request's fate is known: the next one of its group may go."""
-        line = self._lines.get(request.group)
-        while line:
+        """The request's fate is known: the next one of each of its groups may go."""
+        for group in request.groups:
+            line = self._lines.get(group)
+            if not line:
+                self._lines.pop(group, None)
+                continue
             following = line.popleft()
-            if not following.reply.done():
+            following.ahead -= 1
+            if not following.ahead:
                 self._batcher.submit(following)
-                return
-        self._lines.pop(request.group, None)
 
     def _guard(self) -> Compare:
         return Compare(self._fence.key, Target.VERSION, self._version)

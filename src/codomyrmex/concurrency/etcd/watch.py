@@ -5,7 +5,8 @@ served only every 100 ms. It is told the revision it began at; a reader whose vi
 nothing. A broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last
 revision it saw; where etcd has compacted that away, the watch starts anew and says so.
 
-A watch on one key's end can be left lingering: whoever waits for the same key again soon finds it in step.
+``follow`` shares a watch for deletions among all who want the same, and keeps it for a second after the last of them:
+whoever waits for the same key again soon finds it in step.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class WatchHub:
         self._wake = asyncio.Event()
         self._stream: WatchStream | None = None
         self._task: asyncio.Task[None] | None = None
-        self._lingering: dict[bytes, tuple[Subscription, float]] = {}
+        self._shared: dict[tuple[bytes, bytes], _Shared] = {}
+        self._lingering: dict[bytes, tuple[_Shared, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def subscribe(self, request: WatchRequest, sink: Callable[[Notice], None]) -> Subscription:
         subscription = Subscription(self, request, sink, revision=max(0, request.start - 1))
@@ -97,33 +100,37 @@ class WatchHub:
         self._post(subscription)
         return subscription
 
-    def follow(self, group: bytes, key: bytes, sink: Callable[[Notice], None]) -> Subscription:
-        """Watch for deletions of ``key``; takes up the watch that lingers in ``group`` if it is on that key."""
-        found, _ = self._lingering.get(group, (None, 0.0))
-        if found is None or found.request.key != key or not found.active:
-            return self.subscribe(WatchRequest(key, deletes_only=True), sink)
-        del self._lingering[group]
-        found.sink = sink
-        return found
+    def follow(self, key: bytes, end: bytes, sink: Callable[[Notice], None]) -> Follow:
+        """Watch for deletions of ``key``, or of the range up to ``end``, together with all others who do."""
+        shared = self._shared.get((key, end))
+        if shared is None or not shared.watch.active:
+            shared = self._shared[key, end] = _Shared(self, key, end)
+        return Follow(shared, sink)
 
-    def linger(self, group: bytes, subscription: Subscription) -> None:
-        """End a ``follow``, but keep the watch for a second; of each group only the last one is kept."""
+    def linger(self, group: bytes, shared: _Shared) -> None:
+        """Keep a watch that nobody follows any more for a second; of each group only the last one is kept."""
         former, _ = self._lingering.pop(group, (None, 0.0))
-        if former:
-            former.cancel()
-        elif not self._lingering:
-            asyncio.get_running_loop().call_later(_LINGER, self._end_lingering)
-        subscription.sink = _ignore
-        self._lingering[group] = subscription, time.monotonic()
+        if former and former is not shared:
+            self._let_go(former)
+        self._lingering[group] = shared, time.monotonic()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LINGER, self._end_lingering)
 
     def _end_lingering(self) -> None:
         now = time.monotonic()
-        for group, (subscription, since) in list(self._lingering.items()):
+        for group, (shared, since) in list(self._lingering.items()):
             if now - since >= _LINGER:
                 del self._lingering[group]
-                subscription.cancel()
+                self._let_go(shared)
+        self._timer = None
         if self._lingering:
-            asyncio.get_running_loop().call_later(_LINGER, self._end_lingering)
+            self._timer = asyncio.get_running_loop().call_later(_LINGER, self._end_lingering)
+
+    def _let_go(self, shared: _Shared) -> None:
+        if not shared.sinks:
+            shared.watch.cancel()
+            if self._shared.get(shared.range) is shared:
+                del self._shared[shared.range]
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
@@ -138,6 +145,8 @@ class WatchHub:
 
     async def close(self) -> None:
         self._subscriptions.clear()
+        if self._timer:
+            self._timer.cancel()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -258,5 +267,39 @@ class WatchHub:
             subscription.sink(Refused(error))
 
 
-def _ignore(notice: Notice) -> None:
-    """What a lingering watch learns is in its ``revision``."""
+class _Shared:
+    """One watch for deletions and those who follow it."""
+
+    def __init__(self, hub: WatchHub, key: bytes, end: bytes) -> None:
+        self.hub = hub
+        self.range = key, end
+        self.sinks: dict[Follow, Callable[[Notice], None]] = {}
+        self.watch = hub.subscribe(WatchRequest(key, end, deletes_only=True), self._tell)
+
+    def _tell(self, notice: Notice) -> None:
+        for sink in list(self.sinks.values()):
+            sink(notice)
+
+
+class Follow:
+    """One follower's share of a watch."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: _Shared, sink: Callable[[Notice], None]) -> None:
+        self._shared = shared
+        shared.sinks[self] = sink
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the watch is known to cover everything after ``revision``."""
+        return self._shared.watch.in_step
+
+    @property
+    def revision(self) -> int:
+        return self._shared.watch.revision
+
+    def end(self, group: bytes) -> None:
+        """No notice comes after. The watch itself lingers, as the last one of its ``group``."""
+        if self._shared.sinks.pop(self, None) and not self._shared.sinks:
+            self._shared.hub.linger(group, self._shared)

@@ -22,29 +22,29 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import NamedTuple
 
-from codomyrmex.concurrency import clock
+from codomyrmex.concurrency import keys
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
-    EtcdError,
     EtcdUnavailable,
     FencedWriteRejected,
+    LimitMismatch,
     LockLost,
     SessionLost,
 )
-from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transport import (
     Compare,
     Delete,
     Get,
     GetResult,
     Op,
+    OpResult,
     Put,
     Target,
     TxnResult,
     WatchRequest,
 )
-from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started, Subscription
-from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.etcd.watch import Changed, Follow, Notice, Refused, Started, Subscription
 from codomyrmex.concurrency.models import ForcedRelease
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Action, Ahead, Rule, Turn, View
@@ -66,55 +66,65 @@ class State(Enum):
 
 
 class Place(NamedTuple):
-    """Where an entry stands: the name it is for and the queue it joins."""
+    """The queue that an entry joins: what it is to people, its name, its keys."""
 
+    what: str
     name: str
     queue: bytes
     queue_end: bytes
 
     @classmethod
-    def of(cls, session: Session, name: str) -> Place:
-        queue = session.layout.queue(name)
-        return cls(name, queue, prefix_end(queue))
+    def of(cls, kind: keys.Kind, queue: bytes, name: str) -> Place:
+        return cls(kind.what, name, queue, keys.prefix_end(queue))
 
 
 class Entry:
-    """A place in a queue, and the lock that comes with its head. Used by one acquisition, once."""
+    """A place in a queue, and what it is granted there. Used by one acquisition, once."""
 
     __slots__ = (
         "_aged",
         "_checking",
+        "_failure",
         "_guard",
-        "_inbox",
+        "_hurry",
         "_lingers",
         "_loss",
+        "_news",
         "_nonce",
-        "_place",
-        "_session",
+        "_rule",
         "_turn",
         "_value",
+        "_waiter",
         "contended",
+        "fellows",
         "key",
         "on_lost",
+        "place",
+        "session",
         "state",
         "token",
     )
 
     def __init__(self, session: Session, place: Place, value: bytes, rule: Rule) -> None:
-        self._session = session
-        self._place = place
+        self.session = session
+        self.place = place
         self._value = value
+        self._rule = rule
         self._turn = Turn(rule)
         self._loss: Loss | None = None
-        self._inbox: asyncio.Queue[Notice | ConcurrencyError] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._news: Action | None = None
+        self._failure: ConcurrencyError | None = None
+        self._hurry = False
         self._guard: Subscription | None = None
         self._aged = False
         self._checking: asyncio.Task[None] | None = None
         self._nonce = session.nonces.take(place.queue)
-        self.key = session.layout.entry(place.queue, session.id, self._nonce)
+        self.key = session.layout.entry(place.queue, session.id, self._nonce, rule.claim)
         self.token = 0
         self.state = State.NEW
         self.contended = False
+        self.fellows: Sequence[Entry] = ()  # held with it, all or none
         self._lingers = False
         self.on_lost: Callable[[], None] | None = None
 
@@ -125,33 +135,12 @@ class Entry:
         return self._loss
 
     def remaining(self) -> float:
-        return self._session.deadline() if self.state is State.HELD else 0.0
+        return self.session.deadline() if self.state is State.HELD else 0.0
 
-    async def acquire(self, *, only_if_free: bool = False) -> Grant | None:
-        """Join the queue and wait for the head; None if ``only_if_free`` and it was not. However this ends
-        otherwise, by an error or a cancel, no key stays behind."""
-        started = clock.now()
-        action = await self._join(only_if_free)
-        if action is None:
-            return None
-        try:
-            if action is not Action.GRANT:
-                if only_if_free:
-                    if self._turn.seen(await self._look()) is not Action.GRANT:
-                        self._leave()
-                        return None
-                else:
-                    self.contended = True
-                    await self._wait(action)
-            if not self._session.alive:
-                await self._session.trusted()
-            self._raise_if_lost()
-        except BaseException:
-            self._leave()
-            raise
+    def grant(self, waited: float) -> Grant:
+        """It is granted: hold it."""
         self.state = State.HELD
-        waited = clock.now() - started
-        return Grant(self._place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
+        return Grant(self.place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
 
     async def release(self) -> None:
         """Give the lock back; what is gone needs nothing. The removal goes on even if this is cancelled."""
@@ -160,7 +149,7 @@ class Entry:
         self._lingers = False
         self._finish(State.OVER if self.state is State.HELD else self.state)
         try:
-            await self._session.remover.removed(self.key, self._free_nonce)
+            await self.session.remover.removed(self.key, self.free_nonce)
         except SessionLost:
             return  # the lease took the key along
 
@@ -170,9 +159,9 @@ class Entry:
         if self.state is not State.HELD:
             raise self._rejected() from (self._loss.reason if self._loss else None)
         holds = Compare(self.key, Target.CREATE_REVISION, self.token)
-        request = Request(self.key, ops, compares=(holds, *compares), otherwise=(Get(self.key),), alone=True)
+        request = Request((self.key,), ops, compares=(holds, *compares), otherwise=(Get(self.key),), alone=True)
         try:
-            reply = await self._session.committer.commit(request)
+            reply = await self.session.committer.commit(request)
         except SessionLost as error:
             raise self._rejected() from error
         if not reply.succeeded:
@@ -185,7 +174,7 @@ class Entry:
         return TxnResult(True, reply.revision, reply.results)
 
     def _check_keys(self, ops: Sequence[Op]) -> None:
-        layout = self._session.layout
+        layout = self.session.layout
         for op in ops:
             end = op.end if isinstance(op, Delete) else b""
             if not isinstance(op, Get) and layout.is_ours(op.key, end):
@@ -200,140 +189,163 @@ class Entry:
 
     def session_closing(self, reason: ConcurrencyError) -> None:
         if self.state in (State.WAITING, State.HELD):
-            self._remove()
+            self.remove()
             self._lose(reason)
 
     def session_lost(self, reason: ConcurrencyError) -> None:
         self._lingers = False
         self._lose(reason)
 
-    # Joining
+    # Joining; ``joining.py`` sends it, maybe together with others
 
-    async def _join(self, only_if_free: bool) -> Action | None:
-        reply = await self._put(only_if_free)
-        view = self._joined(reply)
-        if view is None and only_if_free:
-            if _entries(reply.results[0]):
-                self._free_nonce()
-                return None
-            # Nothing but other people's keys in the way: queue up, and leave again if that does not grant.
-            view = self._joined(await self._put(False))
-        if view is None:
-            self._remove()
-            raise LockLost(f"the place of {self._place.name!r} in its queue was deleted by somebody")
-        self.state = State.WAITING
-        self._session.join(self)
-        if self._session.lost.is_set():
-            self._lose(self._session.lost.reason or SessionLost("the session is over"))
-        return self._turn.seen(view)
+    def ask(self) -> tuple[Op, Op]:
+        """Read the queue, then join it. The read comes first, so it shows the queue as it is ahead."""
+        _, _, queue, end = self.place
+        ahead = Get(queue, end) if self._rule.needs_all else Get(queue, end, limit=1, newest_first=True)
+        return ahead, Put(self.key, self._value, self.session.id)
 
-    async def _put(self, only_if_free: bool) -> Reply:
-        _, queue, end = self._place
-        # The read comes first, so it shows the queue as it is ahead of the put.
-        request = Request(
-            queue,
-            (
-                Get(queue, end, limit=1, newest_first=True),
-                Put(self.key, self._value, self._session.id),
-            ),
-            compares=(Compare(queue, Target.CREATE_REVISION, 0, end),) if only_if_free else (),
-            otherwise=(Get(queue, end),),
-            again=(Compare(self.key, Target.CREATE_REVISION, 0),),
-            alone=only_if_free,
-            undo=self._remove,
-        )
-        reply = request.reply
-        try:
-            return await self._session.committer.commit(request)
-        except BaseException as error:
-            if isinstance(error, EtcdError) and error.applied == "no":
-                self._free_nonce()
-            # Cancelled just as the answer arrived: the committer thinks it was taken.
-            if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
-                self._remove()
-            raise
-
-    def _joined(self, reply: Reply) -> View | None:
-        """The queue ahead, once the put is known to be applied; None if it was not."""
-        found = reply.results[0]
+    def joined(self, revision: int, found: OpResult) -> Action:
+        """The put was applied at ``revision``, behind what was found."""
         assert isinstance(found, GetResult)
-        if reply.succeeded:
-            self.token = reply.revision
-            nearest = _entries(found)
-            if found.total and not nearest:
-                return View(0, (Ahead(found.kvs[0].key, 0),), 2)  # not an entry: the queue must be read
-            return View(reply.revision, nearest, found.total)
+        self.token = revision
+        if self._rule.needs_all:
+            return self._enter(self._whole(revision, found))
+        nearest = _entries(found)
+        if found.total and not nearest:
+            return self._enter(View(0, (Ahead(found.kvs[0].key, 0),), 2))  # not an entry: the queue must be read
+        return self._enter(View(revision, nearest, found.total))
+
+    def found_joined(self, revision: int, found: OpResult) -> Action | None:
+        """The put may have been applied before, and the whole queue was read; None if it was not."""
+        assert isinstance(found, GetResult)
         own = next((kv for kv in found.kvs if kv.key == self.key), None)
         if own is None:
             return None
         self.token = own.create_revision
-        ahead = [entry for entry in _entries(found) if entry.create_revision < self.token]
-        return View(reply.revision, ahead, len(ahead))
+        return self._enter(self._whole(revision, found))
+
+    async def grantable(self) -> bool:
+        """Whether it would be granted if it joined now; for a try."""
+        _, _, queue, end = self.place
+        found = await self.session.transport.get(Get(queue, end))
+        return Turn(self._rule).seen(self._whole(found.revision, found)) is Action.GRANT
+
+    async def granted_now(self) -> bool:
+        """Whether it is granted already, having joined."""
+        return self._turn.seen(await self.look()) is Action.GRANT
+
+    def _enter(self, view: View) -> Action:
+        self.state = State.WAITING
+        self.session.join(self)
+        if self.session.lost.is_set():
+            self._lose(self.session.lost.reason or SessionLost("the session is over"))
+        return self._turn.seen(view)
+
+    def _whole(self, revision: int, found: GetResult) -> View:
+        ahead = sorted(_entries(found), key=lambda entry: (entry.create_revision, entry.key))
+        if self.token:
+            ahead = [entry for entry in ahead if entry.create_revision < self.token]
+        limits = [limit for kv in found.kvs if not kv.lease and (limit := keys.limit_of(kv.key)) is not None]
+        return View(revision, ahead, len(ahead), limits[0] if limits else None)
 
     # Waiting
 
-    async def _wait(self, action: Action) -> None:
-        inbox = self._inbox = asyncio.Queue()
-        watch: Subscription | None = None
-        fresh = False
+    async def wait(self, action: Action) -> None:
+        """Until it is granted; raises when it is lost, or never will be."""
+        queue, end = self.place.queue, self.place.queue_end
+        follow: Follow | None = None
         try:
             while action is not Action.GRANT:
-                self._raise_if_lost()
-                if action is Action.LOOK:
-                    action = self._turn.seen(await self._look())
-                    continue
+                self.raise_if_lost()
+                if action is Action.FAIL:
+                    raise LimitMismatch(f"{self.place.what} {self.place.name!r}: {self._turn.reason}")
                 if action is Action.WATCH:
-                    if watch:
-                        watch.cancel()
-                    watch = self._session.hub.follow(self._place.queue, self._turn.key, inbox.put_nowait)
-                    # While a watch is being set up, have a look: the lock may have become free already.
-                    action = self._turn.watching(watch.revision) if watch.in_step else Action.LOOK
-                    continue
-                began = self._turn.watched
-                action = await self._next(inbox, _LOOK_SOON if fresh else _LOOK_AGAIN)
-                fresh = self._turn.watched and not began
+                    if follow:
+                        follow.end(queue)
+                    key = self._turn.key
+                    follow = self.session.hub.follow(key or queue, b"" if key else end, self._notice)
+                    # While a watch is being set up, have a look: the way may have become free already.
+                    action = self._turn.watching(follow.revision) if follow.in_step else Action.LOOK
+                elif action is Action.LOOK:
+                    action = self._turn.seen(await self.look())
+                else:
+                    action = await self._wait_for_news()
+                if self._failure:
+                    raise self._failure
+                news, self._news = self._news, None
+                if news and (news is Action.GRANT or action is Action.WAIT):
+                    action = news
         finally:
-            self._inbox = None
-            if watch:
-                self._session.hub.linger(self._place.queue, watch)
+            if follow:
+                follow.end(queue)
 
-    async def _next(self, inbox: asyncio.Queue[Notice | ConcurrencyError], patience: float) -> Action:
-        """What the next news means; after ``patience`` seconds without any, what is known is read again.
+    async def _wait_for_news(self) -> Action:
+        """After some seconds without any, what is known is read again.
 
         The first wait after a watch began is a short one. etcd takes "from now" as the revision after the one it read
         just before, and a write that slips in between leaves the watch behind: its events come up to 100 ms late.
         """
+        patience, self._hurry = (_LOOK_SOON if self._hurry else _LOOK_AGAIN), False
+        self._waiter = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(patience):
-                notice = await inbox.get()
+                await self._waiter
         except TimeoutError:
             return self._turn.missed()
-        if isinstance(notice, Changed):
-            return self._turn.deleted(notice.events[-1].kv.mod_revision)
-        if isinstance(notice, Started):
-            action = self._turn.watching(notice.revision)
-            return self._turn.missed() if notice.resumed or notice.gap else action
-        raise notice.error if isinstance(notice, Refused) else notice
+        finally:
+            self._waiter = None
+        return Action.WAIT
 
-    async def _look(self) -> View:
+    def _notice(self, notice: Notice) -> None:
+        """What happened to the key, or queue, that is watched; what means nothing to this entry wakes nobody."""
+        action = Action.WAIT
+        if isinstance(notice, Changed):
+            for event in notice.events:
+                step = self._turn.deleted(event.kv.key, event.kv.mod_revision)
+                action = action if step is Action.WAIT else step
+                if step is Action.GRANT:
+                    break
+            if action is Action.WAIT:
+                return
+        elif isinstance(notice, Started):
+            action = self._turn.watching(notice.revision)
+            if notice.resumed or notice.gap:
+                action = self._turn.missed()
+            self._hurry = True
+        else:
+            assert isinstance(notice, Refused)
+            self._failure = notice.error
+        if self._news is not Action.GRANT:
+            self._news = action
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def look(self) -> View:
         """The queue ahead as it is at ``Turn.needed`` or later; waits out an etcd that is away."""
-        _, queue, end = self._place
-        nearest = Get(queue, end, limit=2, newest_first=True, before=self.token, serializable=True)
+        _, _, queue, end = self.place
+        whole = Get(queue, end, serializable=True)
+        nearest = whole._replace(limit=2, newest_first=True, before=self.token)
         while True:
             try:
-                found = await self._session.transport.get(nearest)
-                if found.revision < self._turn.needed:
-                    found = await self._session.transport.get(nearest._replace(serializable=False))
-                entries = _entries(found)
-                if len(entries) < len(found.kvs):
-                    found = await self._session.transport.get(nearest._replace(limit=0, serializable=False))
-                    entries = _entries(found)
+                found = await self._read(whole if self._rule.needs_all else nearest)
+                if not self._rule.needs_all and len(_entries(found)) < len(found.kvs):
+                    found = await self._read(nearest._replace(limit=0))
             except EtcdUnavailable:
-                self._raise_if_lost()
+                self.raise_if_lost()
                 await asyncio.sleep(_PAUSE)
                 continue
-            entries.reverse()
-            return View(found.revision, entries, len(entries))
+            view = self._whole(found.revision, found)
+            # The nearest two tell whether there is one ahead or more; how many more, nobody needs to know.
+            return view if self._rule.needs_all or view.total < 2 else View(view.revision, view.entries[-1:], 2)
+
+    async def _read(self, get: Get) -> GetResult:
+        found = await self.session.transport.get(get)
+        if found.revision < self._turn.needed:
+            found = await self.session.transport.get(get._replace(serializable=False))
+        return found
 
     # Its own key
 
@@ -341,7 +353,7 @@ class Entry:
         """The second patrol finds it alive for long enough that a watch on its own key pays."""
         if self._aged and self._guard is None:
             request = WatchRequest(self.key, deletes_only=True)
-            self._guard = self._session.hub.subscribe(request, self._own_notice)
+            self._guard = self.session.hub.subscribe(request, self._own_notice)
         self._aged = True
 
     def _own_notice(self, notice: Notice) -> None:
@@ -356,7 +368,7 @@ class Entry:
         """Was the key still there when the watch on it began?"""
         while True:
             try:
-                found = await self._session.transport.get(Get(self.key))
+                found = await self.session.transport.get(Get(self.key))
                 break
             except EtcdUnavailable:
                 await asyncio.sleep(_PAUSE)
@@ -365,15 +377,15 @@ class Entry:
 
     def _own_key_gone(self) -> None:
         if self.state in (State.WAITING, State.HELD):
-            self._remove()  # there is nothing to remove, but only this frees the nonce for certain
-            what = "the lock" if self.state is State.HELD else "the place in the queue of"
-            self._lose(LockLost(f"{what} {self._place.name!r} (token {self.token}) was deleted in etcd"))
+            self.remove()  # there is nothing to remove, but only this frees the nonce for certain
+            what = self.place.what if self.state is State.HELD else "place in the queue of"
+            self._lose(LockLost(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
 
     async def explain(self) -> str:
         """Why the lock was lost, with the operator's reason if it was released by force."""
         reason = str(self.lost.reason)
         try:
-            found = await self._session.transport.get(Get(self._session.layout.audit(self._place.name)))
+            found = await self.session.transport.get(Get(self.session.layout.audit(self.place.name)))
         except ConcurrencyError:
             return reason
         record = ForcedRelease.decode(found.kvs[0].value) if found.kvs else None
@@ -388,38 +400,47 @@ class Entry:
             return
         self._finish(State.LOST)
         self.lost.tell(reason)
-        if self._inbox:
-            self._inbox.put_nowait(reason)
+        self._wake()
         if self.on_lost:
             self.on_lost()
+        for fellow in self.fellows:
+            fellow.lose_along(reason)
 
-    def _leave(self) -> None:
+    def lose_along(self, reason: ConcurrencyError) -> None:
+        """An entry that is held together with this one was lost."""
+        if self.state is State.WAITING:
+            self.remove()
+        elif self.state is State.HELD:
+            self._lingers = True
+        self._lose(reason)
+
+    def leave(self) -> None:
         """Withdraw from the queue."""
         if self.state is State.WAITING:
             self._finish(State.OVER)
-            self._remove()
+            self.remove()
 
-    def _remove(self) -> asyncio.Future[bool]:
-        return self._session.remover.remove(self.key, self._free_nonce)
+    def remove(self) -> asyncio.Future[bool]:
+        return self.session.remover.remove(self.key, self.free_nonce)
 
-    def _free_nonce(self) -> None:
-        self._session.nonces.give_back(self._place.queue, self._nonce)
+    def free_nonce(self) -> None:
+        self.session.nonces.give_back(self.place.queue, self._nonce)
 
     def _finish(self, state: State) -> None:
         self.state = state
-        self._session.leave(self)
+        self.session.leave(self)
         if self._guard:
             self._guard.cancel()
         if self._checking and self._checking is not asyncio.current_task():
             self._checking.cancel()
 
-    def _raise_if_lost(self) -> None:
+    def raise_if_lost(self) -> None:
         if self.state is State.LOST:
-            raise self.lost.reason or LockLost(f"{self._place.name!r} was lost")
+            raise self.lost.reason or LockLost(f"{self.place.name!r} was lost")
 
     def _rejected(self) -> FencedWriteRejected:
         return FencedWriteRejected(
-            f"{self._place.name!r} is no longer held with token {self.token}; nothing was written"
+            f"{self.place.name!r} is no longer held with token {self.token}; nothing was written"
         )
 
 
@@ -434,7 +455,7 @@ def _entries(found: object) -> list[Ahead]:
     for kv in found.kvs:
         if kv.lease:
             entries.append(Ahead(kv.key, kv.create_revision))
-        else:
+        elif keys.limit_of(kv.key) is None:
             warn_foreign(kv.key)
     return entries
 

@@ -22,9 +22,10 @@ from codomyrmex.concurrency.etcd.transport import (
     WatchRequest,
 )
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
-from codomyrmex.concurrency.keys import Layout, check_name, escape, prefix_end
-from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, check_name, escape, limit_of, prefix_end
+from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
 from codomyrmex.concurrency.queue.entry import warn_foreign
+from codomyrmex.concurrency.queue.rules import holding
 from codomyrmex.concurrency.session import Session
 
 _PAGE = 1000
@@ -32,19 +33,39 @@ _PAGE = 1000
 
 async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
     """Every lock with a holder or a waiter whose name starts with ``prefix``, all at one revision, by name."""
-    entries, _ = await _read(session, session.layout.locks + escape(prefix).encode())
+    entries, _ = await read_queues(session, session.layout.under(LOCK) + escape(prefix).encode())
     return _infos(session.layout, entries)
 
 
 async def info(session: Session, name: str) -> LockInfo | None:
     """One lock, with the record of its last forced release; None if nobody holds it or waits for it."""
-    entries, _ = await _read(session, session.layout.queue(check_name(name)))
+    entries, _ = await read_queues(session, session.layout.queue(check_name(name)))
     found = _infos(session.layout, entries)
     audit = await session.transport.get(Get(session.layout.audit(name)))
     record = ForcedRelease.decode(audit.kvs[0].value) if audit.kvs else None
     if not found:
         return None
     return LockInfo(name, found[0].holders, found[0].waiters, record)
+
+
+async def semaphores(session: Session, prefix: str = "") -> list[SemaphoreInfo]:
+    """Every semaphore whose name starts with ``prefix``, all at one revision, by name."""
+    start = session.layout.under(SEMAPHORE) + escape(prefix).encode()
+    found, _ = await read_queues(session, start, SEMAPHORE)
+    return [_semaphore(name, queue) for name, queue in queues_of(session.layout, found, SEMAPHORE).items()]
+
+
+async def semaphore(session: Session, name: str) -> SemaphoreInfo:
+    """One semaphore; without a limit if there is none of that name."""
+    found, _ = await read_queues(session, session.layout.queue(check_name(name), SEMAPHORE), SEMAPHORE)
+    return _semaphore(name, sorted(found, key=lambda kv: (kv.create_revision, kv.key)))
+
+
+def _semaphore(name: str, queue: list[KV]) -> SemaphoreInfo:
+    entries = [kv for kv in queue if kv.lease]
+    limit = next((limit for kv in queue if not kv.lease and (limit := limit_of(kv.key)) is not None), None)
+    owners, held = owners_of(entries), holding([kv.key for kv in entries], limit or 0)
+    return SemaphoreInfo(name, limit, owners[:held], owners[held:])
 
 
 async def force_release(session: Session, name: str, reason: str, token: int | None) -> Owner:
@@ -54,9 +75,10 @@ async def force_release(session: Session, name: str, reason: str, token: int | N
     current = await info(session, name)
     if current is None:
         raise NotHeld(f"nobody holds the lock {name!r}")
-    holder = current.holders[0]
-    if token is not None and token != holder.token:
-        raise NotHeld(f"the lock {name!r} is held with token {holder.token} by now, not {token}; look again")
+    holder = next((owner for owner in current.holders if token in (None, owner.token)), None)
+    if holder is None:
+        tokens = ", ".join(str(owner.token) for owner in current.holders)
+        raise NotHeld(f"the lock {name!r} is held with token {tokens} by now, not {token}; look again")
     record = ForcedRelease(name, holder.token, reason, f"{_user()}@{session.host}", datetime.now(UTC))
     key = holder.key.encode()
     audit = Put(session.layout.audit(name), record.encode())
@@ -72,7 +94,7 @@ async def force_release(session: Session, name: str, reason: str, token: int | N
 
 async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
     same = Compare(key, Target.CREATE_REVISION, token)
-    request = Request(key, (Delete(key), *puts), compares=(same,), alone=True)
+    request = Request((key,), (Delete(key), *puts), compares=(same,), alone=True)
     return await session.committer.commit(request)
 
 
@@ -84,7 +106,7 @@ async def watch(session: Session, prefix: str = "") -> AsyncIterator[LockEvent]:
     """
     inbox: asyncio.Queue[Notice | ConcurrencyError] = asyncio.Queue()
     layout = session.layout
-    request = WatchRequest(layout.leases, prefix_end(layout.locks), previous=True)
+    request = WatchRequest(layout.leases, prefix_end(layout.under(LOCK)), previous=True)
     book = _Book(layout, prefix)
     subscription = session.hub.subscribe(request, inbox.put_nowait)
     closing = asyncio.create_task(_tell_loss(session, inbox))
@@ -96,7 +118,7 @@ async def watch(session: Session, prefix: str = "") -> AsyncIterator[LockEvent]:
                     yield event
             elif isinstance(notice, Started):
                 if not book.revision or notice.gap:
-                    entries, revision = await _read(session, layout.locks + escape(prefix).encode())
+                    entries, revision = await read_queues(session, layout.under(LOCK) + escape(prefix).encode())
                     for event in book.read(entries, revision):
                         yield event
             else:
@@ -121,6 +143,7 @@ class _Book:
         self._layout = layout
         self._prefix = prefix
         self._queues: dict[str, dict[bytes, Owner]] = {}
+        self._holders: set[bytes] = set()
         self.revision = 0
 
     def read(self, entries: Iterable[KV], revision: int) -> list[LockEvent]:
@@ -158,45 +181,49 @@ class _Book:
         name = self._layout.name_of(kv.key)
         if name is None or not name.startswith(self._prefix):
             return []
-        queue = self._queues.setdefault(name, {})
-        if kv.key in queue:
-            return []
         if not kv.lease:
             warn_foreign(kv.key)
+            return []
+        queue = self._queues.setdefault(name, {})
+        if kv.key in queue:
             return []
         owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
         queue[kv.key] = owner
         events = [self._event("enqueued", name, owner, kv.create_revision)]
-        if len(queue) == 1:
-            events.append(self._event("granted", name, owner, kv.create_revision))
-        return events
+        return events + self._granted(name, kv.create_revision)
 
     def _left(self, name: str, key: bytes, kind: EventKind, revision: int) -> list[LockEvent]:
         queue = self._queues.get(name, {})
         if key not in queue:
             return []
-        held = next(iter(queue)) == key
         events = [self._event(kind, name, queue.pop(key), revision)]
+        self._holders.discard(key)
         if not queue:
             del self._queues[name]
-        elif held:
-            events.append(self._event("granted", name, next(iter(queue.values())), revision))
-        return events
+        return events + self._granted(name, revision)
+
+    def _granted(self, name: str, revision: int) -> list[LockEvent]:
+        """Who has come to hold, now that the queue has changed."""
+        queue = list(self._queues.get(name, {}))
+        new = [key for key in queue[: holding(queue)] if key not in self._holders]
+        self._holders.update(new)
+        return [self._event("granted", name, self._queues[name][key], revision) for key in new]
 
     @staticmethod
     def _event(kind: EventKind, name: str, owner: Owner, revision: int) -> LockEvent:
         return LockEvent(kind, name, owner, revision, datetime.now(UTC))
 
 
-async def _read(session: Session, prefix: bytes) -> tuple[list[KV], int]:
-    """Every entry under ``prefix`` at one revision, page by page."""
+async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK) -> tuple[list[KV], int]:
+    """Every entry, and limit, under ``prefix`` at one revision, page by page."""
     start, end, revision = prefix, prefix_end(prefix), 0
     entries: list[KV] = []
     while True:
         page: GetResult = await session.transport.get(Get(start, end, limit=_PAGE, revision=revision))
         revision = revision or page.revision
         for kv in page.kvs:
-            if kv.lease and session.layout.name_of(kv.key) is not None:
+            known = kv.lease or limit_of(kv.key) is not None
+            if known and session.layout.name_of(kv.key, kind) is not None:
                 entries.append(kv)
             else:
                 warn_foreign(kv.key)
@@ -205,17 +232,23 @@ async def _read(session: Session, prefix: bytes) -> tuple[list[KV], int]:
         start = page.kvs[-1].key + b"\0"
 
 
-def _infos(layout: Layout, entries: list[KV]) -> list[LockInfo]:
+def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str, list[KV]]:
+    """What was read, by name, in queue order."""
     queues: dict[str, list[KV]] = {}
-    for kv in entries:
-        name = layout.name_of(kv.key)
-        assert name is not None
-        queues.setdefault(name, []).append(kv)
+    for kv in sorted(entries, key=lambda kv: (kv.create_revision, kv.key)):
+        queues.setdefault(layout.name_of(kv.key, kind) or "", []).append(kv)
+    return dict(sorted(queues.items()))
+
+
+def owners_of(queue: list[KV]) -> tuple[Owner, ...]:
+    return tuple(Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue)
+
+
+def _infos(layout: Layout, entries: list[KV]) -> list[LockInfo]:
     infos = []
-    for name, queue in sorted(queues.items()):
-        queue.sort(key=lambda kv: (kv.create_revision, kv.key))
-        owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue]
-        infos.append(LockInfo(name, tuple(owners[:1]), tuple(owners[1:])))
+    for name, queue in queues_of(layout, entries).items():
+        owners, held = owners_of(queue), holding([kv.key for kv in queue])
+        infos.append(LockInfo(name, owners[:held], owners[held:]))
     return infos
 
 

@@ -1,0 +1,79 @@
+"""What an acquisition got, and what becomes of the block that it protects when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Literal
+
+from codomyrmex.concurrency.errors import LockLost
+from codomyrmex.concurrency.queue.entry import Entry, State
+from codomyrmex.concurrency.queue.grant import Grant
+
+OnLoss = Literal["cancel", "notify"]
+
+
+class Hold:
+    """One acquisition, of one name or several, and, in ``async with``, the block that it protects."""
+
+    __slots__ = ("_cancelled", "_cancelling", "entries", "grants", "on_loss", "task")
+
+    def __init__(self, entries: Sequence[Entry], grants: Sequence[Grant], on_loss: OnLoss) -> None:
+        self.entries = entries
+        self.grants = grants
+        self.on_loss = on_loss
+        self.task = asyncio.current_task()
+        self._cancelling = 0
+        self._cancelled = False
+
+    @property
+    def held(self) -> bool:
+        return all(entry.remaining() > 0 for entry in self.entries)
+
+    async def release(self) -> None:
+        if len(self.entries) == 1:
+            await self.entries[0].release()
+        else:
+            await asyncio.gather(*(entry.release() for entry in self.entries))
+
+    def protect(self) -> None:
+        """From here on the task that acquired is the body of the block; a loss cancels it."""
+        if self.on_loss == "cancel" and self.task:
+            self._cancelling = self.task.cancelling()
+            for entry in self.entries:
+                entry.on_lost = self._cancel
+                if entry.state is State.LOST:
+                    self._cancel()
+
+    async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        """The block has ended: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does."""
+        for entry in self.entries:
+            entry.on_lost = None
+        ours = self._cancelled and await self._take_back_cancel(kind)
+        await self.release()
+        lost = next((entry for entry in self.entries if entry.state is State.LOST), None)
+        if lost is None or self.on_loss != "cancel":
+            return
+        if kind is None or ours:
+            raise LockLost(await lost.explain()) from (error or lost.lost.reason)
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            error.add_note(f"{lost.place.what} {lost.place.name!r} was lost while this happened: {lost.lost.reason}")
+
+    def _cancel(self) -> None:
+        if self.task and not self._cancelled:
+            self._cancelled = True
+            self.task.cancel(f"{self.entries[0].place.what} {self.entries[0].place.name!r} was lost")
+
+    async def _take_back_cancel(self, kind: type[BaseException] | None) -> bool:
+        """Whether the block ended by our cancel and no other."""
+        assert self.task
+        by_cancel = kind is not None and issubclass(kind, asyncio.CancelledError)
+        if not by_cancel:
+            # The block was over before our cancel reached it; before Python 3.13 it would strike later.
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if self.task.cancelling() > self._cancelling + 1:
+                    self.task.uncancel()
+                    raise
+        return self.task.uncancel() <= self._cancelling and by_cancel

@@ -1,0 +1,106 @@
+"""Entries join their queues, all in one transaction, and are granted together or not at all.
+
+All entries of one acquisition have the same create revision, so any two acquisitions stand in the same order in every
+queue that they share: their waits cannot form a cycle, and no ordering of names is needed to avoid deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codomyrmex.concurrency import clock
+from codomyrmex.concurrency.errors import EtcdError, LockLost
+from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.transport import Compare, Get, Target
+from codomyrmex.concurrency.queue.entry import Entry
+from codomyrmex.concurrency.queue.grant import Grant
+from codomyrmex.concurrency.queue.rules import Action
+
+
+async def acquire(entries: Sequence[Entry], *, only_if_free: bool = False) -> list[Grant] | None:
+    """Join the queues and wait until each entry is granted; None if ``only_if_free`` and one was not.
+
+    However this ends otherwise, by an error or a cancel, no key stays behind.
+    """
+    started = clock.now()
+    if only_if_free and not await _all_grantable(entries):
+        return None
+    actions = await _join(entries)
+    session = entries[0].session
+    try:
+        for entry, action in zip(entries, actions, strict=True):
+            if action is Action.GRANT:
+                continue
+            if not only_if_free:
+                entry.contended = True
+                await entry.wait(action)
+            elif not await entry.granted_now():  # somebody was quicker
+                _leave(entries)
+                return None
+        if not session.alive:
+            await session.trusted()
+        for entry in entries:
+            entry.raise_if_lost()
+    except BaseException:
+        _leave(entries)
+        raise
+    waited = clock.now() - started
+    return [entry.grant(waited) for entry in entries]
+
+
+async def _join(entries: Sequence[Entry]) -> list[Action]:
+    reply = await _put(entries)
+    if reply.succeeded:
+        return [entry.joined(reply.revision, reply.results[2 * n]) for n, entry in enumerate(entries)]
+    found = zip(entries, reply.results, strict=True)
+    actions = [action for entry, result in found if (action := entry.found_joined(reply.revision, result))]
+    if len(actions) < len(entries):
+        _remove(entries)
+        raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+    return actions
+
+
+async def _put(entries: Sequence[Entry]) -> Reply:
+    request = Request(
+        [entry.place.queue for entry in entries],
+        [op for entry in entries for op in entry.ask()],
+        otherwise=[Get(entry.place.queue, entry.place.queue_end) for entry in entries],
+        again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
+        undo=lambda: _remove(entries),
+    )
+    reply = request.reply
+    try:
+        return await entries[0].session.committer.commit(request)
+    except BaseException as error:
+        if isinstance(error, EtcdError) and error.applied == "no":
+            _free_nonces(entries)
+        # Cancelled just as the answer arrived: the committer thinks it was taken.
+        if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
+            _remove(entries)
+        raise
+
+
+async def _all_grantable(entries: Sequence[Entry]) -> bool:
+    """Whether all would be granted if they joined now; those that are not to join give back what they took."""
+    grantable = False
+    try:
+        grantable = all([await entry.grantable() for entry in entries])
+    finally:
+        if not grantable:
+            _free_nonces(entries)
+    return grantable
+
+
+def _leave(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        entry.leave()
+
+
+def _remove(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        entry.remove()
+
+
+def _free_nonces(entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        entry.free_nonce()
