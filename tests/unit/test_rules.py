@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,7 @@ class Queue:
         self.random = random.Random(seed)
         self.entries: list[Ahead] = []
         self.limit = limit
+        self.lossy = seed % 2 == 0  # then waiters also look without a reason; else they must get along without
         self.history: list[tuple[list[Ahead], int | None]] = [([], limit)]
         self.deleted: list[tuple[bytes, int]] = []
 
@@ -101,8 +103,8 @@ class Waiter:
         steps: list[Callable[[], None]] = [self.look] if self.action is Action.LOOK else []
         for key, revision in self.queue.deleted:
             if revision > self.watched_from and revision not in self.told and self.turn.key in (b"", key):
-                return [*steps, lambda: self.tell(key, revision)]
-        return steps or ([self.miss] if self.queue.random.random() < 0.05 else [])
+                return [*steps, partial(self.tell, key, revision)]
+        return steps or ([self.miss] if self.queue.lossy and self.queue.random.random() < 0.05 else [])
 
     def watch(self) -> None:
         """From now, or one that was there before and may still have to tell of a key's earlier lives."""

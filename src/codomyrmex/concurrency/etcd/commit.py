@@ -32,6 +32,7 @@ from codomyrmex.concurrency.etcd.transport import (
 )
 
 MAX_OPS = 128  # etcd's default --max-txn-ops
+MAX_BYTES = 1 << 20  # of values in one transaction; etcd takes requests of 1.5 MiB
 DEPTH = 2
 _PAUSE = 0.1
 
@@ -51,7 +52,7 @@ class Request:
     ``groups``: requests that share a group are sent one after another, in order, never together. ``alone``: it may be
     refused, so it travels by itself. ``again``: compares added when it is sent a second time, which make repeating
     it harmless; None if it must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when
-    the request was applied but nobody waits for it any more.
+    the request was applied but nobody waits for it any more. ``size``: bytes of its values, where they are not small.
     """
 
     groups: Sequence[bytes]
@@ -61,6 +62,7 @@ class Request:
     again: Sequence[Compare] | None = None
     alone: bool = False
     undo: Callable[[], object] | None = None
+    size: int = 0
     ahead: int = 0  # in how many of its groups others come first
     reply: asyncio.Future[Reply] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -302,6 +304,7 @@ class Committer:
         """As many requests as fit one transaction, leaving out those whose callers have gone."""
         batch: list[Request] = []
         ops = compares = 1
+        size = 0
         while queue:
             request = queue[0]
             if request.reply.done():
@@ -309,7 +312,8 @@ class Committer:
                 continue
             ops += len(request.then)
             compares += len(request.compares)
-            if batch and (request.alone or ops > MAX_OPS or compares > MAX_OPS):
+            size += request.size
+            if batch and (request.alone or ops > MAX_OPS or compares > MAX_OPS or size > MAX_BYTES):
                 break
             batch.append(queue.popleft())
             if request.alone:

@@ -89,6 +89,7 @@ class Entry:
         "_hurry",
         "_lingers",
         "_loss",
+        "_lost_with",
         "_news",
         "_nonce",
         "_rule",
@@ -125,6 +126,7 @@ class Entry:
         self.state = State.NEW
         self.contended = False
         self.fellows: Sequence[Entry] = ()  # held with it, all or none
+        self._lost_with: Entry | None = None
         self._lingers = False
         self.on_lost: Callable[[], None] | None = None
 
@@ -149,7 +151,10 @@ class Entry:
         self._lingers = False
         self._finish(State.OVER if self.state is State.HELD else self.state)
         try:
-            await self.session.remover.removed(self.key, self.free_nonce)
+            if self.fellows:
+                await self.remove()  # in one transaction with theirs
+            else:
+                await self.session.remover.removed(self.key, self.free_nonce)
         except SessionLost:
             return  # the lease took the key along
 
@@ -254,15 +259,16 @@ class Entry:
         """Until it is granted; raises when it is lost, or never will be."""
         queue, end = self.place.queue, self.place.queue_end
         follow: Follow | None = None
+        watched: bytes | None = None
         try:
             while action is not Action.GRANT:
                 self.raise_if_lost()
                 if action is Action.FAIL:
                     raise LimitMismatch(f"{self.place.what} {self.place.name!r}: {self._turn.reason}")
-                if action is Action.WATCH:
+                if watched != self._turn.key:  # that is what WATCH means, whatever else has happened since
                     if follow:
                         follow.end(queue)
-                    key = self._turn.key
+                    watched = key = self._turn.key
                     follow = self.session.hub.follow(key or queue, b"" if key else end, self._notice)
                     # While a watch is being set up, have a look: the way may have become free already.
                     action = self._turn.watching(follow.revision) if follow.in_step else Action.LOOK
@@ -383,6 +389,8 @@ class Entry:
 
     async def explain(self) -> str:
         """Why the lock was lost, with the operator's reason if it was released by force."""
+        if self._lost_with:
+            return await self._lost_with.explain()
         reason = str(self.lost.reason)
         try:
             found = await self.session.transport.get(Get(self.session.layout.audit(self.place.name)))
@@ -404,14 +412,17 @@ class Entry:
         if self.on_lost:
             self.on_lost()
         for fellow in self.fellows:
-            fellow.lose_along(reason)
+            fellow.lose_with(self, reason)
 
-    def lose_along(self, reason: ConcurrencyError) -> None:
+    def lose_with(self, fellow: Entry, reason: ConcurrencyError) -> None:
         """An entry that is held together with this one was lost."""
         if self.state is State.WAITING:
             self.remove()
         elif self.state is State.HELD:
             self._lingers = True
+        else:
+            return
+        self._lost_with = fellow
         self._lose(reason)
 
     def leave(self) -> None:

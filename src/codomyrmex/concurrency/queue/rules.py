@@ -154,8 +154,8 @@ class Turn:
     """One entry's way to the front.
 
     A watch and a view fit together if the view is not older than the watch; otherwise what happened in between is
-    unknown, and the queue is read once more. A deletion no newer than the view ended an earlier life of the key. A
-    view of the whole queue is kept up to date by deletions alone, since nobody can join ahead.
+    unknown, and the queue is read once more. A deletion no newer than the view ended an earlier life of the key. Where
+    the whole queue is watched, deletions alone keep the view up to date, since nobody can join ahead.
 
         event              does
         seen(view)         what the rule says: GRANT | FAIL | WATCH another key | LOOK if the watch is newer | WAIT
@@ -208,7 +208,11 @@ class Turn:
         if unsure or limit_of(key) is not None:
             return self._look(revision)
         left = self._view.without(key, revision)
-        return Action.WAIT if left.total == self._view.total else self.seen(left)
+        if left.total == self._view.total:
+            return Action.WAIT
+        if self.key == b"" or isinstance(self._rule(left), Granted):
+            return self.seen(left)
+        return self._look(revision)  # whoever else has left was not watched
 
     def missed(self) -> Action:
         """Events may have been missed."""
