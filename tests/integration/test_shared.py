@@ -86,7 +86,7 @@ async def test_all_or_none_in_one_transaction(session: Session, other: Session) 
             await here.acquire_all(["b", "a"], timeout=0)
         with pytest.raises(LockTimeout):
             await here.acquire_all(["b", "a"], timeout=0.2)
-        assert await entries(session, "b") == []
+        await queue_of(session, "b", 0)
         assert await there.acquire("b", timeout=0)
 
 

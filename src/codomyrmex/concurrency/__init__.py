@@ -9,7 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codomyrmex.concurrency.dead_letters.queue import DeadLetterQueue as DeadLetterQueue
+    from codomyrmex.concurrency.dead_letters.record import AttemptRecord as AttemptRecord
+    from codomyrmex.concurrency.dead_letters.record import DeadLetter as DeadLetter
+    from codomyrmex.concurrency.dead_letters.worker import Attempt as Attempt
+    from codomyrmex.concurrency.dead_letters.worker import Discard as Discard
+    from codomyrmex.concurrency.dead_letters.worker import Park as Park
+    from codomyrmex.concurrency.dead_letters.worker import Retry as Retry
     from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
+    from codomyrmex.concurrency.errors import DeadLetterNotFound as DeadLetterNotFound
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
     from codomyrmex.concurrency.errors import EtcdError as EtcdError
     from codomyrmex.concurrency.errors import EtcdQuotaExceeded as EtcdQuotaExceeded
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import NotHeld as NotHeld
     from codomyrmex.concurrency.errors import PayloadTooLarge as PayloadTooLarge
     from codomyrmex.concurrency.errors import PoolClosed as PoolClosed
+    from codomyrmex.concurrency.errors import QueueFull as QueueFull
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
     from codomyrmex.concurrency.etcd.transport import Compare as Compare
@@ -46,12 +55,25 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
 
 _HOME = {
+    "dead_letters.worker": (
+        "Attempt",
+        "Retry",
+        "Park",
+        "Discard",
+    ),
+    "dead_letters.record": (
+        "DeadLetter",
+        "AttemptRecord",
+    ),
+    "dead_letters.queue": ("DeadLetterQueue",),
     "semaphore": (
         "Semaphore",
         "Permit",
     ),
     "retry": ("RetryPolicy",),
     "errors": (
+        "DeadLetterNotFound",
+        "QueueFull",
         "LimitMismatch",
         "PoolClosed",
         "PayloadTooLarge",

@@ -50,6 +50,14 @@ class PayloadTooLarge(ConcurrencyError, ValueError):
     """A record does not fit etcd; the text names its size and the limit. Nothing was written."""
 
 
+class DeadLetterNotFound(ConcurrencyError, LookupError):
+    """There is no dead letter of that id."""
+
+
+class QueueFull(ConcurrencyError):
+    """A dead letter queue holds its ``max_entries`` and none of them is resolved. Nothing was stored."""
+
+
 class EtcdError(ConcurrencyError):
     """A call to etcd failed.
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -130,6 +130,13 @@ class LockEvent:
     owner: Owner
     revision: int
     at: datetime
+
+
+class Routed(NamedTuple):
+    """Where a pool's failed task went: the id of its dead letter, and what there is to say of it."""
+
+    id: str | None
+    note: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,446 @@
+"""``DeadLetterQueue``: what users call. How records change is in ``record.py``, how they are kept in ``store.py``,
+how they are retried in ``worker.py``; this file puts them on a session, and says what is asked for wrongly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar
+
+from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
+from codomyrmex.concurrency.dead_letters.spill import Spill
+from codomyrmex.concurrency.dead_letters.store import Store, Stored
+from codomyrmex.concurrency.dead_letters.worker import Handler, Worker
+from codomyrmex.concurrency.errors import (
+    ConcurrencyError,
+    DeadLetterNotFound,
+    EtcdError,
+    EtcdUnavailable,
+    QueueFull,
+    SessionLost,
+)
+from codomyrmex.concurrency.etcd.transport import WatchRequest
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
+from codomyrmex.concurrency.keys import check_name, prefix_end
+from codomyrmex.concurrency.models import Routed
+from codomyrmex.concurrency.retry import RetryPolicy
+from codomyrmex.concurrency.session import Session, make_settings, ready
+
+log = logging.getLogger("codomyrmex.concurrency")
+
+WEEK = 7 * 86_400.0
+_TRIES = 20
+_PAUSE = 1.0
+_SEND_EVERY = 2.0  # seconds between tries to send what was spilled
+
+AnyHandler = TypeVar("AnyHandler", bound=Handler)
+
+
+class DeadLetterQueue:
+    """What failed, kept in etcd until it is dealt with: retried by any number of hosts, once each time.
+
+    Args:
+        name: as a lock's.
+        session: the session to use; the process's default one when left out.
+        retry: when and how often the worker retries; see ``RetryPolicy``.
+        retention: seconds for which resolved entries stay to be seen (within an eighth), 7 days when left out. Entries
+            that are not resolved stay for ever.
+        max_entries: how many entries the queue may hold. When it is full, ``add`` first removes the oldest resolved
+        ones
+            and, if there are none, raises ``QueueFull``: nothing is dropped in silence. Adders that meet may pass
+            the number by as many as they are.
+        redact: applied to every error text and traceback before it is stored.
+
+    Every call raises an ``EtcdError`` or ``SessionLost`` when etcd cannot do it.
+    """
+
+    def __init__(
+        self,
+        name: str = "default",
+        *,
+        session: Session | None = None,
+        retry: RetryPolicy | None = None,
+        retention: float | None = None,
+        max_entries: int | None = None,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
+        self._name = check_name(name)
+        self._session = session
+        self._retry = retry or RetryPolicy()
+        self._retention = WEEK if retention is None else _positive("retention", retention)
+        if max_entries is not None and (isinstance(max_entries, bool) or max_entries < 1):
+            raise ValueError(f"max_entries must be at least 1, not {max_entries!r}")
+        self._max_entries = max_entries
+        self._redact = redact or str
+        self._handlers: dict[str, Handler] = {}
+        self._workers: set[_Running] = set()
+        self._store: Store | None = None
+        self._spill: Spill | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._away_until = 0.0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def add(
+        self,
+        *,
+        operation: str,
+        args: dict[str, Any],
+        error: BaseException | str,
+        metadata: dict[str, Any] | None = None,
+        dedup_key: str | None = None,
+    ) -> str:
+        """Store a failure, due for its first retry at once; returns its id when etcd has it for certain.
+
+        ``args`` and ``metadata`` are JSON. With ``dedup_key`` a failure that is stored already, and not resolved, is
+        not stored twice: the id is that of the first. Raises ``TypeError`` for what is not JSON, ``PayloadTooLarge``,
+        ``QueueFull``.
+        """
+        entry = record.new(operation, args, error, metadata, self._redact, dedup_key)
+        record.encode(entry)
+        return await self._add(entry)
+
+    async def get(self, id: str) -> DeadLetter | None:
+        """One entry, or None if there is none of that id."""
+        stored = await (await self._opened()).get(id)
+        return stored.entry if stored else None
+
+    async def count(self) -> int:
+        """How many entries there are, in any state."""
+        return await (await self._opened()).count()
+
+    async def list_entries(
+        self,
+        operation: str | None = None,
+        since: datetime | None = None,
+        state: State | None = None,
+        limit: int | None = None,
+    ) -> list[DeadLetter]:
+        """Entries in order of their creation, all at one revision. For very many use ``entries``."""
+        found: list[DeadLetter] = []
+        async for entry in self.entries(operation, since, state):
+            if limit is not None and len(found) >= limit:
+                break
+            found.append(entry)
+        return found
+
+    async def entries(
+        self, operation: str | None = None, since: datetime | None = None, state: State | None = None
+    ) -> AsyncIterator[DeadLetter]:
+        """The same one by one, read page by page: flat in memory."""
+        async for stored in (await self._opened()).all():
+            entry = stored.entry
+            if (
+                (operation is None or entry.operation == operation)
+                and (since is None or entry.created_at >= since)
+                and (state is None or entry.state == state)
+            ):
+                yield entry
+
+    async def watch(self) -> AsyncIterator[DeadLetter]:
+        """Every entry that is there, then each again whenever it is added or changes, in etcd's order."""
+        store = await self._opened()
+        inbox: asyncio.Queue[Notice | None] = asyncio.Queue()
+        request = WatchRequest(store.entries, prefix_end(store.entries))
+        watch = store.session.hub.subscribe(request, inbox.put_nowait)
+        told: dict[str, int] = {}
+        loss = asyncio.create_task(store.session.lost.wait())
+        loss.add_done_callback(lambda _: inbox.put_nowait(None))
+        try:
+            while True:
+                notice = await inbox.get()
+                if notice is None:
+                    raise store.session.lost.reason or SessionLost("the session is over")
+                if isinstance(notice, Refused):
+                    raise notice.error
+                found: list[Stored] = []
+                if isinstance(notice, Started) and (not told or notice.gap):
+                    found = [stored async for stored in store.all()]
+                elif isinstance(notice, Changed):
+                    decoded = [None if event.deleted else store.decode(event.kv) for event in notice.events]
+                    found = [stored for stored in decoded if stored]
+                for stored in found:
+                    if told.get(stored.entry.id, 0) < stored.revision:
+                        told[stored.entry.id] = stored.revision
+                        yield stored.entry
+        finally:
+            watch.cancel()
+            loss.cancel()
+
+    def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
+        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``; nothing else ever
+        runs."""
+        if not isinstance(operation, str) or not operation:
+            raise ValueError(
+                f"a handler is registered for an operation's name, not {operation!r}: @dlq.handler('name')"
+            )
+
+        def register(function: AnyHandler) -> AnyHandler:
+            if not _is_async(function):
+                raise TypeError(f"the handler of {operation!r} must be an async def, not {function!r}")
+            if operation in self._handlers:
+                raise ValueError(f"{operation!r} has a handler already")
+            self._handlers[operation] = function
+            for running in self._workers:
+                running.handled_now(operation)
+            return function
+
+        return register
+
+    def worker(self, concurrency: int = 4) -> _Running:
+        """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
+
+        At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run; an
+        error or a cancel of the block cancels them, which costs their entries nothing. If the worker cannot go on (its
+        session, given by you, was lost) the block is cancelled and the error raised at its end.
+        """
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
+        return _Running(self, concurrency)
+
+    async def replay(self, id: str) -> DeadLetter:
+        """Make an entry due now, with all its attempts before it; returns it. Its history stays.
+
+        Raises ``DeadLetterNotFound``, or ``ConcurrencyError`` for an entry that is being retried right now.
+        """
+        return await self._change(id, record.replayed, "replayed")
+
+    async def replay_all(self, operation: str | None = None, rate: float | None = None) -> int:
+        """Replay every parked and waiting entry there is now, at most ``rate`` a second; returns how many were.
+
+        It works on a snapshot: what fails again meanwhile is not swept up twice.
+        """
+        if rate is not None:
+            _positive("rate", rate)
+        store = await self._opened()
+        snapshot = [
+            (stored.entry.id, stored.revision)
+            async for stored in store.all()
+            if stored.entry.state in ("parked", "waiting") and operation in (None, stored.entry.operation)
+        ]
+        started, done = time.monotonic(), 0
+        for number, (entry_id, revision) in enumerate(snapshot):
+            if rate is not None:
+                await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+            stored = await store.get(entry_id)
+            if stored and stored.revision == revision:
+                done += await store.change(stored, record.replayed(stored.entry))
+        return done
+
+    async def discard(self, id: str, *, reason: str) -> DeadLetter:
+        """Resolve an entry without retrying it; it stays to be seen, with ``reason``, for the retention time.
+
+        Raises as ``replay``.
+        """
+        if not reason.strip():
+            raise ValueError("a discard needs a reason, for those who ask later")
+        return await self._change(id, lambda entry: record.resolved(entry, "discarded", reason), "discarded")
+
+    async def purge(self, before: datetime | None = None, state: State | None = None) -> int:
+        """Delete resolved and parked entries, or those of one ``state``, created ``before`` then; returns how many.
+
+        It works on a snapshot, and leaves alone what changed meanwhile and what is being retried.
+        """
+        if before is not None and before.tzinfo is None:
+            raise ValueError("before must have a time zone; try datetime.now(UTC)")
+        states = (state,) if state else ("resolved", "parked")
+        store = await self._opened()
+        snapshot = [
+            stored._replace(entry=_slim(stored.entry))
+            async for stored in store.all()
+            if stored.entry.state in states and (before is None or stored.entry.created_at < before)
+        ]
+        return sum([await store.remove(stored) for stored in snapshot])
+
+    async def close(self) -> None:
+        """End what sends spilled entries; what is not sent stays in its file. The session is left alone."""
+        if self._sending:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
+
+    # For a worker pool
+
+    async def route(
+        self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]
+    ) -> Routed:
+        """Store the failure of a pool's task; with etcd away, spill it to a local file that is sent later.
+
+        Arguments that are not JSON are stored as their ``repr``, under ``"repr"``, and ``metadata`` says so.
+        """
+        try:
+            entry = record.new(operation, args, error, metadata, self._redact)
+        except TypeError:
+            plain = {"repr": {key: repr(value)[: record.MAX_TEXT] for key, value in args.items()}}
+            entry = record.new(operation, plain, error, {**metadata, "args_not_json": True}, self._redact)
+        record.encode(entry)
+        if time.monotonic() >= self._away_until:
+            try:
+                return Routed(await self._add(entry), "")
+            except (EtcdUnavailable, SessionLost) as problem:
+                log.warning("dead letters are spilled to a local file, for etcd is away: %s", problem)
+                self._away_until = time.monotonic() + _SEND_EVERY
+        path = self._spilled().write(entry)
+        self._send_later()
+        return Routed(entry.id, f"etcd was away; kept in {path} until it is back")
+
+    def _spilled(self) -> Spill:
+        if self._spill is None:
+            settings = self._session.settings if self._session else make_settings(None, {})
+            self._spill = Spill(settings.namespace, self._name)
+        return self._spill
+
+    def _send_later(self) -> None:
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        spill = self._spilled()
+        while spill.waiting():
+            await asyncio.sleep(_SEND_EVERY)
+            try:
+                sent = await spill.send(self._add)
+                log.warning("etcd is back: %d spilled dead letters were sent", sent)
+            except (EtcdError, SessionLost, QueueFull, OSError) as error:
+                log.debug("spilled dead letters cannot be sent yet: %s", error)
+
+    # Inside
+
+    async def _opened(self) -> Store:
+        session = await ready(self._session)
+        if self._store is None or self._store.session is not session:
+            self._store = Store(session, self._name, self._retention)
+            if self._spilled().waiting():
+                self._send_later()
+        return self._store
+
+    async def _add(self, entry: DeadLetter) -> str:
+        store = await self._opened()
+        if self._max_entries is not None:
+            await self._make_room(store, self._max_entries)
+        return await store.add(entry)
+
+    async def _make_room(self, store: Store, limit: int) -> None:
+        surplus = await store.count() - limit + 1
+        if surplus <= 0:
+            return
+        oldest = []
+        async for stored in store.all():
+            if stored.entry.state == "resolved":
+                oldest.append(stored)
+                if len(oldest) == surplus:
+                    break
+        for stored in oldest:
+            await store.remove(stored)
+        if len(oldest) < surplus:
+            raise QueueFull(
+                f"the dead letter queue {self._name!r} holds {limit} entries, its max_entries, and none is resolved; "
+                "replay, discard or purge some"
+            )
+
+    async def _change(self, entry_id: str, step: Callable[[DeadLetter], DeadLetter], what: str) -> DeadLetter:
+        store = await self._opened()
+        for _ in range(_TRIES):
+            stored = await store.get(entry_id)
+            if stored is None:
+                raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} in {self._name!r}")
+            if stored.entry.state == "running":
+                raise ConcurrencyError(f"the dead letter {entry_id} is being retried right now and cannot be {what}")
+            changed = step(stored.entry)
+            if await store.change(stored, changed):
+                return changed
+        raise ConcurrencyError(f"others keep changing the dead letter {entry_id}; try again")
+
+
+class _Running:
+    """A worker for the time of a block; made anew on the next session when the default one was lost."""
+
+    def __init__(self, queue: DeadLetterQueue, concurrency: int) -> None:
+        self._queue = queue
+        self._concurrency = concurrency
+        self._worker: Worker | None = None
+        self._stopping = False
+        self._block: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled_block = False
+
+    def handled_now(self, operation: str) -> None:
+        if self._worker:
+            self._worker.handled_now(operation)
+
+    async def __aenter__(self) -> _Running:
+        self._block = asyncio.current_task()
+        store = await self._queue._opened()
+        self._queue._workers.add(self)
+        self._task = asyncio.create_task(self._run(store))
+        self._task.add_done_callback(self._done)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task
+        self._stopping = True
+        self._queue._workers.discard(self)
+        if self._worker:
+            await self._worker.stop(drain=kind is None)
+        else:
+            self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._task.cancelled():
+            return
+        if failure := self._task.exception():
+            if self._cancelled_block and self._block:
+                self._block.uncancel()
+            raise failure
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """The worker cannot go on: nobody would notice if the block did."""
+        if not self._stopping and not task.cancelled() and task.exception() and self._block:
+            self._cancelled_block = True
+            self._block.cancel()
+
+    async def _run(self, store: Store) -> None:
+        queue = self._queue
+        while not self._stopping:
+            worker = Worker(store, queue._handlers, queue._retry, self._concurrency, queue._redact)
+            self._worker = worker
+            try:
+                await worker.run()
+            except (SessionLost, EtcdUnavailable) as error:
+                await worker.stop(drain=False)
+                if queue._session is not None and queue._session.lost.is_set():
+                    raise
+                log.warning("the worker of %r begins anew: %s", queue.name, error)
+                store = await self._reopen()
+
+    async def _reopen(self) -> Store:
+        while True:
+            try:
+                return await self._queue._opened()
+            except EtcdUnavailable:
+                await asyncio.sleep(_PAUSE)
+
+
+def _is_async(function: object) -> bool:
+    return inspect.iscoroutinefunction(function)
+
+
+def _slim(entry: DeadLetter) -> DeadLetter:
+    """What is needed to delete it: a snapshot of very many must not hold their arguments."""
+    return DeadLetter(entry.id, entry.operation, {}, "", entry.created_at, dedup=entry.dedup)
+
+
+def _positive(what: str, value: float) -> float:
+    if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{what} must be a number greater than 0, not {value!r}")
+    return value

@@ -1,0 +1,241 @@
+"""A dead letter as it is stored and shown, and how it changes: pure functions from one record to the next.
+
+Every step of an entry's life is one of the functions here; ``store.py`` writes what they return, in a transaction that
+compares the record they were given. Times are the writer's wall clock and only shown, or used where nobody has
+watched the entry (see ``worker.py``); delays are what counts.
+
+    state      on                                     becomes
+    waiting    claimed by a worker                    running
+    running    the handler returned, or discards      resolved
+    running    it failed, attempts are left           waiting, due after a delay
+    running    it failed, none are left; or parks     parked
+    running    its worker died                        waiting, or parked when it has killed too many
+    any but running   replayed by a person            waiting, due now, attempts counted from zero
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from codomyrmex.concurrency.errors import PayloadTooLarge
+from codomyrmex.concurrency.models import to_json
+from codomyrmex.concurrency.retry import RetryPolicy
+
+State = Literal["waiting", "running", "resolved", "parked"]
+Outcome = Literal["running", "ok", "failed", "crashed", "interrupted", "parked", "discarded"]
+
+MAX_RECORD = 1 << 20  # bytes; etcd takes requests of 1.5 MiB
+MAX_TEXT = 8 * 1024  # characters of an error or a traceback; of a traceback the end is kept
+MAX_HISTORY = 20
+MAX_CRASHES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt: who made it, when it began, by that host's clock, and how it ended."""
+
+    number: int
+    host: str
+    pid: int
+    time: datetime
+    outcome: Outcome = "running"
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A failed operation as etcd has it.
+
+    ``attempts`` holds the last 20; ``attempt_count`` and ``crash_count`` count all since the entry was added or
+    replayed. ``next_attempt_at`` is when it is due, None if it is not to be retried. ``fingerprint`` is the same for
+    the same failure: operation, type of error, its text without numbers. ``reason`` says why it was parked or
+    discarded.
+    """
+
+    id: str
+    operation: str
+    args: dict[str, Any]
+    error: str
+    created_at: datetime
+    error_type: str = ""
+    traceback: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    state: State = "waiting"
+    attempts: tuple[AttemptRecord, ...] = ()
+    attempt_count: int = 0
+    crash_count: int = 0
+    next_attempt_at: datetime | None = None
+    delay: float = 0.0
+    reason: str = ""
+    dedup: str = ""
+    key: str = ""
+
+
+_ADAPTER = TypeAdapter(DeadLetter)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Sorts by the time it was made, by this host's clock."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+
+
+def encode(entry: DeadLetter) -> bytes:
+    """The record's value in etcd; raises ``PayloadTooLarge``."""
+    fields = to_json(replace(entry, key=""))
+    del fields["key"]
+    value = json.dumps(fields, separators=(",", ":")).encode()
+    if len(value) > MAX_RECORD:
+        raise PayloadTooLarge(
+            f"the dead letter of {entry.operation!r} has {len(value)} bytes, and {MAX_RECORD} fit; store what is large "
+            "elsewhere and put its address into args"
+        )
+    return value
+
+
+def decode(key: bytes, value: bytes) -> DeadLetter | None:
+    """The record, or None if it is none of ours."""
+    try:
+        return replace(_ADAPTER.validate_json(value), key=key.decode(errors="backslashreplace"))
+    except ValidationError:
+        return None
+
+
+def new(
+    operation: str,
+    args: dict[str, Any],
+    error: BaseException | str,
+    metadata: dict[str, Any] | None,
+    redact: Callable[[str], str],
+    dedup_key: str | None = None,
+) -> DeadLetter:
+    """A dead letter that is due at once; raises ``TypeError`` or ``ValueError`` for what cannot be stored."""
+    if not isinstance(operation, str) or not operation or not operation.isprintable() or len(operation) > 512:
+        raise ValueError(f"operation must be a printable str of 1 to 512 characters, not {operation!r}")
+    for what, value in (("args", args), ("metadata", metadata)):
+        _check_json(what, value)
+    text, kind, trace = _describe(error)
+    text, trace = redact(text)[:MAX_TEXT], redact(trace)[-MAX_TEXT:]
+    return DeadLetter(
+        id=new_id(),
+        operation=operation,
+        args=args,
+        error=text,
+        created_at=now(),
+        error_type=kind,
+        traceback=trace,
+        metadata=metadata or {},
+        fingerprint=fingerprint(operation, kind, text),
+        next_attempt_at=now(),
+        dedup=hashlib.sha256(dedup_key.encode()).hexdigest() if dedup_key else "",
+    )
+
+
+def fingerprint(operation: str, error_type: str, error: str) -> str:
+    """The same for the same failure of different data: what is numbers, hex or quoted in the text does not count."""
+    shape = re.sub(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+|'[^']*'|\"[^\"]*\"", "#", error, flags=re.IGNORECASE)
+    return hashlib.sha256("\0".join((operation, error_type, shape)).encode()).hexdigest()[:16]
+
+
+def _check_json(what: str, value: Any) -> None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{what} must be a dict, not {type(value).__name__}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{what} must be JSON (dict, list, str, finite numbers, bool, None): {error}") from None
+
+
+def _describe(error: BaseException | str) -> tuple[str, str, str]:
+    if isinstance(error, str):
+        return error or "unknown error", "", ""
+    trace = "".join(traceback.format_exception(error))
+    return str(error) or repr(error), type(error).__qualname__, trace
+
+
+# Steps
+
+
+def claimed(entry: DeadLetter, host: str) -> DeadLetter:
+    """A worker takes the entry: the attempt counts from here on, whatever becomes of the worker."""
+    attempt = AttemptRecord(entry.attempt_count + 1, host, os.getpid(), now())
+    return replace(
+        entry,
+        state="running",
+        attempt_count=attempt.number,
+        attempts=(*entry.attempts, attempt)[-MAX_HISTORY:],
+        next_attempt_at=None,
+        delay=0.0,
+    )
+
+
+def resolved(entry: DeadLetter, outcome: Outcome = "ok", reason: str = "") -> DeadLetter:
+    return replace(ended(entry, outcome, reason), state="resolved", reason=reason)
+
+
+def parked(entry: DeadLetter, reason: str, outcome: Outcome = "parked") -> DeadLetter:
+    return replace(ended(entry, outcome, reason), state="parked", reason=reason)
+
+
+def failed(entry: DeadLetter, error: BaseException, text: str, policy: RetryPolicy) -> DeadLetter:
+    """The handler failed: the entry waits for the next attempt, or is parked after the last."""
+    if not policy.again(error, entry.attempt_count):
+        why = "attempts are used up" if entry.attempt_count >= policy.max_attempts else "is not to be retried"
+        return replace(
+            parked(entry, f"{type(error).__qualname__}: {why}", "failed"),
+            attempts=ended(entry, "failed", text).attempts,
+        )
+    return waiting(ended(entry, "failed", text), policy.delay(entry.attempt_count))
+
+
+def interrupted(entry: DeadLetter) -> DeadLetter:
+    """The worker was told to stop: the attempt is not held against the entry, which is due again at once."""
+    return replace(waiting(ended(entry, "interrupted", ""), 0.0), attempt_count=max(0, entry.attempt_count - 1))
+
+
+def crashed(entry: DeadLetter, policy: RetryPolicy) -> DeadLetter:
+    """The worker is gone and the claim with it: that costs the entry an attempt and a crash."""
+    entry = replace(ended(entry, "crashed", "the worker died"), crash_count=entry.crash_count + 1)
+    if entry.crash_count >= MAX_CRASHES:
+        return parked(entry, f"killed {entry.crash_count} workers", "crashed")
+    if entry.attempt_count >= policy.max_attempts:
+        return parked(entry, "attempts are used up", "crashed")
+    return waiting(entry, policy.delay(entry.attempt_count))
+
+
+def waiting(entry: DeadLetter, delay: float) -> DeadLetter:
+    return replace(entry, state="waiting", delay=delay, next_attempt_at=now() + timedelta(seconds=delay), reason="")
+
+
+def replayed(entry: DeadLetter) -> DeadLetter:
+    """Back to due, now, with all its attempts before it; the history stays."""
+    return replace(waiting(entry, 0.0), attempt_count=0, crash_count=0)
+
+
+def ended(entry: DeadLetter, outcome: Outcome, error: str) -> DeadLetter:
+    """The attempt under way has ended."""
+    if not entry.attempts or entry.attempts[-1].outcome != "running":
+        return entry
+    last = replace(entry.attempts[-1], outcome=outcome, error=error[:MAX_TEXT])
+    return replace(entry, attempts=(*entry.attempts[:-1], last))
+
+
+def shortened(entry: DeadLetter) -> DeadLetter:
+    """Without its history, where that has made the record too large to be written."""
+    return replace(entry, attempts=entry.attempts[-1:], traceback=entry.traceback[-1024:])

@@ -1,0 +1,100 @@
+"""Which entries are due, as one worker sees them; pure, with the clock handed in.
+
+No two hosts' clocks are compared where that can be helped. An entry whose failure this worker saw happen is due when
+its delay has passed on the worker's own monotonic clock. Only of what was there before the worker began does the
+record's wall time tell how much of the delay is left, and never more than the delay. So a clock that is wrong may
+bring one attempt forward when its host starts, and no more.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from datetime import datetime
+
+from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.dead_letters.store import Stored
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of an entry: not its arguments, so that many fit."""
+
+    operation: str
+    state: str
+    revision: int
+    due: float
+
+
+class Schedule:
+    """The entries of a queue and when each is due, in seconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+        self._claimed: set[str] = set()
+        self._heap: list[tuple[float, int, str]] = []
+
+    def found(self, stored: Stored, clock: float, wall: datetime) -> None:
+        """The entry was there when this worker began."""
+        entry = stored.entry
+        left = (entry.next_attempt_at - wall).total_seconds() if entry.next_attempt_at else 0.0
+        self._put(entry, stored.revision, clock + min(max(0.0, left), entry.delay))
+
+    def changed(self, stored: Stored, clock: float) -> None:
+        """The entry was written just now."""
+        self._put(stored.entry, stored.revision, clock + stored.entry.delay)
+
+    def removed(self, entry_id: str) -> None:
+        self._known.pop(entry_id, None)
+
+    def claimed(self, entry_id: str) -> None:
+        self._claimed.add(entry_id)
+
+    def unclaimed(self, entry_id: str) -> None:
+        self._claimed.discard(entry_id)
+
+    def orphans(self) -> list[str]:
+        """Entries that are running, but nobody's: their worker died."""
+        running = (entry_id for entry_id, known in self._known.items() if known.state == "running")
+        return [entry_id for entry_id in running if entry_id not in self._claimed]
+
+    def is_orphan(self, entry_id: str) -> bool:
+        known = self._known.get(entry_id)
+        return known is not None and known.state == "running" and entry_id not in self._claimed
+
+    def due(self, clock: float) -> str | None:
+        """Take the entry that has been due longest, if there is one; it is not told again until it changes."""
+        while self._heap and self._heap[0][0] <= clock:
+            _, revision, entry_id = heapq.heappop(self._heap)
+            known = self._known.get(entry_id)
+            if known and known.revision == revision and known.state == "waiting" and entry_id not in self._claimed:
+                return entry_id
+        return None
+
+    def again(self, entry_id: str, clock: float) -> None:
+        """Tell the entry again at ``clock``, if it still waits then."""
+        known = self._known.get(entry_id)
+        if known and known.state == "waiting":
+            heapq.heappush(self._heap, (clock, known.revision, entry_id))
+
+    def handled_now(self, operation: str) -> None:
+        """There is a handler for ``operation`` from here on: what was passed over for want of one is told again."""
+        for entry_id, known in self._known.items():
+            if known.operation == operation:
+                self.again(entry_id, known.due)
+
+    def next_due(self) -> float | None:
+        """When the next entry is due, if any waits."""
+        return self._heap[0][0] if self._heap else None
+
+    def operation(self, entry_id: str) -> str:
+        known = self._known.get(entry_id)
+        return known.operation if known else ""
+
+    def _put(self, entry: DeadLetter, revision: int, due: float) -> None:
+        known = self._known.get(entry.id)
+        if known and known.revision >= revision:
+            return
+        self._known[entry.id] = _Known(entry.operation, entry.state, revision, due)
+        if entry.state == "waiting":
+            heapq.heappush(self._heap, (due, revision, entry.id))
