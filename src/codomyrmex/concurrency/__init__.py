@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.transport import Put as Put
     from codomyrmex.concurrency.etcd.transport import Target as Target
     from codomyrmex.concurrency.etcd.transport import TxnResult as TxnResult
+    from codomyrmex.concurrency.fleet import ClusterPoolStats as ClusterPoolStats
     from codomyrmex.concurrency.locks import DistributedLock as DistributedLock
     from codomyrmex.concurrency.manager import LockManager as LockManager
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
+    from codomyrmex.concurrency.pool.pool import AsyncWorkerPool as AsyncWorkerPool
+    from codomyrmex.concurrency.pool.results import PoolStats as PoolStats
+    from codomyrmex.concurrency.pool.results import TaskResult as TaskResult
     from codomyrmex.concurrency.queue.grant import Grant as Grant
     from codomyrmex.concurrency.retry import RetryPolicy as RetryPolicy
     from codomyrmex.concurrency.semaphore import Permit as Permit
@@ -55,6 +59,12 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
 
 _HOME = {
+    "fleet": ("ClusterPoolStats",),
+    "pool.results": (
+        "PoolStats",
+        "TaskResult",
+    ),
+    "pool.pool": ("AsyncWorkerPool",),
     "dead_letters.worker": (
         "Attempt",
         "Retry",

@@ -1,0 +1,164 @@
+"""The fleet's pools in view: each pool instance keeps one leased key with its figures; anybody can read and sum them.
+
+A report never slows or fails a task: it is written by a task of its own, not more often than the interval and only when
+something has changed, and what goes wrong is logged once. The key is bound to the session's lease, so it goes with the
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from codomyrmex.concurrency.errors import ConcurrencyError
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transport import Get, Put
+from codomyrmex.concurrency.keys import escape, prefix_end, unescape
+from codomyrmex.concurrency.models import to_json
+from codomyrmex.concurrency.pool.results import PoolStats
+from codomyrmex.concurrency.session import Session, ready
+
+log = logging.getLogger("codomyrmex.concurrency")
+
+_JITTER = 0.2
+_PAGE = 500
+_ADAPTER = TypeAdapter(PoolStats)
+_SUMMED = (
+    "submitted",
+    "completed",
+    "failed",
+    "total_elapsed_ms",
+    "running",
+    "queued",
+    "cancelled",
+    "timed_out",
+    "retried",
+    "dead_lettered",
+    "max_workers",
+    "throughput",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPoolStats:
+    """The pools of one name, one of each process, as last reported; the other fields are their sums."""
+
+    name: str
+    instances: tuple[PoolStats, ...]
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    total_elapsed_ms: float = 0.0
+    running: int = 0
+    queued: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    retried: int = 0
+    dead_lettered: int = 0
+    max_workers: int = 0
+    throughput: float = 0.0
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(sorted({pool.host for pool in self.instances}))
+
+
+class Reporter:
+    """Writes a pool's figures to etcd every ``interval`` seconds, with jitter, when ``changes`` has moved."""
+
+    def __init__(
+        self,
+        session: Session | None,
+        interval: float,
+        stats: Callable[[], PoolStats],
+        changes: Callable[[], int],
+    ) -> None:
+        self._given = session
+        self._interval = interval
+        self._stats = stats
+        self._changes = changes
+        self._task: asyncio.Task[None] | None = None
+        self._written: tuple[int, Session] | None = None
+        self._told = False
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="pool-reporter")
+
+    async def close(self) -> None:
+        """Take the report back, as far as etcd answers."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._written:
+            session = self._written[1]
+            try:
+                async with asyncio.timeout(1.0):
+                    await session.remover.remove(self._key(session))
+            except (ConcurrencyError, TimeoutError):
+                pass  # the lease takes it along
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._write()
+                self._told = False
+            except ConcurrencyError as error:
+                if not self._told:
+                    log.warning("the pool %r cannot report its figures: %s", self._stats().name, error)
+                self._told = True
+            await asyncio.sleep(self._interval * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+    async def _write(self) -> None:
+        session = await ready(self._given)
+        changes = self._changes()
+        if self._written == (changes, session):
+            return
+        stats = self._stats()
+        key = self._key(session)
+        put = Put(key, json.dumps(to_json(stats)).encode(), session.id)
+        await session.committer.commit(Request((key,), (put,), again=()))
+        self._written = changes, session
+
+    def _key(self, session: Session) -> bytes:
+        stats = self._stats()
+        return _prefix(session) + f"{escape(stats.name)}/{session.id:016x}-{stats.instance}".encode()
+
+
+async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
+    """Every pool that reports and whose name starts with ``prefix``, by name."""
+    start = _prefix(session) + escape(prefix).encode()
+    end = prefix_end(start)
+    found: dict[str, list[PoolStats]] = {}
+    while True:
+        page = await session.transport.get(Get(start, end, limit=_PAGE))
+        for kv in page.kvs:
+            name = unescape(kv.key[len(_prefix(session)) :].decode(errors="replace").partition("/")[0])
+            try:
+                found.setdefault(name or "", []).append(_ADAPTER.validate_json(kv.value))
+            except ValidationError:
+                log.warning("skipping %r: it lies among pools' reports but is not one", kv.key)
+        if len(page.kvs) < _PAGE:
+            break
+        start = page.kvs[-1].key + b"\0"
+    return [_summed(name, instances) for name, instances in sorted(found.items())]
+
+
+async def cluster_stats(session: Session | None, name: str) -> ClusterPoolStats:
+    """The pools of one name; without instances if none reports."""
+    found = [pool for pool in await pools(await ready(session), name) if pool.name == name]
+    return found[0] if found else ClusterPoolStats(name, ())
+
+
+def _summed(name: str, instances: list[PoolStats]) -> ClusterPoolStats:
+    ordered = tuple(sorted(instances, key=lambda pool: (pool.host, pool.pid, pool.instance)))
+    return ClusterPoolStats(name, ordered, **{f: sum(getattr(pool, f) for pool in ordered) for f in _SUMMED})
+
+
+def _prefix(session: Session) -> bytes:
+    return session.layout.root + b"pool/"

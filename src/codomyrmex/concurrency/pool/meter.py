@@ -1,0 +1,108 @@
+"""A pool's counters. Every task is in exactly one of them at every moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from datetime import UTC, datetime
+
+from codomyrmex.concurrency.pool.histogram import Histogram
+from codomyrmex.concurrency.pool.results import PoolStats, Status
+
+_WINDOW = 10  # seconds of which the throughput is the mean
+_SAMPLE = 0.25
+
+
+class Meter:
+    """Counts what happens to tasks; ``stats`` puts it together."""
+
+    def __init__(self, name: str, max_workers: int) -> None:
+        self._name = name
+        self._max_workers = max_workers
+        self._host = socket.gethostname()
+        self._instance = secrets.token_hex(8)
+        self._started_at = datetime.now(UTC)
+        self._ended: dict[Status, int] = {"ok": 0, "failed": 0, "timeout": 0, "cancelled": 0}
+        self._elapsed_ms = 0.0
+        self._times = Histogram()
+        self._per_second: deque[list[int]] = deque(maxlen=_WINDOW + 1)
+        self._lag = 0.0
+        self._sampling: asyncio.TimerHandle | None = None
+        self.queued = self.running = self.submitted = 0
+        self.retried = self.dead_lettered = 0
+        self.changes = 0
+
+    def submit(self) -> None:
+        self.submitted += 1
+        self.queued += 1
+        self.changes += 1
+
+    def begin(self) -> None:
+        self.queued -= 1
+        self.running += 1
+        if self._sampling is None:
+            self._sample(time.perf_counter())
+
+    def end(self, status: Status, elapsed_ms: float) -> None:
+        self.running -= 1
+        self._ended[status] += 1
+        self.changes += 1
+        self._elapsed_ms += elapsed_ms
+        self._times.add(elapsed_ms)
+        second = int(time.monotonic())
+        if not self._per_second or self._per_second[-1][0] != second:
+            self._per_second.append([second, 0])
+        self._per_second[-1][1] += 1
+
+    def drop(self) -> None:
+        """A task ends that never began."""
+        self.queued -= 1
+        self._ended["cancelled"] += 1
+        self.changes += 1
+
+    def where(self) -> dict[str, object]:
+        return {"host": self._host, "pid": os.getpid()}
+
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            submitted=self.submitted,
+            completed=self._ended["ok"],
+            failed=self._ended["failed"],
+            total_elapsed_ms=self._elapsed_ms,
+            running=self.running,
+            queued=self.queued,
+            cancelled=self._ended["cancelled"],
+            timed_out=self._ended["timeout"],
+            retried=self.retried,
+            dead_lettered=self.dead_lettered,
+            max_workers=self._max_workers,
+            p50_ms=self._times.percentile(0.5),
+            p95_ms=self._times.percentile(0.95),
+            p99_ms=self._times.percentile(0.99),
+            throughput=self._throughput(),
+            loop_lag_ms=self._lag,
+            name=self._name,
+            host=self._host,
+            pid=os.getpid(),
+            instance=self._instance,
+            started_at=self._started_at,
+        )
+
+    def _throughput(self) -> float:
+        now = time.monotonic()
+        recent = [count for second, count in self._per_second if second >= now - _WINDOW]
+        age = (datetime.now(UTC) - self._started_at).total_seconds()
+        return sum(recent) / max(1.0, min(_WINDOW, age))
+
+    def _sample(self, expected: float) -> None:
+        """How late a timer of the loop comes, for as long as tasks run."""
+        now = time.perf_counter()
+        self._lag = max(0.0, now - expected) * 1000
+        if self.running:
+            self._sampling = asyncio.get_running_loop().call_later(_SAMPLE, self._sample, now + _SAMPLE)
+        else:
+            self._sampling = None

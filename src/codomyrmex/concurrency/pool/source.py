@@ -1,0 +1,187 @@
+"""Where a pool's tasks come from: the items of one ``map``, ``imap`` or ``submit``, taken one at a time.
+
+A source makes a task of the next item only when a worker has room for it and the window of results that nobody has
+taken yet has room too; so an endless iterable runs in bounded memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from codomyrmex.concurrency.pool.results import TaskResult
+from codomyrmex.concurrency.pool.runner import Call
+
+
+class Work(NamedTuple):
+    """What is done with every item of a source."""
+
+    call: Call
+    operation: str
+    lock: Callable[[Any], str] | None
+    semaphore: Any
+
+
+class Job:
+    """One task on its way."""
+
+    __slots__ = (
+        "args",
+        "began",
+        "cancelled",
+        "context",
+        "index",
+        "item",
+        "kwargs",
+        "queued_at",
+        "source",
+        "task_id",
+        "worker",
+    )
+
+    def __init__(self, source: Source, index: int, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.source = source
+        self.index = index
+        self.item = item
+        self.args = args
+        self.kwargs = kwargs
+        self.task_id = ""
+        self.context = source.context.copy()
+        self.queued_at = source.began
+        self.worker: asyncio.Task[None] | None = None
+        self.began = False
+        self.cancelled = False
+
+
+class Source:
+    """The items of one call. ``window`` bounds the tasks begun and not yet taken from ``results``; None: no bound."""
+
+    def __init__(
+        self, work: Work, items: Iterable[Any] | AsyncIterable[Any], began: float, *, window: int | None, ordered: bool
+    ) -> None:
+        self.work = work
+        self.began = began
+        self.context = contextvars.copy_context()
+        self.ordered = ordered
+        self.exhausted = False
+        self.error: BaseException | None = None
+        self.running: set[Job] = set()
+        self.uncounted = 0  # items that are counted as queued, and not taken yet
+        self._window = window
+        self._begun = 0
+        self._taken = 0
+        self._ready: dict[int, TaskResult] = {}
+        self._order: deque[int] = deque()
+        self._arrived: deque[Any] = deque()
+        self._news: asyncio.Future[None] | None = None
+        self._iterator: Iterator[Any] | None = None
+        self.feed: AsyncIterable[Any] | None = None
+        if isinstance(items, AsyncIterable):
+            self.feed = items
+        else:
+            self._iterator = iter(items)
+
+    @property
+    def full(self) -> bool:
+        return self._window is not None and self._begun + len(self._arrived) - self._taken >= self._window
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing more will."""
+        return self.exhausted and not self.running and not self._arrived
+
+    def take(self) -> Job | None:
+        """The next task, if there is one and room for its result."""
+        if self._arrived:
+            item = self._arrived.popleft()
+        elif self.exhausted or self._iterator is None or self.full:
+            return None
+        else:
+            try:
+                item = next(self._iterator)
+            except StopIteration:
+                self.end()
+                return None
+            except Exception as error:
+                self.end(error)
+                return None
+        job = self.make(self._begun, item)
+        self._begun += 1
+        self.running.add(job)
+        return job
+
+    def make(self, index: int, item: Any) -> Job:
+        return Job(self, index, item, (item,), {})
+
+    def arrive(self, item: Any) -> None:
+        """An item of an async iterable is here."""
+        self._arrived.append(item)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items."""
+        self.exhausted = True
+        self.error = self.error or error
+        self._tell()
+
+    def settle(self, job: Job, result: TaskResult) -> None:
+        self.running.discard(job)
+        self._ready[job.index] = result
+        self._order.append(job.index)
+        self._tell()
+
+    def drop_arrived(self) -> None:
+        """Items that were taken from an async iterable, and never will be run."""
+        self._arrived.clear()
+
+    def settle_dropped(self, result: TaskResult) -> None:
+        """A task that never began has ended."""
+        self._ready[self._begun] = result
+        self._order.append(self._begun)
+        self._begun += 1
+        self._tell()
+
+    async def result(self) -> TaskResult | None:
+        """The next result, in the order of the items if so asked; None after the last."""
+        while True:
+            index = self._taken if self.ordered else self._order[0] if self._order else -1
+            if index in self._ready:
+                self._taken += 1
+                self._order.popleft()
+                if self.feed:
+                    self._tell()  # there is room for another item
+                return self._ready.pop(index)
+            if self.over:
+                return None
+            await self.news()
+
+    async def settled(self) -> None:
+        """Wait until nothing runs any more."""
+        while self.running:
+            await self.news()
+
+    async def news(self) -> None:
+        self._news = self._news or asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._news)
+
+    def _tell(self) -> None:
+        news, self._news = self._news, None
+        if news and not news.done():
+            news.set_result(None)
+
+
+class Single(Source):
+    """The one task of a ``submit``."""
+
+    def __init__(self, work: Work, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, began: float) -> None:
+        super().__init__(work, (None,), began, window=None, ordered=True)
+        self._args = args
+        self._kwargs = kwargs
+        self._task_id = task_id
+
+    def make(self, index: int, item: Any) -> Job:
+        job = Job(self, index, item, self._args, self._kwargs)
+        job.task_id = self._task_id
+        return job
