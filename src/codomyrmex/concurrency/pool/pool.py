@@ -276,6 +276,7 @@ class AsyncWorkerPool:
         job = self._workers.pop(worker)
         if job in job.source.running:  # the worker was cancelled before its first step, by the loop's end
             self._drop(job)
+        self._wake()  # there may be room again for what it did not find
 
     def _take(self) -> Job | None:
         """The next task, from each source in turn."""
