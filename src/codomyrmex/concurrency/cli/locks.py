@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from codomyrmex.concurrency import LockEvent, LockInfo, LockManager, NotHeld, Session, SessionLost
+from codomyrmex.concurrency import LockEvent, LockInfo, LockManager, NotHeld, Owner, Session, SessionLost
 from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
@@ -24,6 +24,7 @@ from codomyrmex.concurrency.cli.options import (
     settings,
 )
 from codomyrmex.concurrency.errors import EtcdUnavailable
+from codomyrmex.concurrency.queue.rules import holding
 
 _REDRAW = 0.25
 _RETRY = 1.0
@@ -165,10 +166,7 @@ async def _redraw(context: click.Context, choice: _Choice) -> None:
                     known[event.name] = queue
 
     def picture() -> Group:
-        infos = [
-            LockInfo(name, (queue[0].owner,), tuple(event.owner for event in queue[1:]))
-            for name, queue in known.items()
-        ]
+        infos = [_info(name, [event.owner for event in queue]) for name, queue in known.items()]
         title = Text(f"{len(infos)} locks, {datetime.now():%H:%M:%S}, Ctrl-C ends", style="dim")
         if _silent(context):
             title = Text("etcd does not answer; this is what was known before", style="bold red")
@@ -184,6 +182,11 @@ async def _redraw(context: click.Context, choice: _Choice) -> None:
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+def _info(name: str, queue: list[Owner]) -> LockInfo:
+    held = holding([owner.key.encode() for owner in queue])
+    return LockInfo(name, tuple(queue[:held]), tuple(queue[held:]))
 
 
 @locks.command()
