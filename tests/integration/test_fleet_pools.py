@@ -1,0 +1,79 @@
+"""Every pool of the fleet in view, and pools together with locks, semaphores and dead letters, on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+
+from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, Semaphore, Session
+from codomyrmex.concurrency.fleet import pools
+from tests.helpers import counting, eventually
+
+
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def fail(number: int) -> None:
+    raise ValueError(f"no {number}")
+
+
+async def test_pools_of_two_processes_are_summed_and_go_with_their_sessions(session: Session, other: Session) -> None:
+    async with (
+        AsyncWorkerPool(2, name="crew", session=session, report=0.1) as here,
+        AsyncWorkerPool(3, name="crew", session=other, report=0.1) as there,
+    ):
+        await here.map(double, range(5))
+        await there.map(fail, range(2))
+
+        async def both() -> bool:
+            seen = await here.cluster_stats()
+            return (seen.submitted, seen.completed, seen.failed) == (7, 5, 2)
+
+        await eventually(both)
+        seen = await there.cluster_stats()
+        assert len(seen.instances) == 2 and seen.max_workers == 5 and len(seen.hosts) == 1
+        await other.close()
+
+        async def one() -> bool:
+            return len((await here.cluster_stats()).instances) == 1
+
+        await eventually(one)
+    assert await pools(session) == []
+
+
+async def test_nothing_is_written_while_nothing_changes(session: Session) -> None:
+    async with AsyncWorkerPool(name="quiet", session=session, report=0.05) as pool:
+        await pool.map(double, range(3))
+        await asyncio.sleep(0.2)
+        with counting(session) as calls:
+            await asyncio.sleep(0.5)
+        assert not calls
+
+
+async def test_a_lock_and_a_semaphore_are_held_around_each_item(session: Session) -> None:
+    inside: set[str] = set()
+    most = 0
+
+    async def work(name: str) -> None:
+        nonlocal most
+        assert name not in inside
+        inside.add(name)
+        most = max(most, len(inside))
+        await asyncio.sleep(0.01)
+        inside.discard(name)
+
+    sem = Semaphore("provider", max_concurrent=2, session=session)
+    async with AsyncWorkerPool(6, session=session, report=False) as pool:
+        results = await pool.map(work, list("aabbccdd"), lock=lambda name: f"file:{name}", semaphore=sem)
+    assert all(result.success for result in results) and most == 2
+
+
+async def test_a_failed_task_becomes_a_dead_letter(session: Session) -> None:
+    dlq = DeadLetterQueue("failed", session=session)
+    async with AsyncWorkerPool(name="crew", session=session, report=False, dlq=dlq) as pool:
+        (result,) = await pool.map(fail, [7])
+    assert result.dead_letter_id
+    entry = await dlq.get(result.dead_letter_id)
+    assert entry and entry.operation.endswith("fail") and entry.args == {"args": [7], "kwargs": {}}
+    assert entry.error == "no 7" and entry.error_type == "ValueError" and entry.metadata["pool"] == "crew"
+    await dlq.close()
