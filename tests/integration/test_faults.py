@@ -151,8 +151,8 @@ async def test_an_acquire_cancelled_at_any_await_point_leaves_no_key(
         runner = _CancelAt(cycle(), step)
         holder = DistributedLock("x", other)
         if not lingering:
-            for _, (watch, _) in session.hub._lingering.items():
-                watch.cancel()
+            for shared, _ in session.hub._lingering.values():
+                shared.watch.cancel()
         if contended:
             await holder.acquire()
             asyncio.get_running_loop().call_later(0.05, lambda: releases.append(asyncio.create_task(holder.release())))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codomyrmex.concurrency import InvalidName
-from codomyrmex.concurrency.keys import MAX_NAME_BYTES, Layout, check_name, escape, prefix_end, unescape
+from codomyrmex.concurrency.keys import LOCK, MAX_NAME_BYTES, Layout, check_name, escape, prefix_end, unescape
 
 LAYOUT = Layout("fleet")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -38,7 +38,7 @@ def test_no_queue_reaches_into_another(one: str, two: str, lease: int, nonce: in
     key = LAYOUT.entry(LAYOUT.queue(two), lease, nonce)
     assert (queue <= key < prefix_end(queue)) == (one == two)
     assert LAYOUT.name_of(key) == two
-    assert LAYOUT.leases <= key < prefix_end(LAYOUT.locks)  # what an observer watches
+    assert LAYOUT.leases <= key < prefix_end(LAYOUT.under(LOCK))  # what an observer watches
 
 
 @given(st.text(st.characters(codec="ascii"), max_size=30))
