@@ -9,69 +9,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transport import Put
 from tests.helpers import eventually, queue_of
-
-CLI = (sys.executable, "-m", "codomyrmex.concurrency.cli.root", "concurrency")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Cli:
-    """Starts the command line against one namespace, and leaves no process behind."""
-
-    def __init__(self, endpoint: str, namespace: str) -> None:
-        self.environment = {
-            **os.environ,
-            "CODOMYRMEX_ETCD_ENDPOINTS": endpoint,
-            "CODOMYRMEX_ETCD_NAMESPACE": namespace,
-            "CODOMYRMEX_ETCD_SESSION_TTL": "3",
-        }
-
-    @asynccontextmanager
-    async def started(self, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *CLI, *args, stdin=pipe, stdout=pipe, stderr=pipe, env=self.environment, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
-
-    async def __call__(self, *args: str, stdin: str = "") -> Result:
-        async with self.started(*args) as process:
-            out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 20)
-            assert process.returncode is not None
-            return Result(process.returncode, out.decode(), err.decode())
-
-
-@pytest.fixture
-def cli(etcd: EmbeddedEtcd, namespace: str) -> Cli:
-    return Cli(etcd.endpoint, namespace)
-
-
-async def line(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout
-    return (await asyncio.wait_for(process.stdout.readline(), 15)).decode().strip()
-
-
-async def ended(process: asyncio.subprocess.Process) -> int:
-    return await asyncio.wait_for(process.wait(), 15)
+from tests.integration.command_line import Cli, Result, ended, line
 
 
 def gone(pid: int) -> Callable[[], bool]:
@@ -88,7 +35,9 @@ def gone(pid: int) -> Callable[[], bool]:
 
 
 async def test_every_command_has_help_with_an_example(cli: Cli) -> None:
-    commands = (("locks",), ("locks", "show"), ("locks", "release"), ("run",), ("dev",), ("status",), ("demo",))
+    commands = [("locks",), ("locks", "show"), ("locks", "release"), ("run",), ("dev",), ("status",), ("demo",)]
+    commands += [("semaphores",), ("semaphores", "show"), ("semaphores", "resize"), ("pools",), ("dlq",)]
+    commands += [("dlq", name) for name in ("list", "show", "retry", "discard", "purge", "stats")]
     for result in await asyncio.gather(*(cli(*command, "--help") for command in commands)):
         assert result.code == 0
         assert "Example" in result.out

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli import tables, views
 from codomyrmex.concurrency.cli.options import Duration
 from codomyrmex.concurrency.models import LockInfo, Owner
 
@@ -51,7 +51,9 @@ def test_ordinary_text_of_any_language_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("field", ["name", "host", "task", "metadata"])
-@pytest.mark.parametrize("table", [lambda i: views.locks_table([i], wide=True), views.queue_table])
+@pytest.mark.parametrize(
+    "table", [lambda i: tables.locks([i], wide=True), lambda i: tables.queue(i.name, i.holders, i.waiters)]
+)
 def test_no_field_of_a_lock_reaches_the_terminal_raw(field: str, table: object) -> None:
     assert callable(table)
     shown = rendered(table(info(**{field: ESCAPE})))
@@ -60,7 +62,9 @@ def test_no_field_of_a_lock_reaches_the_terminal_raw(field: str, table: object) 
 
 
 @pytest.mark.parametrize("field", ["name", "host", "task", "metadata"])
-@pytest.mark.parametrize("table", [lambda i: views.locks_table([i], wide=True), views.queue_table])
+@pytest.mark.parametrize(
+    "table", [lambda i: tables.locks([i], wide=True), lambda i: tables.queue(i.name, i.holders, i.waiters)]
+)
 def test_markup_in_a_field_is_only_text(field: str, table: object) -> None:
     assert callable(table)
     assert "[bold]x[/nothing]" in rendered(table(info(**{field: "[bold]x[/nothing]"})))

@@ -127,22 +127,24 @@ class Reporter:
 
     def _key(self, session: Session) -> bytes:
         stats = self._stats()
-        return _prefix(session) + f"{escape(stats.name)}/{session.id:016x}-{stats.instance}".encode()
+        return reports(session) + f"{escape(stats.name)}/{session.id:016x}-{stats.instance}".encode()
 
 
 async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
     """Every pool that reports and whose name starts with ``prefix``, by name."""
-    start = _prefix(session) + escape(prefix).encode()
+    start = reports(session) + escape(prefix).encode()
     end = prefix_end(start)
     found: dict[str, list[PoolStats]] = {}
     while True:
         page = await session.transport.get(Get(start, end, limit=_PAGE))
         for kv in page.kvs:
-            name = unescape(kv.key[len(_prefix(session)) :].decode(errors="replace").partition("/")[0])
+            name = unescape(kv.key[len(reports(session)) :].decode(errors="replace").partition("/")[0])
             try:
-                found.setdefault(name or "", []).append(_ADAPTER.validate_json(kv.value))
+                stats = _ADAPTER.validate_json(kv.value)
             except ValidationError:
                 log.warning("skipping %r: it lies among pools' reports but is not one", kv.key)
+            else:
+                found.setdefault(name or "", []).append(stats)
         if len(page.kvs) < _PAGE:
             break
         start = page.kvs[-1].key + b"\0"
@@ -160,5 +162,6 @@ def _summed(name: str, instances: list[PoolStats]) -> ClusterPoolStats:
     return ClusterPoolStats(name, ordered, **{f: sum(getattr(pool, f) for pool in ordered) for f in _SUMMED})
 
 
-def _prefix(session: Session) -> bytes:
+def reports(session: Session) -> bytes:
+    """The prefix of every pool's report."""
     return session.layout.root + b"pool/"

@@ -112,6 +112,7 @@ class LockManager:
         self,
         names: Iterable[str],
         timeout: float | None = None,
+        shared: bool = False,
         metadata: dict[str, Any] | None = None,
         on_loss: OnLoss = "cancel",
     ) -> JointAcquisition:
@@ -119,7 +120,8 @@ class LockManager:
 
         One transaction joins all the queues, so two such acquisitions never wait for each other, whatever the order of
         their names. The grants come in the order of the names; a name given twice counts once, and no names at all are
-        granted at once. If one is lost, all are. Raises ``ValueError`` for more than 60 names, else as ``acquire``.
+        granted at once. If one is lost, all are. ``shared``: as a reader of each. Raises ``ValueError`` for more than
+        60 names, else as ``acquire``.
         """
         check_timeout(timeout)
         if isinstance(names, str):
@@ -127,7 +129,8 @@ class LockManager:
         distinct = tuple(dict.fromkeys(check_name(name) for name in names))
         if len(distinct) > MAX_TOGETHER:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(distinct)} were given")
-        return JointAcquisition(self, Claim(self._session, LOCK, distinct, on_loss, metadata), exclusive, timeout)
+        claim = Claim(self._session, LOCK, distinct, on_loss, metadata)
+        return JointAcquisition(self, claim, shared_rule if shared else exclusive, timeout)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held."""

@@ -12,8 +12,11 @@ from codomyrmex.concurrency.cli.options import common_options
 _COMMANDS = {
     "demo": "A fleet of agents takes turns at files, on an etcd started for the occasion.",
     "dev": "An embedded etcd for development, alone or around a command.",
+    "dlq": "Dead letters: what failed, retried, discarded, purged; live.",
     "locks": "Holders, waiters, tokens and ages of all locks; live; release by force.",
-    "run": "Run a command while holding a lock.",
+    "pools": "Every worker pool of the fleet, per host; live.",
+    "run": "Run a command while holding locks, or permits of a semaphore.",
+    "semaphores": "Limits, holders and waiters of all semaphores; live; resize.",
     "status": "The cluster's health; exits with 1 if anything is wrong.",
 }
 
@@ -37,7 +40,7 @@ class _Lazy(click.Group):
 @click.version_option(package_name="codomyrmex-concurrency")
 @common_options
 def concurrency() -> None:
-    """Distributed locks for fleets of agents, on etcd.
+    """Locks, semaphores, worker pools and dead letters for fleets of agents, on etcd.
 
     \b
     See it work:           codomyrmex concurrency demo

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 import click
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
+from rich.console import Group, RenderableType
+from rich.table import Table
 
-from codomyrmex.concurrency import LockEvent, LockInfo, LockManager, NotHeld, Owner, Session, SessionLost
-from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
+from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
     Duration,
     common_options,
-    is_terminal,
+    confirmed,
+    needs_yes,
     output,
     run,
     settings,
 )
-from codomyrmex.concurrency.errors import EtcdUnavailable
-from codomyrmex.concurrency.queue.rules import holding
-
-_REDRAW = 0.25
-_RETRY = 1.0
+from codomyrmex.concurrency.follow import snapshots
+from codomyrmex.concurrency.keys import LOCK
+from codomyrmex.concurrency.queue import observe
 
 
 @click.group(invoke_without_command=True)
@@ -77,116 +73,23 @@ class _Choice:
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
         infos = choice.of(await LockManager(session).locks(choice.prefix))
-    form = output(context)
-    if form in ("json", "jsonl"):
-        views.print_json(infos, lines=form == "jsonl")
-    elif form == "name":
-        for info in infos:
-            click.echo(views.visible(info.name))
-    elif infos:
-        views.console(context).print(views.locks_table(infos, wide=form == "wide"))
-    else:
-        click.echo("no locks are held", err=True)
+    views.show_list(context, infos, tables.locks, "no locks are held")
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
-    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
-        if is_terminal() and output(context) in ("table", "wide"):
-            await _redraw(context, choice)
-        else:
-            await _lines(context, choice)
-    return 0
+    def pictures(session: Session) -> AsyncGenerator[list[LockInfo], None]:
+        return snapshots(session, session.layout.under(LOCK), lambda: LockManager(session).locks(choice.prefix))
 
+    def draw(infos: list[LockInfo]) -> Table:
+        return tables.locks(choice.of(infos), wide=output(context) == "wide")
 
-async def _events(context: click.Context, prefix: str) -> AsyncIterator[LockEvent | None]:
-    """Events for as long as anybody listens, over as many sessions as that takes; None when the view begins anew."""
-    while True:
-        try:
-            async with Session(settings(context)) as session:
-                context.obj["session"] = session
-                yield None
-                async for event in LockManager(session).watch(prefix):
-                    yield event
-        except SessionLost as error:
-            click.echo(f"reconnecting: {error}", err=True)
-        except EtcdUnavailable as error:
-            if context.obj.get("connected") is None:
-                raise
-            click.echo(f"waiting for etcd: {error}", err=True)
-        context.obj["connected"] = True
-        await asyncio.sleep(_RETRY)
-
-
-async def _lines(context: click.Context, choice: _Choice) -> None:
-    console = views.console(context)
-    form = output(context)
-    telling = asyncio.create_task(_tell_silence(context))
-    try:
-        async for event in _events(context, choice.prefix):
-            if event is None:
-                context.obj["connected"] = True
-            elif form in ("json", "jsonl"):
-                views.print_json(event, lines=True)
-            else:
-                console.print(views.event_line(event), soft_wrap=True)
-    finally:
-        telling.cancel()
-
-
-def _silent(context: click.Context) -> bool:
-    """Whether etcd has stopped answering, so that what is shown may be old."""
-    session = context.obj.get("session")
-    return session is not None and session.is_open and not session.alive
-
-
-async def _tell_silence(context: click.Context) -> None:
-    """Say on stderr when etcd falls silent, and when it is back."""
-    silent = False
-    while True:
-        await asyncio.sleep(_REDRAW)
-        if silent != _silent(context):
-            silent = not silent
-            click.echo("etcd does not answer; the last lines may be old" if silent else "etcd answers again", err=True)
-
-
-async def _redraw(context: click.Context, choice: _Choice) -> None:
-    """The table, redrawn in place a few times a second from what the events tell."""
-    known: dict[str, list[LockEvent]] = {}
-
-    async def follow() -> None:
-        async for event in _events(context, choice.prefix):
-            if event is None:
-                context.obj["connected"] = True
-                known.clear()
-            elif event.kind == "enqueued":
-                known.setdefault(event.name, []).append(event)
-            elif event.kind in ("released", "expired"):
-                queue = [e for e in known.pop(event.name, []) if e.owner.key != event.owner.key]
-                if queue:
-                    known[event.name] = queue
-
-    def picture() -> Group:
-        infos = [_info(name, [event.owner for event in queue]) for name, queue in known.items()]
-        title = Text(f"{len(infos)} locks, {datetime.now():%H:%M:%S}, Ctrl-C ends", style="dim")
-        if _silent(context):
-            title = Text("etcd does not answer; this is what was known before", style="bold red")
-        return Group(title, views.locks_table(choice.of(infos), wide=output(context) == "wide"))
-
-    following = asyncio.create_task(follow())
-    try:
-        with Live(picture(), console=views.console(context), auto_refresh=False, screen=True) as live:
-            while not following.done():
-                live.update(picture(), refresh=True)
-                await asyncio.wait([following], timeout=_REDRAW)
-        await following
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-
-
-def _info(name: str, queue: list[Owner]) -> LockInfo:
-    held = holding([owner.key.encode() for owner in queue])
-    return LockInfo(name, tuple(queue[:held]), tuple(queue[held:]))
+    return await live.watch(
+        context,
+        events=lambda session: observe.watch(session, choice.prefix),
+        line=tables.lock_event,
+        pictures=pictures,
+        draw=draw,
+    )
 
 
 @locks.command()
@@ -208,18 +111,16 @@ async def _show(context: click.Context, name: str) -> int:
     if info is None:
         click.echo(f"error: nobody holds the lock {views.visible(name)}", err=True)
         return EXIT_FAILED
-    form = output(context)
-    if form in ("json", "jsonl"):
-        views.print_json(info, lines=form == "jsonl")
-    elif form == "name":
-        click.echo(views.visible(info.name))
-    else:
-        console = views.console(context)
-        console.print(views.queue_table(info))
-        if info.last_forced_release:
-            record = info.last_forced_release
-            console.print(Text(views.visible(f"last forced release: {record.at:%c} by {record.by}: {record.reason}")))
+    views.show(context, info, _whole)
     return 0
+
+
+def _whole(info: LockInfo) -> RenderableType:
+    queue = tables.queue(info.name, info.holders, info.waiters)
+    record = info.last_forced_release
+    if record is None:
+        return queue
+    return Group(queue, views.safe(f"last forced release: {record.at:%c} by {record.by}: {record.reason}"))
 
 
 @locks.command()
@@ -237,8 +138,7 @@ def release(context: click.Context, name: str, reason: str, yes: bool, dry_run: 
     """
     if not reason.strip():
         raise click.UsageError("--reason must say something: those who find their lock gone will read it")
-    if not (yes or dry_run or is_terminal()):
-        raise click.UsageError("this takes the lock away from its holder; off a terminal, confirm with -y")
+    needs_yes(yes or dry_run, "this takes the lock away from its holder")
     run(_release(context, name, reason, yes, dry_run))
 
 
@@ -253,7 +153,7 @@ async def _release(context: click.Context, name: str, reason: str, yes: bool, dr
         if dry_run:
             click.echo(f"would release {shown}; {len(info.waiters)} wait")
             return 0
-        if not yes and not await asyncio.to_thread(click.confirm, f"release {shown}?"):
+        if not await confirmed(yes, f"release {shown}?"):
             return EXIT_FAILED
         await manager.force_release(name, reason=reason, token=holder.token)
     click.echo(f"released {shown}")

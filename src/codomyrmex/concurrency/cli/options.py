@@ -79,6 +79,17 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def needs_yes(given: bool, what: str) -> None:
+    """Refuse ``what``, off a terminal, unless it was confirmed on the command line."""
+    if not given and not is_terminal():
+        raise click.UsageError(f"{what}; off a terminal, confirm with -y")
+
+
+async def confirmed(yes: bool, question: str) -> bool:
+    """Whether to go on: ``-y`` was given, or the person at the terminal agrees."""
+    return yes or await asyncio.to_thread(click.confirm, question)
+
+
 def run(main: Coroutine[Any, Any, int | None]) -> NoReturn:
     """Run a command's coroutine and exit with the code that belongs to how it ended; SIGTERM ends it like Ctrl-C."""
     from codomyrmex.concurrency.errors import ConcurrencyError

@@ -1,105 +1,194 @@
-"""``run``: a command that holds a lock for as long as it runs, and no longer than the lock can be trusted."""
+"""``run``: a command that holds locks, or a semaphore's permit, for as long as they can be trusted."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 import click
 
-from codomyrmex.concurrency import DistributedLock, EtcdError, Grant, LockInfo, LockTimeout, Session
+from codomyrmex.concurrency import (
+    ConcurrencyError,
+    EtcdError,
+    Grant,
+    LockManager,
+    LockTimeout,
+    Owner,
+    Semaphore,
+    Session,
+)
 from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
 from codomyrmex.concurrency.cli.options import run as run_main
 from codomyrmex.concurrency.cli.process import Command
+from codomyrmex.concurrency.queue import observe
 
 _SAY_AFTER = 1.0
 _MARGIN = 0.8
 
 
+class _Wish(NamedTuple):
+    """What to hold."""
+
+    locks: tuple[str, ...]
+    shared: bool
+    semaphore: str | None
+    limit: int | None
+
+    def __str__(self) -> str:
+        named = [f"the lock {views.visible(name)}" for name in self.locks]
+        return ", ".join(named + ([f"the semaphore {views.visible(self.semaphore)}"] if self.semaphore else []))
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--lock", "name", required=True, metavar="NAME", help="The lock to hold.")
+@click.option("--lock", "locks", multiple=True, metavar="NAME", help="A lock to hold; several are held together.")
+@click.option("--shared", is_flag=True, help="Hold the locks as a reader, together with other readers.")
+@click.option("--semaphore", metavar="NAME", help="A semaphore of which to hold one permit.")
+@click.option("--max", "limit", type=click.IntRange(min=1), metavar="N", help="Its limit; else the one it has.")
 @click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this; exits with 75.")
 @click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="SIGKILL this long after SIGTERM.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @common_options
 @click.pass_context
-def run(context: click.Context, name: str, timeout: float | None, kill_after: float, command: tuple[str, ...]) -> None:
-    """Run CMD while holding a lock. Passes its exit code on; exits with 76 if the lock was lost meanwhile.
+def run(
+    context: click.Context,
+    locks: tuple[str, ...],
+    shared: bool,
+    semaphore: str | None,
+    limit: int | None,
+    timeout: float | None,
+    kill_after: float,
+    command: tuple[str, ...],
+) -> None:
+    """Run CMD while holding locks, or a permit of a semaphore, or both. Passes its exit code on; exits with 76 if what
+    it held was lost meanwhile.
 
-    CMD finds CODOMYRMEX_LOCK_NAME and CODOMYRMEX_FENCING_TOKEN in its environment. When the lock can no longer be
-    trusted, its whole process group is ended before anyone else can be granted.
+    Several locks are acquired together or not at all; a semaphore's permit comes after them. CMD finds
+    CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one a line) in its environment. When what it holds can no longer
+    be trusted, its whole process group is ended before anyone else can be granted.
 
     \b
-    Example:  codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh staging
+    Examples:
+      codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh staging
+      codomyrmex concurrency run --lock a --lock b --semaphore gpu --max 2 -- ./train.sh
     """
     if settings(context).endpoints == ("embedded",):
         raise click.UsageError("an etcd embedded in this command would exclude nobody; start one with `dev`")
-    run_main(_run(context, name, timeout, kill_after, command))
+    if not locks and semaphore is None:
+        raise click.UsageError("give --lock or --semaphore: what CMD is to hold")
+    if (shared and not locks) or (limit is not None and semaphore is None):
+        raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
+    run_main(_run(context, _Wish(locks, shared, semaphore, limit), timeout, kill_after, command))
 
 
 async def _run(
-    context: click.Context, name: str, timeout: float | None, kill_after: float, command: tuple[str, ...]
+    context: click.Context, wish: _Wish, timeout: float | None, kill_after: float, command: tuple[str, ...]
 ) -> int:
-    async with Session(settings(context)) as session:
-        lock = DistributedLock(name, session, on_loss="notify", metadata={"command": " ".join(command)[:200]})
-        grant = await _acquire(lock, timeout)
-        try:
-            return await _hold(session, grant, command, kill_after)
-        finally:
-            await _release(lock)
+    async with Session(settings(context)) as session, AsyncExitStack() as held:
+        metadata = {"command": " ".join(command)[:200]}
+        patience = 0.0 if timeout == 0 else None  # one try of each
+        acquiring = _acquire(session, wish, patience, metadata, held)
+        grants = await _patiently(session, wish, timeout or None, acquiring)
+        return await _hold(session, wish, grants, command, kill_after)
 
 
-async def _release(lock: DistributedLock) -> None:
+async def _acquire(
+    session: Session, wish: _Wish, patience: float | None, metadata: dict[str, str], held: AsyncExitStack
+) -> list[Grant]:
+    """Everything wished for; ``held`` gives it back."""
+    grants: list[Grant] = []
+    if wish.locks:
+        manager = LockManager(session)
+        for grant in await manager.acquire_all(wish.locks, patience, wish.shared, metadata, on_loss="notify"):
+            held.push_async_callback(_release, manager.release, grant)
+            grants.append(grant)
+    if wish.semaphore is not None:
+        limit = wish.limit or (await observe.semaphore(session, wish.semaphore)).limit
+        if limit is None:
+            raise click.UsageError(
+                f"there is no semaphore {views.visible(wish.semaphore)} yet; give its limit by --max"
+            )
+        semaphore = Semaphore(wish.semaphore, max_concurrent=limit, session=session, on_loss="notify")
+        permit = await semaphore.acquire(timeout=patience)
+        held.push_async_callback(_release, permit.release)
+        grants.append(permit.grant)
+    return grants
+
+
+async def _release(release: Callable[..., Awaitable[None]], *what: Grant) -> None:
     """The command has run: whatever becomes of the release, its exit code is what counts."""
     try:
-        await lock.release()
+        await release(*what)
     except EtcdError as error:
-        click.echo(f"warning: the lock is not released yet, its lease will end it: {error}", err=True)
+        click.echo(f"warning: a lock is not released yet, its lease will end it: {error}", err=True)
 
 
-async def _acquire(lock: DistributedLock, timeout: float | None) -> Grant:
-    waiting = asyncio.create_task(lock.acquire(timeout))
+async def _patiently(
+    session: Session, wish: _Wish, timeout: float | None, acquiring: Awaitable[list[Grant]]
+) -> list[Grant]:
+    """Acquire within ``timeout``, and say whom it waits for."""
+    telling = asyncio.create_task(_tell(session, wish))
     try:
-        await asyncio.wait([waiting], timeout=_SAY_AFTER)
-        if not waiting.done():
-            click.echo(f"waiting for the lock {views.visible(lock.name)}{_held_by(await lock.info())}", err=True)
-        return await waiting
-    except LockTimeout as error:
-        info = await lock.info()
-        raise LockTimeout(f"{error}{_held_by(info)}") from None
+        async with asyncio.timeout(timeout):
+            return await acquiring
+    except TimeoutError:
+        within = f" within {timeout:g} s" if timeout else " at once"
+        raise LockTimeout(f"{wish}: not granted{within}{await _held_by(session, wish)}") from None
     finally:
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
-def _held_by(info: LockInfo | None) -> str:
-    if info is None:
-        return ""
-    holder = info.holders[0]
-    return f", held by {views.owner(holder)} for {views.age(holder.since)}"
+async def _tell(session: Session, wish: _Wish) -> None:
+    await asyncio.sleep(_SAY_AFTER)
+    click.echo(f"waiting for {wish}{await _held_by(session, wish)}", err=True)
 
 
-async def _hold(session: Session, grant: Grant, argv: tuple[str, ...], kill_after: float) -> int:
+async def _held_by(session: Session, wish: _Wish) -> str:
+    """Who stands in the way, by each name for which it is somebody else."""
+    queues: list[Sequence[Owner]] = []
+    for name in wish.locks:
+        info = await observe.info(session, name)
+        queues.append(info.holders if info else ())
+    if wish.semaphore is not None:
+        queues.append((await observe.semaphore(session, wish.semaphore)).holders)
+    ours = f"{session.id:016x}"
+    others = {owner.session: owner for holders in queues for owner in holders if owner.session != ours}
+    said = [f"{views.owner(owner)} for {views.age(owner.since)}" for owner in others.values()]
+    return f", held by {', '.join(said)}" if said else ""
+
+
+async def _hold(
+    session: Session, wish: _Wish, grants: Sequence[Grant], argv: tuple[str, ...], kill_after: float
+) -> int:
+    if reason := _lost(grants):  # one of them, while it waited for another
+        raise reason
     environment = {
         **os.environ,
-        "CODOMYRMEX_LOCK_NAME": grant.name,
-        "CODOMYRMEX_FENCING_TOKEN": str(grant.token),
+        "CODOMYRMEX_LOCK_NAME": "\n".join(dict.fromkeys(wish.locks)),
+        "CODOMYRMEX_FENCING_TOKEN": str(grants[0].token),
         "CODOMYRMEX_ETCD_ENDPOINTS": ",".join(session.settings.endpoints),
         "CODOMYRMEX_ETCD_NAMESPACE": session.settings.namespace,
     }
-    command = Command(argv, environment, may_continue=lambda: grant.deadline() > 0)
+    command = Command(argv, environment, may_continue=lambda: all(grant.deadline() > 0 for grant in grants))
     running = asyncio.create_task(command.run())
-    lost = asyncio.create_task(grant.lost.wait())
+    losses = [asyncio.create_task(grant.lost.wait()) for grant in grants]
     try:
-        await asyncio.wait([running, lost], return_when=asyncio.FIRST_COMPLETED)
-        if not grant.lost.is_set():
+        await asyncio.wait([running, *losses], return_when=asyncio.FIRST_COMPLETED)
+        if (reason := _lost(grants)) is None:
             return running.result()
-        click.echo(f"error: {grant.lost.reason}; ending the command", err=True)
+        click.echo(f"error: {reason}; ending the command", err=True)
         # Trust ends a third of the TTL before etcd can grant anyone else; the command must be gone by then.
         await command.end(min(kill_after, _MARGIN * session.ttl / 3))
         return EXIT_LOST
     finally:
-        for task in (running, lost):
+        for task in (running, *losses):
             task.cancel()
-        await asyncio.gather(running, lost, return_exceptions=True)
+        await asyncio.gather(running, *losses, return_exceptions=True)
+
+
+def _lost(grants: Sequence[Grant]) -> ConcurrencyError | None:
+    return next((grant.lost.reason for grant in grants if grant.lost.is_set()), None)

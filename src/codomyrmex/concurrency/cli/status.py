@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli import tables, views
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings
 from codomyrmex.concurrency.inspect_cluster import cluster_status
 
@@ -29,7 +29,7 @@ async def _status(context: click.Context) -> int:
         views.print_json(found, lines=form == "jsonl")
     else:
         console = views.console(context)
-        console.print(views.status_table(found))
+        console.print(tables.status(found))
         console.print(f"cluster {found.cluster_id}: {found.sessions} sessions, {found.locks} locks in use")
         for text in found.problems:
             console.print(Text.assemble(("problem: ", "bold red"), views.visible(text)), soft_wrap=True)

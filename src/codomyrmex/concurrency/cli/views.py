@@ -1,4 +1,4 @@
-"""How things look on a terminal: tables, ages, and untrusted text made harmless."""
+"""How anything is put out: on a terminal or off it, as JSON or as text, with what others wrote made harmless."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from codomyrmex.concurrency.models import ClusterStatus, LockEvent, LockInfo, Owner
+from codomyrmex.concurrency.cli.options import output
 
-_STYLES = {"granted": "green", "enqueued": "cyan", "released": "dim", "expired": "bold red"}
+if TYPE_CHECKING:
+    from codomyrmex.concurrency.models import Owner
 
 
 def console(context: click.Context) -> Console:
@@ -47,8 +46,15 @@ def age(since: datetime | None) -> str:
     """How long ago, as ``7s``, ``3m12s`` or ``2h05m``; by this host's clock against the owner's."""
     if since is None:
         return "?"
-    seconds = max(0, int((datetime.now(UTC) - since).total_seconds()))
+    return span((datetime.now(UTC) - since).total_seconds())
+
+
+def span(length: float) -> str:
+    """Seconds, as ``age`` shows them."""
+    seconds = max(0, int(length))
     hours, minutes = seconds // 3600, seconds // 60
+    if hours >= 48:
+        return f"{hours // 24}d{hours % 24:02}h"
     if hours:
         return f"{hours}h{minutes % 60:02}m"
     return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
@@ -70,56 +76,32 @@ def print_json(value: Any, *, lines: bool = False) -> None:
         print(json.dumps(to_json(value), indent=2), flush=True)  # noqa: T201
 
 
-def locks_table(infos: Iterable[LockInfo], *, wide: bool = False) -> Table:
-    """One row a lock: its holder, token, age and waiters."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("LOCK", "HOLDER", "TASK", "TOKEN", "AGE", "WAITERS"):
-        table.add_column(column, justify="right" if column in ("TOKEN", "AGE") else "left", overflow="fold")
-    if wide:
-        table.add_column("SESSION")
-        table.add_column("METADATA", overflow="fold")
-    for info in infos:
-        holder = info.holders[0]
-        waiting = ", ".join(owner(waiter) for waiter in info.waiters[:3])
-        more = f" +{len(info.waiters) - 3}" if len(info.waiters) > 3 else ""
-        row = [safe(text) for text in (info.name, owner(holder), holder.task, holder.token, age(holder.since))]
-        row.append(safe(f"{len(info.waiters)}: {waiting}{more}" if info.waiters else "-"))
-        if wide:
-            row += [safe(holder.session), safe(json.dumps(holder.metadata) if holder.metadata else "-")]
-        table.add_row(*row)
-    return table
+def show(context: click.Context, value: Any, draw: Callable[[Any], RenderableType], name: str = "") -> None:
+    """One thing in the form asked for."""
+    form = output(context)
+    if form in ("json", "jsonl"):
+        print_json(value, lines=form == "jsonl")
+    elif form == "name":
+        click.echo(visible(name or value.name))
+    else:
+        console(context).print(draw(value))
 
 
-def queue_table(info: LockInfo) -> Table:
-    """The whole queue of one lock."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title=Text(visible(info.name)), title_justify="left")
-    for column in ("#", "STATE", "OWNER", "TASK", "TOKEN", "SINCE", "SESSION", "METADATA"):
-        table.add_column(column, overflow="fold")
-    members = [("holds", one) for one in info.holders] + [("waits", one) for one in info.waiters]
-    for number, (state, one) in enumerate(members):
-        metadata = json.dumps(one.metadata) if one.metadata else "-"
-        cells = (number, state, owner(one), one.task, one.token, age(one.since), one.session, metadata)
-        table.add_row(*map(safe, cells), style="green" if state == "holds" else "")
-    return table
-
-
-def event_line(event: LockEvent) -> Text:
-    """One event, one line."""
-    line = Text(f"{event.at.astimezone():%H:%M:%S.%f}"[:-3] + "  ", style="dim")
-    line.append(f"{event.kind:9}", style=_STYLES[event.kind])
-    line.append(f"{visible(event.name)}  ", style="bold")
-    line.append(f"token {event.owner.token}  {owner(event.owner)}  {visible(event.owner.task)}", style="none")
-    return line
-
-
-def status_table(status: ClusterStatus) -> Table:
-    """One row an endpoint."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ENDPOINT", "VERSION", "ROLE", "DB SIZE", "REVISION", "STATE"):
-        table.add_column(column, overflow="fold")
-    for member in status.members:
-        role = "leader" if member.leader else "-" if member.error else "follower"
-        state = member.error or "; ".join(member.errors) or "ok"
-        size = f"{member.db_size / 1e6:.1f} MB"
-        table.add_row(*map(safe, (member.endpoint, member.version, role, size, member.revision, state)))
-    return table
+def show_list(
+    context: click.Context,
+    values: Sequence[Any],
+    draw: Callable[..., RenderableType],
+    otherwise: str,
+    name: str = "name",
+) -> None:
+    """Several things in the form asked for; ``otherwise`` says that there are none."""
+    form = output(context)
+    if form in ("json", "jsonl"):
+        print_json(list(values), lines=form == "jsonl")
+    elif form == "name":
+        for value in values:
+            click.echo(visible(getattr(value, name)))
+    elif values:
+        console(context).print(draw(values, wide=form == "wide"))
+    else:
+        click.echo(otherwise, err=True)

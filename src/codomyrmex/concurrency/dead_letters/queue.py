@@ -9,7 +9,8 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,7 +29,8 @@ from codomyrmex.concurrency.errors import (
     SessionLost,
 )
 from codomyrmex.concurrency.etcd.transport import WatchRequest
-from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
+from codomyrmex.concurrency.etcd.watch import Changed
+from codomyrmex.concurrency.follow import notices
 from codomyrmex.concurrency.keys import check_name, prefix_end
 from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.retry import RetryPolicy
@@ -54,8 +56,7 @@ class DeadLetterQueue:
         retention: seconds for which resolved entries stay to be seen (within an eighth), 7 days when left out. Entries
             that are not resolved stay for ever.
         max_entries: how many entries the queue may hold. When it is full, ``add`` first removes the oldest resolved
-        ones
-            and, if there are none, raises ``QueueFull``: nothing is dropped in silence. Adders that meet may pass
+            ones and, if there are none, raises ``QueueFull``: nothing is dropped in silence. Adders that meet may pass
             the number by as many as they are.
         redact: applied to every error text and traceback before it is stored.
 
@@ -147,39 +148,26 @@ class DeadLetterQueue:
             ):
                 yield entry
 
-    async def watch(self) -> AsyncIterator[DeadLetter]:
+    async def watch(self) -> AsyncGenerator[DeadLetter, None]:
         """Every entry that is there, then each again whenever it is added or changes, in etcd's order."""
         store = await self._opened()
-        inbox: asyncio.Queue[Notice | None] = asyncio.Queue()
         request = WatchRequest(store.entries, prefix_end(store.entries))
-        watch = store.session.hub.subscribe(request, inbox.put_nowait)
         told: dict[str, int] = {}
-        loss = asyncio.create_task(store.session.lost.wait())
-        loss.add_done_callback(lambda _: inbox.put_nowait(None))
-        try:
-            while True:
-                notice = await inbox.get()
-                if notice is None:
-                    raise store.session.lost.reason or SessionLost("the session is over")
-                if isinstance(notice, Refused):
-                    raise notice.error
+        async with aclosing(notices(store.session, request)) as news:
+            async for notice in news:
                 found: list[Stored] = []
-                if isinstance(notice, Started) and (not told or notice.gap):
-                    found = [stored async for stored in store.all()]
-                elif isinstance(notice, Changed):
+                if isinstance(notice, Changed):
                     decoded = [None if event.deleted else store.decode(event.kv) for event in notice.events]
                     found = [stored for stored in decoded if stored]
+                elif not told or notice.gap:
+                    found = [stored async for stored in store.all()]
                 for stored in found:
                     if told.get(stored.entry.id, 0) < stored.revision:
                         told[stored.entry.id] = stored.revision
                         yield stored.entry
-        finally:
-            watch.cancel()
-            loss.cancel()
 
     def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
-        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``; nothing else ever
-        runs."""
+        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``; nothing else runs."""
         if not isinstance(operation, str) or not operation:
             raise ValueError(
                 f"a handler is registered for an operation's name, not {operation!r}: @dlq.handler('name')"

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import escape, prefix_end
+from codomyrmex.concurrency.keys import escape, prefix_end, unescape
 from codomyrmex.concurrency.session import Session
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -42,12 +42,30 @@ class Claim(NamedTuple):
     token: int
 
 
+def under(session: Session) -> bytes:
+    """The prefix of every dead letter queue."""
+    return session.layout.root + b"dead/"
+
+
+async def queues(session: Session) -> list[str]:
+    """The names of the queues that hold anything, in order; one small read for each."""
+    prefix = start = under(session)
+    end = prefix_end(prefix)
+    names = []
+    while (found := await session.transport.get(Get(start, end, limit=1))).kvs:
+        segment = found.kvs[0].key[len(prefix) :].partition(b"/")[0]
+        if (name := unescape(segment.decode(errors="replace"))) is not None:
+            names.append(name)
+        start = prefix_end(prefix + segment + b"/")
+    return names
+
+
 class Store:
     """One queue's records on one session."""
 
     def __init__(self, session: Session, queue: str, retention: float) -> None:
         self.session = session
-        self.prefix = session.layout.root + f"dead/{escape(queue)}/".encode()
+        self.prefix = under(session) + f"{escape(queue)}/".encode()
         self.entries = self.prefix + b"entry/"
         self.claims = self.prefix + b"claim/"
         self._dedup = self.prefix + b"dedup/"

@@ -43,13 +43,11 @@ class AsyncWorkerPool:
         dlq: a ``DeadLetterQueue`` for tasks that fail for good, retries included.
         retry: tries a failed task again, in the same worker, which waits meanwhile; None: one attempt.
         task_timeout: seconds for each attempt. A function in a thread or process cannot be ended: it runs on, its
-        result is
-            thrown away, and its thread counts as taken until it is done.
+            result is thrown away, and its thread counts as taken until it is done.
         executor: ``"auto"`` runs async functions on the event loop and plain ones in threads, as does ``"thread"``;
             ``"process"`` runs plain functions, that can be pickled, in processes.
         report: whether to report the pool's figures to etcd for ``cluster_stats`` and ``pools``: True, False, or
-        seconds
-            between reports (5); left out, it reports if a ``session`` is given.
+            seconds between reports (5); left out, it reports if a ``session`` is given.
         session: the session for reports, ``lock=`` and ``cluster_stats``; the default one when left out.
         progress: True shows a bar on a terminal; a callable is told ``(done, total)`` after each task.
 

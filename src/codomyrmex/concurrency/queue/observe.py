@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import getpass
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime
 
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdQuotaExceeded, NotHeld
+from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import (
     KV,
@@ -21,7 +20,8 @@ from codomyrmex.concurrency.etcd.transport import (
     Target,
     WatchRequest,
 )
-from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
+from codomyrmex.concurrency.etcd.watch import Changed
+from codomyrmex.concurrency.follow import notices
 from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, check_name, escape, limit_of, prefix_end
 from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
 from codomyrmex.concurrency.queue.entry import warn_foreign
@@ -98,42 +98,24 @@ async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Pu
     return await session.committer.commit(request)
 
 
-async def watch(session: Session, prefix: str = "") -> AsyncIterator[LockEvent]:
+async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent, None]:
     """Every step of every lock under ``prefix`` from now on, in etcd's order, none twice.
 
     After a break during which etcd compacted its history, the state is read again and what must have happened in
     between is told. Begins by telling what is there already.
     """
-    inbox: asyncio.Queue[Notice | ConcurrencyError] = asyncio.Queue()
     layout = session.layout
-    request = WatchRequest(layout.leases, prefix_end(layout.under(LOCK)), previous=True)
     book = _Book(layout, prefix)
-    subscription = session.hub.subscribe(request, inbox.put_nowait)
-    closing = asyncio.create_task(_tell_loss(session, inbox))
-    try:
-        while True:
-            notice = await inbox.get()
+    request = WatchRequest(layout.leases, prefix_end(layout.under(LOCK)), previous=True)
+    async with aclosing(notices(session, request)) as told:
+        async for notice in told:
             if isinstance(notice, Changed):
                 for event in book.changed(notice.events):
                     yield event
-            elif isinstance(notice, Started):
-                if not book.revision or notice.gap:
-                    entries, revision = await read_queues(session, layout.under(LOCK) + escape(prefix).encode())
-                    for event in book.read(entries, revision):
-                        yield event
-            else:
-                raise notice.error if isinstance(notice, Refused) else notice
-    finally:
-        subscription.cancel()
-        closing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await closing
-
-
-async def _tell_loss(session: Session, inbox: asyncio.Queue[Notice | ConcurrencyError]) -> None:
-    await session.lost.wait()
-    assert session.lost.reason
-    inbox.put_nowait(session.lost.reason)
+            elif not book.revision or notice.gap:
+                entries, revision = await read_queues(session, layout.under(LOCK) + escape(prefix).encode())
+                for event in book.read(entries, revision):
+                    yield event
 
 
 class _Book:

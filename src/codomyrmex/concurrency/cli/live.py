@@ -1,0 +1,154 @@
+"""Live views: a picture redrawn in place on a terminal, one line per event off it; on as many sessions as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from typing import TypeVar
+
+import click
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from codomyrmex.concurrency import EtcdUnavailable, Session, SessionLost
+from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli.options import is_terminal, output, settings
+
+_REDRAW = 0.25
+_RETRY = 1.0
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+
+async def watch(
+    context: click.Context,
+    events: Callable[[Session], AsyncGenerator[E, None]],
+    line: Callable[[E], Text],
+    pictures: Callable[[Session], AsyncGenerator[T, None]],
+    draw: Callable[[T], RenderableType],
+) -> int:
+    """Show ``draw`` of the newest of ``pictures`` on a terminal, else ``line`` of each of ``events``, or its JSON.
+
+    Goes on until it is interrupted, which is success.
+    """
+    view = _View(context)
+    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
+        if is_terminal() and output(context) in ("table", "wide"):
+            await view.redraw(pictures, draw)
+        else:
+            await view.lines(events, line)
+    return 0
+
+
+async def watch_changes(
+    context: click.Context,
+    pictures: Callable[[Session], AsyncGenerator[Sequence[T], None]],
+    draw: Callable[[Sequence[T]], RenderableType],
+    line: Callable[[T], Text],
+    *,
+    key: Callable[[T], Hashable],
+    gone: Callable[[T], T] | None = None,
+) -> int:
+    """The same where events are what differs from one picture to the next: each item that is new or has changed.
+
+    ``key`` tells items apart; ``gone`` makes what is shown of one that is no longer there.
+    """
+    known: dict[Hashable, T] = {}
+
+    async def changes(session: Session) -> AsyncGenerator[T, None]:
+        async with aclosing(pictures(session)) as newer:
+            async for picture in newer:
+                items = {key(item): item for item in picture}
+                for one, item in items.items():
+                    if known.get(one) != item:
+                        yield item
+                for one in known.keys() - items.keys():
+                    if gone:
+                        yield gone(known[one])
+                known.clear()
+                known.update(items)
+
+    return await watch(context, changes, line, pictures, draw)
+
+
+class _View:
+    def __init__(self, context: click.Context) -> None:
+        self._context = context
+        self._session: Session | None = None
+
+    async def lines(self, events: Callable[[Session], AsyncGenerator[E, None]], line: Callable[[E], Text]) -> None:
+        console = views.console(self._context)
+        json = output(self._context) in ("json", "jsonl")
+        telling = asyncio.create_task(self._tell_silence())
+        try:
+            async for event in self._over_sessions(events):
+                if json:
+                    views.print_json(event, lines=True)
+                else:
+                    console.print(line(event), soft_wrap=True)
+        finally:
+            telling.cancel()
+
+    async def redraw(
+        self, pictures: Callable[[Session], AsyncGenerator[T, None]], draw: Callable[[T], RenderableType]
+    ) -> None:
+        newest: list[T] = []
+
+        async def follow() -> None:
+            async for picture in self._over_sessions(pictures):
+                newest[:] = [picture]
+
+        def screen() -> RenderableType:
+            title = Text(f"{datetime.now():%H:%M:%S}, Ctrl-C ends", style="dim")
+            if self._silent():
+                title = Text("etcd does not answer; this is what was known before", style="bold red")
+            return Group(title, *map(draw, newest))
+
+        following = asyncio.create_task(follow())
+        try:
+            with Live(screen(), console=views.console(self._context), auto_refresh=False, screen=True) as live:
+                while not following.done():
+                    live.update(screen(), refresh=True)
+                    await asyncio.wait([following], timeout=_REDRAW)
+            await following
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _over_sessions(self, stream: Callable[[Session], AsyncGenerator[E, None]]) -> AsyncIterator[E]:
+        """The stream for as long as anybody listens; begun anew on a new session when one is lost."""
+        connected = False
+        while True:
+            try:
+                async with Session(settings(self._context)) as session:
+                    self._session, connected = session, True
+                    async with aclosing(stream(session)) as items:
+                        async for item in items:
+                            yield item
+            except SessionLost as error:
+                click.echo(f"reconnecting: {error}", err=True)
+            except EtcdUnavailable as error:
+                if not connected:
+                    raise
+                click.echo(f"waiting for etcd: {error}", err=True)
+            await asyncio.sleep(_RETRY)
+
+    def _silent(self) -> bool:
+        """Whether etcd has stopped answering, so that what is shown may be old."""
+        return self._session is not None and self._session.is_open and not self._session.alive
+
+    async def _tell_silence(self) -> None:
+        """Say on stderr when etcd falls silent, and when it is back."""
+        silent = False
+        while True:
+            await asyncio.sleep(_REDRAW)
+            if silent != self._silent():
+                silent = not silent
+                click.echo(
+                    "etcd does not answer; the last lines may be old" if silent else "etcd answers again", err=True
+                )

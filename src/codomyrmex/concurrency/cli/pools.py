@@ -1,0 +1,48 @@
+"""``pools``: every worker pool of the fleet that reports, per host; live."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import click
+
+from codomyrmex.concurrency import ClusterPoolStats, Session, fleet
+from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.options import common_options, output, run, settings
+from codomyrmex.concurrency.follow import snapshots
+
+
+@click.command()
+@click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
+@click.option("--prefix", default="", metavar="P", help="Only pools whose name starts with P.")
+@common_options
+@click.pass_context
+def pools(context: click.Context, watch: bool, prefix: str) -> None:
+    """Every worker pool that reports: its figures per host, and their sums.
+
+    \b
+    Examples:
+      codomyrmex concurrency pools --watch
+      codomyrmex concurrency pools -o json | jq '.[] | {name, running, queued}'
+    """
+    run(_watch(context, prefix) if watch else _list(context, prefix))
+
+
+async def _list(context: click.Context, prefix: str) -> None:
+    async with Session(settings(context)) as session:
+        found = await fleet.pools(session, prefix)
+    views.show_list(context, found, tables.pools, "no pools report")
+
+
+async def _watch(context: click.Context, prefix: str) -> int:
+    def pictures(session: Session) -> AsyncGenerator[list[ClusterPoolStats], None]:
+        return snapshots(session, fleet.reports(session), lambda: fleet.pools(session, prefix))
+
+    return await live.watch_changes(
+        context,
+        pictures,
+        lambda found: tables.pools(found, wide=output(context) == "wide"),
+        tables.pool_line,
+        key=lambda pool: pool.name,
+        gone=lambda pool: ClusterPoolStats(pool.name, ()),
+    )
