@@ -44,11 +44,3 @@ def test_the_readme_names_only_commands_that_exist() -> None:
     for command in set(re.findall(r"codomyrmex concurrency ([a-z]+)", (ROOT / "README.md").read_text())):
         run = [sys.executable, "-m", "codomyrmex.concurrency.cli.root", "concurrency", command, "--help"]
         assert subprocess.run(run, capture_output=True, check=False).returncode == 0, command
-
-
-def test_the_quickstart_runs(etcd: EmbeddedEtcd, namespace: str) -> None:
-    environment = {"CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint, "CODOMYRMEX_ETCD_NAMESPACE": namespace}
-    run = [sys.executable, "-W", "error", str(ROOT / "examples" / "quickstart.py")]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment, timeout=30)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("holds the lock") == 6 and "total_acquisitions=6" in done.stdout
