@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
 import signal
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, LockManager, Semaphore, Session
 from codomyrmex.concurrency.etcd.transport import Put
 from codomyrmex.concurrency.fleet import pools
 from codomyrmex.concurrency.queue import observe
 from tests.helpers import eventually, queue_of
-from tests.integration.command_line import Cli, ended, line
+from tests.integration.command_line import CLI, Cli, ended, line
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202e[bold]"
 
@@ -312,3 +317,60 @@ async def test_a_lost_permit_ends_the_command(cli: Cli, session: Session) -> Non
         await session.remover.remove(holder.key.encode())
         assert await ended(running) == 76
     await queue_of(session, "x", 0)
+
+
+# On a terminal
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("locks",),
+        ("semaphores",),
+        ("semaphores", "provider"),
+        ("pools",),
+        ("dlq", "list", "-q", "mail"),
+        ("dlq", "stats"),
+    ],
+    ids=" ".join,
+)
+async def test_a_live_view_is_redrawn_in_place_on_a_terminal(
+    cli: Cli, session: Session, command: tuple[str, ...]
+) -> None:
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    process = await asyncio.create_subprocess_exec(
+        *CLI, *command, "--watch", stdin=theirs, stdout=theirs, stderr=theirs, env={**cli.environment, "COLUMNS": "250"}
+    )
+    os.close(theirs)
+    seen = b""
+
+    def shows(text: bytes) -> Callable[[], bool]:
+        def look() -> bool:
+            nonlocal seen
+            with contextlib.suppress(BlockingIOError):
+                seen += os.read(ours, 1 << 16)
+            return text in seen
+
+        return look
+
+    try:
+        await eventually(shows(b"Ctrl-C ends"), 15)
+        dlq = DeadLetterQueue("mail", session=session)
+        async with (
+            LockManager(session).acquire("a-lock"),
+            Semaphore("provider", max_concurrent=7, session=session),
+            AsyncWorkerPool(name="crew", session=session, report=0.1) as pool,
+        ):
+            await dlq.add(operation="send_mail", args={}, error="e")
+            await pool.map(double, range(3))
+            expected = {"locks": b"a-lock", "semaphores": b"provider", "pools": b"crew", "dlq": b"send_mail"}
+            await eventually(shows(expected[command[0]]), 15)
+        process.send_signal(signal.SIGINT)
+        assert await ended(process) == 0
+        assert b"\x1b[?1049h" in seen and b"Traceback" not in seen
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
