@@ -64,10 +64,11 @@ def test_redrive_retries_each_once_and_replays_what_was_parked(etcd: EmbeddedEtc
     assert lines[5] == "3 dead letters"
     assert sorted(lines[6:9]) == ["retry 1: '0,99' is 0.99", "retry 1: '7,20' is 7.20", "retry 1: 'free' is parked"]
     assert lines[9] == "2 resolved, parked: [\"nobody has said what 'free' costs\"]"
-    assert sorted(lines[10:]) == [
+    assert lines[10:12] == ["1 replayed", "retry 1: 'free' is 0.00"]
+    assert lines[12:] == [
+        "'7,20' is resolved after ['ok']",
+        "'0,99' is resolved after ['ok']",
         "'free' is resolved after ['parked', 'ok']",
-        "1 replayed",
-        "retry 1: 'free' is 0.00",
     ]
 
 

@@ -28,6 +28,7 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
+from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
@@ -548,3 +549,57 @@ async def test_with_etcd_away_a_failed_task_is_spilled_and_sent_later(
             assert {entry.id for entry in await dlq.list_entries()} >= {routed.id}
             assert await dlq.count() == 2
             await dlq.close()
+
+
+async def test_settled_waits_for_everything_that_is_handled_here_and_nothing_else(session: Session) -> None:
+    queue = DeadLetterQueue("settled", session=session, retry=RetryPolicy(max_attempts=2, initial=0.2, jitter=0))
+    seen: list[int] = []
+
+    @queue.handler("flaky")
+    async def flaky(entry: DeadLetter, attempt: Attempt) -> None:
+        seen.append(attempt.number)
+        if attempt.number == 1:
+            raise ValueError("once more")
+
+    await queue.add(operation="unhandled", args={}, error="e")
+    async with queue.worker() as worker:
+        await asyncio.wait_for(worker.settled(), 5)
+        assert seen == []
+        for _ in range(3):
+            await queue.add(operation="flaky", args={}, error="e")
+            await asyncio.wait_for(worker.settled(), 5)
+        assert seen == [1, 2] * 3
+    assert [one.state for one in await queue.list_entries("flaky")] == ["resolved"] * 3
+
+
+async def test_settled_ends_with_the_worker(etcd: EmbeddedEtcd, namespace: str) -> None:
+    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as own:
+        queue = DeadLetterQueue("settled", session=own)
+        queue.handler("slow")(_sleep)
+        await queue.add(operation="slow", args={}, error="e")
+        with pytest.raises(SessionLost):
+            async with queue.worker() as worker:
+                waiting = asyncio.create_task(worker.settled())
+                await asyncio.sleep(0.2)
+                assert not waiting.done()
+                await own.close()
+                await asyncio.sleep(5)
+        with pytest.raises(SessionLost):
+            await asyncio.wait_for(waiting, 5)
+
+
+async def _sleep(entry: DeadLetter, attempt: Attempt) -> None:
+    await asyncio.sleep(60)
+
+
+async def test_only_parked_entries_are_replayed_if_so_asked(session: Session) -> None:
+    async with DeadLetterQueue("states", session=session) as queue:
+        parked, waiting = [await queue.add(operation="x", args={}, error="e") for _ in range(2)]
+        store = await queue._opened()
+        stored = await store.get(parked)
+        assert stored and await store.change(stored, record.parked(stored.entry, "test"))
+        before = await store.get(waiting)
+        assert await queue.replay_all(state="parked") == 1
+        assert await store.get(waiting) == before
+        changed = await queue.get(parked)
+        assert changed and changed.state == "waiting"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, Semaphore, Session
+from codomyrmex.concurrency import AsyncWorkerPool, Attempt, DeadLetter, DeadLetterQueue, Semaphore, Session
 from codomyrmex.concurrency.fleet import pools
 from tests.helpers import counting, eventually
 
@@ -77,3 +77,24 @@ async def test_a_failed_task_becomes_a_dead_letter(session: Session) -> None:
     assert entry and entry.operation.endswith("fail") and entry.args == {"args": [7], "kwargs": {}}
     assert entry.error == "no 7" and entry.error_type == "ValueError" and entry.metadata["pool"] == "crew"
     await dlq.close()
+
+
+async def test_a_handler_is_registered_for_the_function_that_failed(session: Session) -> None:
+    async with DeadLetterQueue("failed", session=session) as dlq:
+        async with AsyncWorkerPool(session=session, report=False, dlq=dlq) as pool:
+            await pool.map(fail, [7])
+        retried: list[object] = []
+
+        @dlq.handler(AsyncWorkerPool.operation_of(fail))
+        async def again(entry: DeadLetter, attempt: Attempt) -> None:
+            retried.append(entry.args)
+
+        async with dlq.worker() as worker:
+            await asyncio.wait_for(worker.settled(), 5)
+    assert retried == [{"args": [7], "kwargs": {}}]
+
+
+async def test_an_item_whose_lock_is_none_needs_none(session: Session) -> None:
+    async with AsyncWorkerPool(session=session, report=False) as pool:
+        results = await pool.map(double, [1, 2], lock=lambda item: None if item == 1 else "file")
+    assert [result.unwrap() for result in results] == [2, 4]

@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -501,3 +502,11 @@ def test_the_pool_imports_no_etcd() -> None:
         "assert not bad, bad"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_operation_has_the_name_by_which_it_can_be_imported(tmp_path: Path) -> None:
+    code = "from codomyrmex.concurrency.pool.runner import describe\ndef work(): pass\nprint(describe(work))\n"
+    (tmp_path / "jobs.py").write_text(code)
+    for command in (["jobs.py"], ["-m", "jobs"], ["-c", "import jobs"]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout == "jobs.work\n"

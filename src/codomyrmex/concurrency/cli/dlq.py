@@ -172,6 +172,7 @@ async def _show(context: click.Context, name: str, entry_id: str) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "everything", is_flag=True, help="Every waiting and parked entry there is now.")
 @_operation
+@click.option("--state", type=click.Choice(["waiting", "parked"]), help="With --all: only those; else both.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="At most so many a second.")
 @_queue
 @_yes
@@ -183,6 +184,7 @@ def retry(
     ids: tuple[str, ...],
     everything: bool,
     operation: str | None,
+    state: State | None,
     rate: float | None,
     queue: str,
     yes: bool,
@@ -197,25 +199,32 @@ def retry(
     """
     if bool(ids) == everything:
         raise click.UsageError("give the ids of entries, or --all")
-    if ids and (operation or rate):
-        raise click.UsageError("--operation and --rate go with --all")
+    if ids and (operation or state or rate):
+        raise click.UsageError("--operation, --state and --rate go with --all")
     if ids:
         run(_each(context, queue, ids, dry_run, "retry", "due now", lambda dlq, one: dlq.replay(one)))
     needs_yes(yes or dry_run, "this runs every failed operation again")
-    run(_retry_all(context, queue, operation, rate, yes, dry_run))
+    run(_retry_all(context, queue, operation, state, rate, yes, dry_run))
 
 
 async def _retry_all(
-    context: click.Context, name: str, operation: str | None, rate: float | None, yes: bool, dry_run: bool
+    context: click.Context,
+    name: str,
+    operation: str | None,
+    state: State | None,
+    rate: float | None,
+    yes: bool,
+    dry_run: bool,
 ) -> int:
+    states = (state,) if state else ("waiting", "parked")
     async with _opened(context, name) as queue:
-        found = [one async for one in queue.entries(operation) if one.state in ("waiting", "parked")]
+        found = [one async for one in queue.entries(operation) if one.state in states]
         if dry_run:
             _would("retry", found)
             return 0
         if not await confirmed(yes, f"retry {len(found)} entries?"):
             return EXIT_FAILED
-        count = await queue.replay_all(operation, rate)
+        count = await queue.replay_all(operation, rate, state)
     click.echo(f"{count} entries are due now")
     return 0
 

@@ -9,7 +9,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
@@ -41,6 +41,7 @@ log = logging.getLogger("codomyrmex.concurrency")
 WEEK = 7 * 86_400.0
 _TRIES = 20
 _PAUSE = 1.0
+_BRIEFLY = 0.05
 _SEND_EVERY = 2.0  # seconds between tries to send what was spilled
 
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
@@ -137,7 +138,7 @@ class DeadLetterQueue:
 
     async def entries(
         self, operation: str | None = None, since: datetime | None = None, state: State | None = None
-    ) -> AsyncIterator[DeadLetter]:
+    ) -> AsyncGenerator[DeadLetter, None]:
         """The same one by one, read page by page: flat in memory."""
         async for stored in (await self._opened()).all():
             entry = stored.entry
@@ -167,7 +168,10 @@ class DeadLetterQueue:
                         yield stored.entry
 
     def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
-        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``; nothing else runs."""
+        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``; nothing else runs.
+
+        What a worker pool stored when a function failed has the operation ``AsyncWorkerPool.operation_of(function)``.
+        """
         if not isinstance(operation, str) or not operation:
             raise ValueError(
                 f"a handler is registered for an operation's name, not {operation!r}: @dlq.handler('name')"
@@ -189,8 +193,9 @@ class DeadLetterQueue:
         """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
 
         At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run; an
-        error or a cancel of the block cancels them, which costs their entries nothing. If the worker cannot go on (its
-        session, given by you, was lost) the block is cancelled and the error raised at its end.
+        error or a cancel of the block cancels them, which costs their entries nothing. ``async with dlq.worker() as
+        worker`` gives what ``await worker.settled()`` waits on: that nothing handled here is left to do. If the worker
+        cannot go on (its session, given by you, was lost) the block is cancelled and the error raised at its end.
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
@@ -203,18 +208,22 @@ class DeadLetterQueue:
         """
         return await self._change(id, record.replayed, "replayed")
 
-    async def replay_all(self, operation: str | None = None, rate: float | None = None) -> int:
-        """Replay every parked and waiting entry there is now, at most ``rate`` a second; returns how many were.
+    async def replay_all(
+        self, operation: str | None = None, rate: float | None = None, state: State | None = None
+    ) -> int:
+        """Replay every parked and waiting entry there is now, or those of one ``state``, at most ``rate`` a second;
+        returns how many were.
 
         It works on a snapshot: what fails again meanwhile is not swept up twice.
         """
         if rate is not None:
             _positive("rate", rate)
+        states = (state,) if state else ("parked", "waiting")
         store = await self._opened()
         snapshot = [
             (stored.entry.id, stored.revision)
             async for stored in store.all()
-            if stored.entry.state in ("parked", "waiting") and operation in (None, stored.entry.operation)
+            if stored.entry.state in states and operation in (None, stored.entry.operation)
         ]
         started, done = time.monotonic(), 0
         for number, (entry_id, revision) in enumerate(snapshot):
@@ -249,6 +258,14 @@ class DeadLetterQueue:
             if stored.entry.state in states and (before is None or stored.entry.created_at < before)
         ]
         return sum([await store.remove(stored) for stored in snapshot])
+
+    async def __aenter__(self) -> DeadLetterQueue:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """End what sends spilled entries; what is not sent stays in its file. The session is left alone."""
@@ -364,6 +381,26 @@ class _Running:
     def handled_now(self, operation: str) -> None:
         if self._worker:
             self._worker.handled_now(operation)
+
+    async def settled(self) -> None:
+        """Wait until no entry of an operation that is handled here is waiting, delayed or running, on any host.
+
+        Raises what ended the worker, if it cannot go on.
+        """
+        while True:
+            if self._task and self._task.done():
+                return self._task.result()
+            # What was added just now may not have reached the worker yet: etcd has the last word.
+            if self._worker and await self._worker.settled() and not await self._any_left():
+                return None
+            await asyncio.sleep(_BRIEFLY)
+
+    async def _any_left(self) -> bool:
+        async with aclosing(self._queue.entries()) as entries:
+            async for entry in entries:
+                if entry.operation in self._queue._handlers and entry.state in ("waiting", "running"):
+                    return True
+        return False
 
     async def __aenter__(self) -> _Running:
         self._block = asyncio.current_task()

@@ -92,8 +92,13 @@ def now() -> datetime:
 
 
 def new_id() -> str:
-    """Sorts by the time it was made, by this host's clock."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
+    """Sorts by the time it was made, by this host's clock; those of one process in the order of their making."""
+    global _latest
+    _latest = max(_latest + 1, time.time_ns() // 1000)
+    return f"{_latest:014x}{secrets.token_hex(5)}"
+
+
+_latest = 0  # microseconds since 1970
 
 
 def encode(entry: DeadLetter) -> bytes:

@@ -9,11 +9,15 @@ bring one attempt forward when its host starts, and no more.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.store import Stored
+
+_UNSETTLED = ("waiting", "running")
 
 
 @dataclass(slots=True)
@@ -33,6 +37,7 @@ class Schedule:
         self._known: dict[str, _Known] = {}
         self._claimed: set[str] = set()
         self._heap: list[tuple[float, int, str]] = []
+        self._unsettled: Counter[str] = Counter()  # by operation
 
     def found(self, stored: Stored, clock: float, wall: datetime) -> None:
         """The entry was there when this worker began."""
@@ -45,7 +50,11 @@ class Schedule:
         self._put(stored.entry, stored.revision, clock + stored.entry.delay)
 
     def removed(self, entry_id: str) -> None:
-        self._known.pop(entry_id, None)
+        self._forget(entry_id)
+
+    def unsettled(self, operations: Iterable[str]) -> bool:
+        """Whether an entry of these operations waits or runs."""
+        return any(self._unsettled[operation] for operation in operations)
 
     def claimed(self, entry_id: str) -> None:
         self._claimed.add(entry_id)
@@ -95,6 +104,12 @@ class Schedule:
         known = self._known.get(entry.id)
         if known and known.revision >= revision:
             return
+        self._forget(entry.id)
         self._known[entry.id] = _Known(entry.operation, entry.state, revision, due)
+        self._unsettled[entry.operation] += entry.state in _UNSETTLED
         if entry.state == "waiting":
             heapq.heappush(self._heap, (due, revision, entry.id))
+
+    def _forget(self, entry_id: str) -> None:
+        if known := self._known.pop(entry_id, None):
+            self._unsettled[known.operation] -= known.state in _UNSETTLED

@@ -62,8 +62,8 @@ class Discard(Exception):
 
 
 class Attempt:
-    """One attempt of a handler. ``number`` counts from 1; ``token`` strictly increases with every attempt of an
-    entry."""
+    """One attempt of a handler. ``number`` counts from 1, anew after a replay; ``token`` strictly increases with every
+    attempt of an entry."""
 
     def __init__(self, claim: Claim, store: Store) -> None:
         self.number = claim.entry.attempt_count
@@ -108,11 +108,31 @@ class Worker:
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._read_all = False
+        self._settling: set[asyncio.Future[bool]] = set()
 
     def handled_now(self, operation: str) -> None:
         """A handler for ``operation`` was registered while the worker runs."""
         self._schedule.handled_now(operation)
         self._news.set()
+
+    async def settled(self) -> bool:
+        """Wait until nothing that is handled here waits or runs; False if the worker ends before."""
+        if self._stopping:
+            return False
+        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._settling.add(told)
+        self._news.set()
+        try:
+            return await told
+        finally:
+            self._settling.discard(told)
+
+    def _tell_settled(self, over: bool = False) -> None:
+        settled = self._read_all and not self._tasks and not self._schedule.unsettled(self._handlers)
+        for told in self._settling:
+            if (settled or over) and not told.done():
+                told.set_result(settled)
 
     async def run(self) -> None:
         """Follow the queue and run what is due until ``stop``; raises ``SessionLost`` when the session is gone."""
@@ -123,8 +143,11 @@ class Worker:
         try:
             while not self._stopping:
                 self._start_due()
+                self._tell_settled()
                 await self._wait(follower, loss)
         finally:
+            self._stopping = True
+            self._tell_settled(over=True)
             watch.cancel()
             for task in (follower, loss):
                 task.cancel()
@@ -186,7 +209,7 @@ class Worker:
             if isinstance(notice, Started):
                 if not begun or notice.gap:
                     await self._read()
-                begun = True
+                begun = self._read_all = True
             elif isinstance(notice, Changed):
                 for event in notice.events:
                     self._changed(event)

@@ -40,7 +40,8 @@ class AsyncWorkerPool:
     Args:
         max_workers: how many tasks run at a time.
         name: what the pool is called in reports and dead letters.
-        dlq: a ``DeadLetterQueue`` for tasks that fail for good, retries included.
+        dlq: a ``DeadLetterQueue`` for tasks that fail for good, retries included. The operation is
+            ``operation_of`` the function; ``args`` are ``{"args": [item], "kwargs": {}}``.
         retry: tries a failed task again, in the same worker, which waits meanwhile; None: one attempt.
         task_timeout: seconds for each attempt. A function in a thread or process cannot be ended: it runs on, its
             result is thrown away, and its thread counts as taken until it is done.
@@ -108,13 +109,14 @@ class AsyncWorkerPool:
         function: Callable[[Any], Any],
         items: Iterable[Any] | AsyncIterable[Any],
         *,
-        lock: Callable[[Any], str] | None = None,
+        lock: Callable[[Any], str | None] | None = None,
         semaphore: Any = None,
     ) -> list[TaskResult]:
         """Run ``function(item)`` for every item; the results come in the items' order.
 
-        ``lock``: called with an item, names the lock to hold around it. ``semaphore``: a ``Semaphore`` of which one
-        permit is held around each item. What ``items`` itself raises is raised here, once the tasks begun have ended.
+        ``lock``: called with an item, names the lock to hold around it, or None. ``semaphore``: a ``Semaphore`` of
+        which one permit is held around each item. What ``items`` itself raises is raised here, once the tasks begun
+        have ended.
         """
         return [result async for result in self._each(function, items, lock, semaphore, ordered=True, window=None)]
 
@@ -124,7 +126,7 @@ class AsyncWorkerPool:
         items: Iterable[Any] | AsyncIterable[Any],
         *,
         ordered: bool = False,
-        lock: Callable[[Any], str] | None = None,
+        lock: Callable[[Any], str | None] | None = None,
         semaphore: Any = None,
     ) -> AsyncIterator[TaskResult]:
         """``map``, result by result as they come, or in the items' order. In bounded memory: at most twice
@@ -135,6 +137,11 @@ class AsyncWorkerPool:
                 yield result
         finally:
             await each.aclose()
+
+    @staticmethod
+    def operation_of(function: Callable[..., Any]) -> str:
+        """The operation of the dead letters of ``function``: its ``module.name``, for ``@dlq.handler``."""
+        return describe(function)
 
     def stats(self) -> PoolStats:
         """The pool's figures right now."""
@@ -177,7 +184,7 @@ class AsyncWorkerPool:
 
     # Sources
 
-    def _work(self, function: Callable[..., Any], lock: Callable[[Any], str] | None, semaphore: Any) -> Work:
+    def _work(self, function: Callable[..., Any], lock: Callable[[Any], str | None] | None, semaphore: Any) -> Work:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} has been shut down")
         return Work(self._runner.call(function), describe(function), lock, semaphore)
@@ -186,7 +193,7 @@ class AsyncWorkerPool:
         self,
         function: Callable[[Any], Any],
         items: Iterable[Any] | AsyncIterable[Any],
-        lock: Callable[[Any], str] | None,
+        lock: Callable[[Any], str | None] | None,
         semaphore: Any,
         *,
         ordered: bool,
@@ -380,10 +387,10 @@ class AsyncWorkerPool:
         if work.lock is None and work.semaphore is None:
             return await self._call(job)
         async with AsyncExitStack() as held:
-            if work.lock is not None:
+            if work.lock is not None and (name := work.lock(job.item)) is not None:
                 from codomyrmex.concurrency.manager import LockManager
 
-                await held.enter_async_context(LockManager(self._session).acquire(work.lock(job.item)))
+                await held.enter_async_context(LockManager(self._session).acquire(name))
             if work.semaphore is not None:
                 await held.enter_async_context(
                     work.semaphore.hold() if hasattr(work.semaphore, "hold") else work.semaphore

@@ -9,7 +9,9 @@ import functools
 import inspect
 import multiprocessing
 import pickle
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 Executor = Literal["auto", "thread", "process"]
@@ -89,8 +91,15 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 
 def describe(function: Callable[..., Any]) -> str:
-    """``module.name``, as dead letters name the operation."""
+    """``module.name``, as dead letters name the operation; what runs as ``__main__`` goes by its importable name."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__).replace("<locals>.", "")
-    return f"{getattr(function, '__module__', '')}.{name}".lstrip(".")
+    module = getattr(function, "__module__", "")
+    return f"{_main() if module == '__main__' else module}.{name}".lstrip(".")
+
+
+def _main() -> str:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return spec.name if spec else Path(getattr(main, "__file__", None) or "__main__").stem

@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
     call: Call
     operation: str
-    lock: Callable[[Any], str] | None
+    lock: Callable[[Any], str | None] | None
     semaphore: Any
 
 
