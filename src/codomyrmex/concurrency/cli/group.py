@@ -10,7 +10,7 @@ from codomyrmex.concurrency.cli.options import common_options
 
 # The summaries stand here too, so that the list of commands needs none of them imported.
 _COMMANDS = {
-    "demo": "A fleet of agents takes turns at files, on an etcd started for the occasion.",
+    "demo": "A fleet at work: locks, a semaphore, pools, dead letters, on an etcd started for it.",
     "dev": "An embedded etcd for development, alone or around a command.",
     "dlq": "Dead letters: what failed, retried, discarded, purged; live.",
     "locks": "Holders, waiters, tokens and ages of all locks; live; release by force.",

@@ -1,0 +1,59 @@
+"""``demo``: a fleet of real processes on a real etcd, told as a story of five acts, and checked at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
+
+_LIMIT = 60.0
+
+
+@click.command()
+@click.option("--agents", type=click.IntRange(2, 16), default=4, show_default=True, help="How many processes edit.")
+@click.option("--edits", type=click.IntRange(1, 500), default=8, show_default=True, help="Edits by each of them.")
+@common_options
+@click.pass_context
+def demo(context: click.Context, agents: int, edits: int) -> None:
+    """A fleet of agent processes takes turns at files, one dies, one freezes; three hosts work under one semaphore, and
+    what fails is retried. On an etcd started for the occasion; about 20 seconds.
+
+    \b
+    Example:  codomyrmex concurrency demo --agents 8
+    """
+    run(_play(views.console(context), agents, edits))
+
+
+async def _play(console: Console, agents: int, edits: int) -> int:
+    from codomyrmex.concurrency import EmbeddedEtcd, Session
+    from codomyrmex.concurrency.cli.demo.locks import Locks
+    from codomyrmex.concurrency.cli.demo.pools import Pools
+    from codomyrmex.concurrency.cli.demo.stage import TTL, Stage
+
+    with tempfile.TemporaryDirectory() as folder:
+        async with asyncio.timeout(_LIMIT), EmbeddedEtcd() as etcd:
+            stage = Stage(console, etcd.endpoint)
+            stage.say(f"A real etcd {etcd.version} serves at {etcd.endpoint}. To watch from a second terminal:")
+            stage.say(f"  codomyrmex concurrency locks --watch --endpoints {etcd.endpoint}\n")
+            try:
+                async with Session(endpoints=etcd.endpoint, session_ttl=TTL) as session:
+                    await Locks(stage, agents, edits, Path(folder)).play(session)
+                    await Pools(stage).play(session)
+            finally:
+                await stage.end()
+    for failure in stage.failures:
+        stage.say(f"[bold red]failed:[/] {failure}")
+    if not stage.failures:
+        stage.say(
+            "[bold green]No edit was lost, nobody waited for the dead, the limit was kept, "
+            "and every failure was retried once.[/]"
+        )
+    stage.say("\nYour own: in one terminal  codomyrmex concurrency dev")
+    stage.say("          in another       codomyrmex concurrency locks --watch")
+    return EXIT_FAILED if stage.failures else 0
