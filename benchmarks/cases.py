@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from benchmarks import floor, ours
+from benchmarks import dead_letters, floor, ours, pool
 from benchmarks.peers import go
 from benchmarks.sample import Sample
 
@@ -57,6 +57,12 @@ CASES = (
     Case("go-contended-2", partial(go.run, workers=2, mode="contended"), "handoffs", "go"),
     Case("ours-contended-8", partial(ours.contended, sessions=8), "handoffs"),
     Case("go-contended-8", partial(go.run, workers=8, mode="contended"), "handoffs", "go"),
+    Case("semaphore-contended-2", partial(ours.contended, sessions=2, kind="semaphore"), "handoffs"),
+    Case("semaphore-contended-8", partial(ours.contended, sessions=8, kind="semaphore"), "handoffs"),
+    Case("pool-by-hand", pool.by_hand),
+    Case("pool", pool.ours),
+    Case("dead-letters-added", dead_letters.adds),
+    Case("dead-letters-retried", dead_letters.retries),
 )
 
 GOALS = (
@@ -67,4 +73,9 @@ GOALS = (
     Goal("ours-contended-2", 500 / 1_000, "floor-puts"),
     Goal("ours-contended-2", 20, "go-contended-2"),
     Goal("ours-contended-8", 10, "go-contended-8"),
+    Goal("semaphore-contended-2", 0.8, "ours-contended-2"),
+    Goal("semaphore-contended-8", 0.8, "ours-contended-8"),
+    Goal("pool", 1 / 1.5, "pool-by-hand"),
+    Goal("dead-letters-added", 5, "floor-puts"),
+    Goal("dead-letters-retried", 5, "floor-puts"),
 )

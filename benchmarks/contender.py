@@ -1,4 +1,4 @@
-"""One process of the contended case: ``python -m benchmarks.contender ENDPOINT NAME``.
+"""One process of the contended case: ``python -m benchmarks.contender ENDPOINT KIND NAME``.
 
 It says it is ready, is told when to start and stop, and answers with every grant it got in between.
 """
@@ -11,13 +11,17 @@ import sys
 import time
 
 from benchmarks.ours import NAMESPACE
-from codomyrmex.concurrency import DistributedLock, Session
+from codomyrmex.concurrency import DistributedLock, Semaphore, Session
 
 
-async def contend(endpoint: str, name: str) -> list[dict[str, float]]:
+async def contend(endpoint: str, kind: str, name: str) -> list[dict[str, float]]:
     grants: list[dict[str, float]] = []
     async with Session(endpoints=endpoint, namespace=NAMESPACE) as session:
-        lock = DistributedLock(name, session=session)
+        lock = (
+            DistributedLock(name, session)
+            if kind == "lock"
+            else Semaphore(name, max_concurrent=1, session=session)  # to be compared with the lock
+        )
         async with lock:  # warms up
             pass
         print("ready", flush=True)

@@ -32,10 +32,10 @@ async def uncontended(endpoint: str, seconds: float, workers: int) -> Sample:
         return await repeat([partial(cycle, lock) for lock in locks], seconds)
 
 
-async def contended(endpoint: str, seconds: float, sessions: int) -> Sample:
-    """Sessions in processes of their own acquire and release one name, all at the same time."""
+async def contended(endpoint: str, seconds: float, sessions: int, kind: str = "lock") -> Sample:
+    """Sessions in processes of their own acquire and release one lock, or a semaphore of one permit, all at once."""
     name = f"one-{uuid.uuid4().hex}"
-    contenders = [await _contender(endpoint, name) for _ in range(sessions)]
+    contenders = [await _contender(endpoint, kind, name) for _ in range(sessions)]
     try:
         async with asyncio.timeout(seconds + _GRACE):
             await asyncio.gather(*(_line(contender) for contender in contenders))
@@ -50,8 +50,8 @@ async def contended(endpoint: str, seconds: float, sessions: int) -> Sample:
     return shared(grants, seconds)
 
 
-async def _contender(endpoint: str, name: str) -> Process:
-    command = (sys.executable, "-m", "benchmarks.contender", endpoint, name)
+async def _contender(endpoint: str, kind: str, name: str) -> Process:
+    command = (sys.executable, "-m", "benchmarks.contender", endpoint, kind, name)
     return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=_LONGEST_LINE)
 
 

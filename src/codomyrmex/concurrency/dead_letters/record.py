@@ -30,7 +30,6 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from codomyrmex.concurrency.errors import PayloadTooLarge
-from codomyrmex.concurrency.models import to_json
 from codomyrmex.concurrency.retry import RetryPolicy
 
 State = Literal["waiting", "running", "resolved", "parked"]
@@ -103,9 +102,7 @@ _latest = 0  # microseconds since 1970
 
 def encode(entry: DeadLetter) -> bytes:
     """The record's value in etcd; raises ``PayloadTooLarge``."""
-    fields = to_json(replace(entry, key=""))
-    del fields["key"]
-    value = json.dumps(fields, separators=(",", ":")).encode()
+    value = _ADAPTER.dump_json(entry, exclude={"key"})
     if len(value) > MAX_RECORD:
         raise PayloadTooLarge(
             f"the dead letter of {entry.operation!r} has {len(value)} bytes, and {MAX_RECORD} fit; store what is large "
@@ -117,9 +114,13 @@ def encode(entry: DeadLetter) -> bytes:
 def decode(key: bytes, value: bytes) -> DeadLetter | None:
     """The record, or None if it is none of ours."""
     try:
-        return replace(_ADAPTER.validate_json(value), key=key.decode(errors="backslashreplace"))
+        entry = _ADAPTER.validate_json(value)
     except ValidationError:
         return None
+    object.__setattr__(
+        entry, "key", key.decode(errors="backslashreplace")
+    )  # not shared yet; a copy costs as much again
+    return entry
 
 
 def new(

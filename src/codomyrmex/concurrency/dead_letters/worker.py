@@ -8,6 +8,7 @@ transaction in ``store.py`` that writes the claim; what the outcome means, by ``
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,7 +17,7 @@ from typing import Any
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.schedule import Schedule
-from codomyrmex.concurrency.dead_letters.store import Claim, Store
+from codomyrmex.concurrency.dead_letters.store import Claim, Store, Stored
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     EtcdError,
@@ -33,6 +34,7 @@ from codomyrmex.concurrency.retry import RetryPolicy
 log = logging.getLogger("codomyrmex.concurrency")
 
 _PAUSE = 0.2
+_KEPT = 16 << 20  # bytes of records
 
 
 class Retry(Exception):
@@ -109,6 +111,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._read_all = False
+        self._kept: dict[str, tuple[Stored, int]] = {}
+        self._room = _KEPT
         self._settling: set[asyncio.Future[bool]] = set()
 
     def handled_now(self, operation: str) -> None:
@@ -140,11 +144,18 @@ class Worker:
         watch = hub.subscribe(WatchRequest(prefix, prefix_end(prefix)), self._inbox.put_nowait)
         follower = asyncio.create_task(self._follow())
         loss = asyncio.create_task(self._store.session.lost.wait())
+        for task in (follower, loss):
+            task.add_done_callback(lambda _: self._news.set())
         try:
             while not self._stopping:
+                self._news.clear()
                 self._start_due()
                 self._tell_settled()
-                await self._wait(follower, loss)
+                await self._wait()
+                if follower.done():
+                    follower.result()
+                if loss.done():
+                    raise self._store.session.lost.reason or SessionLost("the session is over")
         finally:
             self._stopping = True
             self._tell_settled(over=True)
@@ -163,20 +174,12 @@ class Worker:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _wait(self, follower: asyncio.Task[None], loss: asyncio.Task[bool]) -> None:
+    async def _wait(self) -> None:
         """Until there is news, or the next entry is due and there is room for it."""
-        self._news.clear()
         due = self._schedule.next_due() if len(self._tasks) < self._concurrency else None
-        news = asyncio.create_task(self._news.wait())
-        try:
-            timeout = None if due is None else max(0.0, due - time.monotonic())
-            done, _ = await asyncio.wait({news, follower, loss}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if follower in done:
-            follower.result()
-        if loss in done:
-            raise self._store.session.lost.reason or SessionLost("the session is over")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
+                await self._news.wait()
 
     def _start_due(self) -> None:
         while len(self._tasks) < self._concurrency and not self._stopping:
@@ -229,12 +232,15 @@ class Worker:
             entry_id = key[len(store.entries) :].decode(errors="replace")
             if deleted:
                 schedule.removed(entry_id)
+                self._forget(entry_id)
             elif stored := store.decode(event.kv):
                 schedule.changed(stored, time.monotonic())
+                self._remember(stored, len(event.kv.value))
         else:
             return
         # A finished attempt deletes its claim and rewrites the record in one revision, in this order of keys.
-        asyncio.get_running_loop().call_soon(self._adopt, entry_id)
+        if schedule.is_orphan(entry_id):
+            asyncio.get_running_loop().call_soon(self._adopt, entry_id)
 
     def _adopt(self, entry_id: str) -> None:
         """Somebody died over this entry: whoever is quicker puts it back."""
@@ -253,8 +259,21 @@ class Worker:
             for kv in page.kvs:
                 if stored := store.decode(kv):
                     self._schedule.found(stored, time.monotonic(), record.now())
+                    self._remember(stored, len(kv.value))
         for entry_id in self._schedule.orphans():
             self._adopt(entry_id)
+
+    def _remember(self, stored: Stored, size: int) -> None:
+        """Keep what waits, as far as there is room, so that it need not be read again before it is claimed."""
+        self._forget(stored.entry.id)
+        if stored.entry.state == "waiting" and self._room >= size:
+            self._room -= size
+            self._kept[stored.entry.id] = stored, size
+
+    def _forget(self, entry_id: str) -> Stored | None:
+        stored, size = self._kept.pop(entry_id, (None, 0))
+        self._room += size
+        return stored
 
     async def _put_back(self, entry_id: str) -> None:
         try:
@@ -268,10 +287,13 @@ class Worker:
 
     async def _attempt(self, entry_id: str, handler: Handler) -> None:
         try:
-            stored = await self._store.get(entry_id)
-            if stored is None or stored.entry.state != "waiting":
-                return
-            claim = await self._store.claim(stored)
+            kept = self._forget(entry_id)
+            claim = await self._store.claim(kept) if kept else None
+            if claim is None:
+                stored = await self._store.get(entry_id)
+                if stored is None or stored.entry.state != "waiting" or stored == kept:
+                    return
+                claim = await self._store.claim(stored)
         except EtcdUnavailable as error:
             log.warning("dead letter %s: could not be claimed yet: %s", entry_id, error)
             self._schedule.again(entry_id, time.monotonic() + _PAUSE)

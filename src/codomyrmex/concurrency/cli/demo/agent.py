@@ -3,8 +3,8 @@
     python -m codomyrmex.concurrency.cli.demo.agent NAME ROLE [ARGUMENT...]
 
 It says what it does on stdout, one JSON object a line. Roles: ``worker EDITS FILE...`` edits files, each under its
-lock; ``stuck FILE`` takes a file's lock and keeps it, so that the demo can kill or stop it while it holds; ``host`` maps
-items through a pool and, once it is told to go on by a line on stdin, retries dead letters.
+lock; ``stuck FILE`` takes a file's lock and keeps it, so that the demo can kill or stop it while it holds; ``host``
+maps items through a pool and, once it is told to go on by a line on stdin, retries dead letters.
 """
 
 from __future__ import annotations
