@@ -60,6 +60,7 @@ CASES = (
     Case("semaphore-contended-2", partial(ours.contended, sessions=2, kind="semaphore"), "handoffs"),
     Case("semaphore-contended-8", partial(ours.contended, sessions=8, kind="semaphore"), "handoffs"),
     Case("pool-by-hand", pool.by_hand),
+    Case("pool-by-hand-telling", partial(pool.by_hand, telling=True)),
     Case("pool", pool.ours),
     Case("dead-letters-added", dead_letters.adds),
     Case("dead-letters-retried", dead_letters.retries),
@@ -76,6 +77,7 @@ GOALS = (
     Goal("semaphore-contended-2", 0.8, "ours-contended-2"),
     Goal("semaphore-contended-8", 0.8, "ours-contended-8"),
     Goal("pool", 1 / 1.5, "pool-by-hand"),
+    Goal("pool", 1 / 1.5, "pool-by-hand-telling"),
     Goal("dead-letters-added", 5, "floor-puts"),
     Goal("dead-letters-retried", 5, "floor-puts"),
 )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks.sample import Sample
-from codomyrmex.concurrency import AsyncWorkerPool
+from codomyrmex.concurrency import AsyncWorkerPool, TaskResult
 
 _WORKERS = 4
 _BATCH = 2_000
@@ -23,18 +23,24 @@ async def ours(endpoint: str, seconds: float) -> Sample:
         return await _repeat(lambda: pool.map(_nothing, range(_BATCH)), seconds)
 
 
-async def by_hand(endpoint: str, seconds: float) -> Sample:
-    """Workers on an ``asyncio.Queue`` that collect what each call returns or raises."""
+async def by_hand(endpoint: str, seconds: float, telling: bool = False) -> Sample:
+    """Workers on an ``asyncio.Queue`` that collect what each call returns or raises; with ``telling``, as the result
+    that ours gives, with its times."""
 
     async def batch() -> None:
+        queued_at = time.perf_counter()
         queue: asyncio.Queue[int] = asyncio.Queue()
         results: dict[int, object] = {}
 
         async def work() -> None:
             while True:
                 item = await queue.get()
+                began = time.perf_counter()
                 try:
                     results[item] = await _nothing(item)
+                    if telling:
+                        elapsed, waited = 1000 * (time.perf_counter() - began), 1000 * (began - queued_at)
+                        results[item] = TaskResult(f"task-{item}", True, item, elapsed_ms=elapsed, wait_ms=waited)
                 except Exception as error:
                     results[item] = error
                 finally:
