@@ -1,6 +1,10 @@
-"""A member of the chaos fleet: takes turns for ever, survives every loss, and says each hold it believed in.
+"""A member of the chaos fleet: works for ever, survives every loss, and says what it did and believed, as JSON lines.
 
-python -m tests.chaos.agent ENDPOINT NAMESPACE
+    python -m tests.chaos.agent ENDPOINT NAMESPACE ROLE...
+
+Roles, all at the same time: ``lock`` and ``semaphore`` take turns and write fenced; ``add`` adds dead letters;
+``retry`` retries them, with a clock that is ``ahead=SECONDS`` if so asked. The handlers of ``deadly`` entries kill
+their process.
 """
 
 from __future__ import annotations
@@ -8,29 +12,108 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
+import signal
 import sys
 import time
+from datetime import timedelta
+from typing import Any
 
-from codomyrmex.concurrency import ConcurrencyError, DistributedLock, Session
+from codomyrmex.concurrency import (
+    Attempt,
+    ConcurrencyError,
+    DeadLetter,
+    DeadLetterQueue,
+    DistributedLock,
+    RetryPolicy,
+    Semaphore,
+    Session,
+)
+from codomyrmex.concurrency.dead_letters import record
+
+LIMIT = 3
+POLICY = RetryPolicy(max_attempts=4, initial=0.4, jitter=0)
 
 
-async def turns(session: Session) -> None:
-    lock = DistributedLock("x", session)
+def say(what: str, **more: Any) -> None:
+    print(json.dumps({"what": what, **more}), flush=True)
+
+
+async def lock(session: Session) -> None:
+    turns = DistributedLock("x", session)
     while True:
-        async with lock as grant:
+        async with turns as grant:
             since = time.monotonic()
             await asyncio.sleep(random.uniform(0, 0.03))
-            await grant.put(f"/{session.layout.namespace}/register", str(grant.token))
-            print(json.dumps({"token": grant.token, "since": since, "until": time.monotonic()}), flush=True)
+            await grant.put(f"/{session.layout.namespace}/lock", str(grant.token))
+            say("lock", token=grant.token, since=since, until=time.monotonic())
+
+
+async def semaphore(session: Session) -> None:
+    provider = Semaphore("s", max_concurrent=LIMIT, session=session)
+    while True:
+        permits = random.randint(1, LIMIT)
+        async with provider.hold(permits) as grant:
+            since = time.monotonic()
+            await asyncio.sleep(random.uniform(0, 0.03))
+            await grant.put(f"/{session.layout.namespace}/semaphore", str(grant.token))
+            say("semaphore", token=grant.token, since=since, until=time.monotonic(), permits=permits)
+
+
+async def add(session: Session) -> None:
+    queue = DeadLetterQueue("q", session=session)
+    while True:
+        entry_id = await queue.add(operation=random.choice(("flaky", "fine")), args={}, error="e")
+        say("added", id=entry_id)
+        await asyncio.sleep(random.uniform(0.05, 0.3))
+
+
+async def retry(session: Session) -> None:
+    queue = DeadLetterQueue("q", session=session, retry=POLICY)
+
+    @queue.handler("fine")
+    async def fine(entry: DeadLetter, attempt: Attempt) -> None:
+        say("started", id=entry.id, token=attempt.token, at=time.monotonic())
+        await asyncio.sleep(random.uniform(0.02, 0.1))
+
+    @queue.handler("flaky")
+    async def flaky(entry: DeadLetter, attempt: Attempt) -> None:
+        await fine(entry, attempt)
+        if attempt.number < 3:
+            say("failed", id=entry.id, at=time.monotonic())
+            raise ValueError("not yet")
+
+    @queue.handler("deadly")
+    async def deadly(entry: DeadLetter, attempt: Attempt) -> None:
+        say("started", id=entry.id, token=attempt.token, at=time.monotonic())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async with queue.worker(concurrency=3) as worker:
+        await worker.settled()
+        say("settled")
+        await asyncio.Event().wait()
+
+
+def set_clock(ahead: timedelta) -> None:
+    right = record.now
+    record.now = lambda: right() + ahead
 
 
 async def main() -> None:
-    endpoint, namespace = sys.argv[1:]
+    endpoint, namespace, *roles = sys.argv[1:]
+    for role in roles:
+        if role.startswith("ahead="):
+            set_clock(timedelta(seconds=float(role.removeprefix("ahead="))))
     while True:
-        with contextlib.suppress(ConcurrencyError):
-            async with Session(endpoints=endpoint, namespace=namespace, session_ttl=2) as session:
-                await turns(session)
+        with contextlib.suppress(ConcurrencyError, ExceptionGroup):
+            async with (
+                Session(endpoints=endpoint, namespace=namespace, session_ttl=2) as session,
+                asyncio.TaskGroup() as group,
+            ):
+                for role in roles:
+                    if work := {"lock": lock, "semaphore": semaphore, "add": add, "retry": retry}.get(role):
+                        group.create_task(work(session))
         await asyncio.sleep(0.1)
 
 

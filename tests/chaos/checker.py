@@ -1,23 +1,26 @@
-"""Judges a history that etcd itself has put in order: every write and delete under a namespace, by revision. Pure.
+"""Judges histories that etcd itself has put in order: every change under a namespace, by revision. Pure.
 
-etcd's revisions order everything, so the verdict is exact: at the revision of each fenced write its token must be
-that of the queue's head, and the tokens of the writes must never fall.
+etcd's revisions order everything, so the verdicts are exact. Nothing here is taken from the library: what may be at a
+revision is worked out anew from who had joined and left by then.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
 
 class Change(NamedTuple):
-    """One event: ``token`` is the create revision of an entry, or the token written into the register."""
+    """One event of a queue: ``token`` is the create revision of an entry, or the token written into the register.
+    ``permits``: what a semaphore's entry asks for, or, for "limit", the limit."""
 
     revision: int
-    kind: str  # "joined" | "left" | "wrote"
+    kind: str  # "joined" | "left" | "wrote" | "limit"
     token: int
     key: bytes = b""
+    permits: int = 1
 
 
 class Hold(NamedTuple):
@@ -26,10 +29,22 @@ class Hold(NamedTuple):
     token: int
     since: float
     until: float
+    permits: int = 1
+
+
+class Step(NamedTuple):
+    """One event of a dead letter: a record was written, or deleted, or a claim on it came or went."""
+
+    revision: int
+    kind: str  # "record" | "deleted" | "claimed" | "unclaimed"
+    id: str
+    state: str = ""
+    attempts: int = 0
+    crashes: int = 0
 
 
 def violations(history: Iterable[Change]) -> list[str]:
-    """What is wrong with a history; an empty list if nothing is."""
+    """What is wrong with the history of a lock; an empty list if nothing is."""
     queue: dict[bytes, int] = {}
     found: list[str] = []
     highest = 0
@@ -51,11 +66,99 @@ def violations(history: Iterable[Change]) -> list[str]:
     return found
 
 
+def semaphore_violations(history: Iterable[Change]) -> list[str]:
+    """The same for a semaphore: whoever writes must be among the first whose permits together fit the limit. That is
+    both the limit and first come, first served."""
+    queue: dict[bytes, Change] = {}
+    granted: set[int] = set()  # once granted, a smaller limit takes nothing away
+    limit = 0
+    found: list[str] = []
+    for change in history:
+        if change.kind == "wrote":
+            if change.token not in {entry.token for entry in queue.values()}:
+                found.append(f"revision {change.revision}: wrote with token {change.token}, which had gone")
+            elif change.token not in granted:
+                found.append(f"revision {change.revision}: wrote with token {change.token} before its turn")
+            continue
+        if change.kind == "limit":
+            limit = change.permits
+        elif change.kind == "joined":
+            queue[change.key] = change
+        else:
+            queue.pop(change.key, None)
+        taken = 0
+        for entry in sorted(queue.values(), key=lambda entry: entry.token):
+            taken += entry.permits
+            if taken <= limit:
+                granted.add(entry.token)
+    found += [f"token {entry.token} stayed behind" for entry in queue.values()]
+    return found
+
+
 def overlaps(holds: Iterable[Hold]) -> list[str]:
-    """Holds that two holders believed in at the same time."""
-    ordered = sorted(holds, key=lambda hold: hold.since)
-    return [
-        f"token {one.token} until {one.until:.4f}, but {two.token} since {two.since:.4f}"
-        for one, two in pairwise(ordered)
-        if one.until > two.since
+    """Holds of a lock that two holders believed in at the same time."""
+    return crowds(holds, 1)
+
+
+def crowds(holds: Iterable[Hold], limit: int) -> list[str]:
+    """Moments at which holders believed in more permits together than the limit."""
+    steps = [(hold.since, hold.permits, hold.token) for hold in holds]
+    steps += [(hold.until, -hold.permits, hold.token) for hold in holds]
+    held, found = 0, []
+    for when, permits, token in sorted(steps):
+        held += permits
+        if permits > 0 and held > limit:
+            found.append(f"at {when:.4f}: {held} permits of {limit} held, the last with token {token}")
+    return found
+
+
+def dead_letter_violations(
+    history: Iterable[Step], acknowledged: Iterable[str], started: Iterable[tuple[str, int]]
+) -> list[str]:
+    """What is wrong with the history of a dead letter queue. ``acknowledged``: ids that ``add`` returned. ``started``:
+    each handler's start, as it said: the entry and the attempt's token."""
+    claims: dict[str, int] = {}
+    tokens: defaultdict[str, list[int]] = defaultdict(list)
+    records: dict[str, Step] = {}
+    successes: Counter[str] = Counter()
+    found: list[str] = []
+    for step in sorted(history, key=lambda step: (step.revision, step.kind == "record")):
+        where = f"revision {step.revision}, {step.id}"
+        if step.kind == "claimed":
+            if step.id in claims:
+                found.append(f"{where}: claimed while claimed at {claims[step.id]}")
+            claims[step.id] = step.revision
+            tokens[step.id].append(step.revision)
+        elif step.kind == "unclaimed":
+            claims.pop(step.id, None)
+        elif step.kind == "deleted":
+            records.pop(step.id, None)
+        else:
+            before = records.get(step.id)
+            if step.state == "running":
+                if claims.get(step.id) != step.revision:
+                    found.append(f"{where}: runs without a claim of its own")
+                if before and step.attempts != before.attempts + 1:
+                    found.append(f"{where}: attempt {step.attempts} after {before.attempts}")
+            elif step.id in claims:
+                found.append(f"{where}: is {step.state} and claimed")
+            if step.state == "resolved" and before and before.state != "resolved":
+                successes[step.id] += 1
+            records[step.id] = step
+    for token, count in Counter(started).items():
+        if count > 1 or token[1] not in tokens[token[0]]:
+            found.append(f"{token[0]}: its handler ran {count} times under the claim {token[1]}")
+    for entry_id in acknowledged:
+        if entry_id not in records:
+            found.append(f"{entry_id}: acknowledged and lost")
+        elif records[entry_id].state not in ("resolved", "parked"):
+            found.append(f"{entry_id}: still {records[entry_id].state}")
+    found += [f"{entry_id}: resolved {count} times" for entry_id, count in successes.items() if count > 1]
+    found += [f"{entry_id}: its claim stayed behind" for entry_id in claims]
+    found += [
+        f"{entry_id}: tokens {one} and {two}"
+        for entry_id, own in tokens.items()
+        for one, two in pairwise(own)
+        if two <= one
     ]
+    return found

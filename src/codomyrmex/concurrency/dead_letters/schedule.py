@@ -28,6 +28,7 @@ class _Known:
     state: str
     revision: int
     due: float
+    suspect: bool
 
 
 class Schedule:
@@ -96,6 +97,11 @@ class Schedule:
         """When the next entry is due, if any waits."""
         return self._heap[0][0] if self._heap else None
 
+    def is_suspect(self, entry_id: str) -> bool:
+        """Whether a worker died while it ran the entry, be it for this entry or for one beside it."""
+        known = self._known.get(entry_id)
+        return known is not None and known.suspect
+
     def operation(self, entry_id: str) -> str:
         known = self._known.get(entry_id)
         return known.operation if known else ""
@@ -105,7 +111,7 @@ class Schedule:
         if known and known.revision >= revision:
             return
         self._forget(entry.id)
-        self._known[entry.id] = _Known(entry.operation, entry.state, revision, due)
+        self._known[entry.id] = _Known(entry.operation, entry.state, revision, due, entry.crash_count > 0)
         self._unsettled[entry.operation] += entry.state in _UNSETTLED
         if entry.state == "waiting":
             heapq.heappush(self._heap, (due, revision, entry.id))

@@ -109,6 +109,8 @@ class Worker:
         self._news = asyncio.Event()
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspect: str | None = None  # due, and waits until it can run alone
+        self._alone = False
         self._stopping = False
         self._read_all = False
         self._kept: dict[str, tuple[Stored, int]] = {}
@@ -176,19 +178,30 @@ class Worker:
 
     async def _wait(self) -> None:
         """Until there is news, or the next entry is due and there is room for it."""
-        due = self._schedule.next_due() if len(self._tasks) < self._concurrency else None
+        due = self._schedule.next_due() if self._has_room() else None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
                 await self._news.wait()
 
     def _start_due(self) -> None:
-        while len(self._tasks) < self._concurrency and not self._stopping:
-            entry_id = self._schedule.due(time.monotonic())
+        """Start what is due, as far as there is room. An entry whose worker died runs alone here: if it is to blame, it
+        takes nobody else along, and if it is not, it shows."""
+        while self._has_room():
+            entry_id = self._suspect or self._schedule.due(time.monotonic())
             if entry_id is None:
                 return
+            self._alone = self._schedule.is_suspect(entry_id)
+            if self._alone and self._tasks:
+                self._suspect = entry_id
+                return
+            self._suspect = None
             handler = self._handlers.get(self._schedule.operation(entry_id))
             if handler:  # without one the entry stays waiting, for a worker that has it
                 self._spawn(self._attempt(entry_id, handler))
+
+    def _has_room(self) -> bool:
+        most = 1 if self._alone else self._concurrency
+        return len(self._tasks) < most and not self._stopping
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

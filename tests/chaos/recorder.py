@@ -1,0 +1,58 @@
+"""Writes down everything that happens in a namespace, in etcd's order, for the checker."""
+
+from __future__ import annotations
+
+import json
+
+from codomyrmex.concurrency import Session
+from codomyrmex.concurrency.etcd.transport import Event, WatchRequest
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
+from codomyrmex.concurrency.keys import SEMAPHORE, Layout, limit_of, permits_of, prefix_end
+from tests.chaos.checker import Change, Step
+
+
+class Recorder:
+    """One lock, one semaphore and one dead letter queue of a namespace. Fenced writes go to ``/<namespace>/lock`` and
+    ``/<namespace>/semaphore``."""
+
+    def __init__(self, session: Session, namespace: str) -> None:
+        self.lock: list[Change] = []
+        self.semaphore: list[Change] = []
+        self.dead_letters: list[Step] = []
+        self.gaps = 0
+        self._layout = Layout(namespace)
+        self._root = f"/{namespace}/".encode()
+        session.hub.subscribe(WatchRequest(self._root, prefix_end(self._root)), self._notice)
+
+    def _notice(self, notice: Notice) -> None:
+        if isinstance(notice, Started):
+            self.gaps += notice.gap
+        elif isinstance(notice, Changed):
+            for event in notice.events:
+                self._record(event)
+
+    def _record(self, event: Event) -> None:
+        kv, layout = event.kv, self._layout
+        kind = "left" if event.deleted else "joined"
+        if kv.key == self._root + b"lock":
+            self.lock.append(Change(kv.mod_revision, "wrote", int(kv.value)))
+        elif kv.key == self._root + b"semaphore":
+            self.semaphore.append(Change(kv.mod_revision, "wrote", int(kv.value)))
+        elif layout.name_of(kv.key):
+            self.lock.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))
+        elif (limit := limit_of(kv.key)) is not None:
+            if not event.deleted:
+                self.semaphore.append(Change(kv.mod_revision, "limit", 0, permits=limit))
+        elif layout.name_of(kv.key, SEMAPHORE):
+            permits = permits_of(kv.key)
+            self.semaphore.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key, permits))
+        elif kv.key.startswith(layout.root + b"dead/"):
+            *_, folder, entry_id = kv.key.decode().split("/")
+            if folder == "claim":
+                self.dead_letters.append(Step(kv.mod_revision, "unclaimed" if event.deleted else "claimed", entry_id))
+            elif folder == "entry" and event.deleted:
+                self.dead_letters.append(Step(kv.mod_revision, "deleted", entry_id))
+            elif folder == "entry":
+                found = json.loads(kv.value)
+                counts = found["attempt_count"], found["crash_count"]
+                self.dead_letters.append(Step(kv.mod_revision, "record", entry_id, found["state"], *counts))
