@@ -30,6 +30,7 @@ class Meter:
         self._elapsed_ms = 0.0
         self._times = Histogram()
         self._per_second: deque[list[int]] = deque(maxlen=_WINDOW + 1)
+        self._second_ends = 0
         self._lag = 0.0
         self._sampling: asyncio.TimerHandle | None = None
         self.queued = self.running = self.submitted = 0
@@ -47,15 +48,16 @@ class Meter:
         if self._sampling is None:
             self._sample(time.perf_counter())
 
-    def end(self, status: Status, elapsed_ms: float) -> None:
+    def end(self, status: Status, elapsed_ms: float, now: float) -> None:
+        """A task ended ``now``, by ``time.perf_counter``."""
         self.running -= 1
         self._ended[status] += 1
         self.changes += 1
         self._elapsed_ms += elapsed_ms
         self._times.add(elapsed_ms)
-        second = int(time.monotonic())
-        if not self._per_second or self._per_second[-1][0] != second:
-            self._per_second.append([second, 0])
+        if now >= self._second_ends:
+            self._second_ends = int(now) + 1
+            self._per_second.append([int(now), 0])
         self._per_second[-1][1] += 1
 
     def drop(self) -> None:
@@ -93,7 +95,7 @@ class Meter:
         )
 
     def _throughput(self) -> float:
-        now = time.monotonic()
+        now = time.perf_counter()
         recent = [count for second, count in self._per_second if second >= now - _WINDOW]
         age = (datetime.now(UTC) - self._started_at).total_seconds()
         return sum(recent) / max(1.0, min(_WINDOW, age))

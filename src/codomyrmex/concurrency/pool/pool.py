@@ -331,6 +331,8 @@ class AsyncWorkerPool:
     async def _run(self, job: Job, worker: asyncio.Task[None]) -> None:
         """One task, from its beginning to its result. Only the end of the worker itself is raised from here."""
         job.began = True
+        work = job.source.work
+        plain = work.lock is None and work.semaphore is None and self._task_timeout is None
         self._meter.begin()
         began = time.perf_counter()
         attempts = 0
@@ -342,7 +344,11 @@ class AsyncWorkerPool:
             while True:
                 attempts += 1
                 try:
-                    value, status, failure = await self._attempt(job), "ok", None
+                    if plain:  # spares what most tasks do not need: a fifth of the time of one that does nothing
+                        value = await in_context(job.context, work.call, job.args, job.kwargs)
+                    else:
+                        value = await self._attempt(job)
+                    status, failure = "ok", None
                     break
                 except _TimedOut as error:
                     status, failure = "timeout", error.reason
@@ -363,8 +369,9 @@ class AsyncWorkerPool:
             elif worker.cancelling():
                 raise
         finally:
-            elapsed = (time.perf_counter() - began) * 1000
-            self._meter.end(status, elapsed)
+            ended = time.perf_counter()
+            elapsed = (ended - began) * 1000
+            self._meter.end(status, elapsed, ended)
             result = TaskResult(
                 job.task_id or self._new_id(),
                 status == "ok",
@@ -384,8 +391,6 @@ class AsyncWorkerPool:
 
     async def _attempt(self, job: Job) -> Any:
         work = job.source.work
-        if work.lock is None and work.semaphore is None:
-            return await self._call(job)
         async with AsyncExitStack() as held:
             if work.lock is not None and (name := work.lock(job.item)) is not None:
                 from codomyrmex.concurrency.manager import LockManager
