@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SECONDS ?= 60
 
-.PHONY: help demo test lint bench chaos proto clean
+.PHONY: help demo test lint bench chaos mutants proto clean
 help:
-	@echo "make demo | test | lint | bench | chaos SECONDS=600 | proto | clean"
+	@echo "make demo | test | lint | bench | chaos SECONDS=600 | mutants | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ bench: $(VENV)/.ready
 
 chaos: $(VENV)/.ready
 	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0
+
+mutants: $(VENV)/.ready
+	$(BIN)/python -m tests.mutants
 
 # The pinned generator is the last whose output every protobuf runtime from 5 to 7 accepts.
 proto:

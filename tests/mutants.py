@@ -1,0 +1,230 @@
+"""Breaks the library in named ways, each in a copy of its own, and shows that the suite notices: ``make mutants``.
+
+A mutant names the file, what is replaced, and the tests that must fail then. One that survives is a missing test; one
+whose text is no longer found must be written anew. ``python -m tests.mutants NAME...`` runs only those.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path("src/codomyrmex/concurrency")
+_LIMIT = 180  # seconds; a mutant that hangs is noticed too
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # what to give pytest
+
+
+MUTANTS = (
+    Mutant(
+        "skip the session compare, so that a straggler commits",
+        "etcd/commit.py",
+        "return Compare(self._fence.key, Target.VERSION, self._version)",
+        'return Compare(b"\\x01nothing", Target.CREATE_REVISION, 0)',
+        "tests/integration/test_faults.py",
+    ),
+    Mutant(
+        "repeat a request in doubt without asking whether it was applied",
+        "etcd/commit.py",
+        "repeat = (request.again or ()) if again else ()",
+        "repeat = ()",
+        "tests/integration/test_faults.py",
+    ),
+    Mutant(
+        "count the deadline from the answer",
+        "etcd/keepalive.py",
+        "self._deadline = sent_at + ttl * 2 / 3\n        self._next",
+        "self._deadline = clock.now() + ttl * 2 / 3\n        self._next",
+        "tests/integration/test_session.py tests/integration/test_faults.py",
+    ),
+    Mutant(
+        "trust the lease for a whole TTL and more",
+        "etcd/keepalive.py",
+        "* 2 / 3",
+        "* 3",
+        "tests/integration/test_faults.py -k cut_off",
+    ),
+    Mutant(
+        "drop the predecessor watch",
+        "queue/entry.py",
+        "step = self._turn.deleted(event.kv.key, event.kv.mod_revision)",
+        "step = Action.WAIT",
+        "tests/integration/test_locks.py tests/integration/test_processes.py -k 'handoff or order'",
+    ),
+    Mutant(
+        "ignore the loss of the own key",
+        "queue/entry.py",
+        "        if self.state in (State.WAITING, State.HELD):\n            self.remove()  # there",
+        "        if False:\n            self.remove()  # there",
+        "tests/integration/test_locks.py -k 'forced or deleted'",
+    ),
+    Mutant(
+        "write fenced without the fence",
+        "queue/entry.py",
+        "compares=(holds, *compares)",
+        "compares=tuple(compares)",
+        "tests/integration/test_locks.py -k fenced",
+    ),
+    Mutant(
+        "leave the entry of a cancelled acquire in the queue",
+        "queue/joining.py",
+        "    for entry in entries:\n        entry.leave()",
+        "    pass",
+        "tests/integration/test_faults.py -k 'cancelled or timeout'",
+    ),
+    Mutant(
+        "leave the entry of an acquire that is cancelled as its answer arrives",
+        "queue/joining.py",
+        "            _remove(entries)\n        raise",
+        "            pass\n        raise",
+        "tests/integration/test_faults.py -k cancelled",
+    ),
+    Mutant(
+        "let two entries of one lock share a transaction",
+        "etcd/commit.py",
+        "            if group in self._lines:\n",
+        "            if False:\n",
+        "tests/integration/test_locks.py -k 'share or order'",
+    ),
+    Mutant(
+        "repeat events after a broken stream",
+        "etcd/watch.py",
+        "events = [event for event in message.events if event.kv.mod_revision > subscription.revision]",
+        "events = list(message.events)",
+        "tests/integration/test_watch.py",
+    ),
+    Mutant(
+        "begin a watch anew after a broken stream, without saying so",
+        "etcd/watch.py",
+        "            subscription.watch_id = None\n            subscription.resumed = True",
+        "            subscription.watch_id = None\n            subscription.revision = 0",
+        "tests/integration/test_watch.py",
+    ),
+    Mutant(
+        "grant one permit too many",
+        "queue/rules.py",
+        "return Granted() if ahead + self.permits <= view.limit",
+        "return Granted() if ahead + self.permits <= view.limit + 1",
+        "tests/integration/test_kills.py -k permits",
+    ),
+    Mutant(
+        "let small requests pass a large one",
+        "queue/rules.py",
+        "ahead = sum(permits_of(entry.key) for entry in view.entries)",
+        "ahead = sum(n for entry in view.entries if (n := permits_of(entry.key)) <= self.permits)",
+        "tests/integration/test_kills.py -k permits",
+    ),
+    Mutant(
+        "let readers pass a writer that waits",
+        "queue/rules.py",
+        "for entry in reversed(view.entries):",
+        "for entry in list(view.entries)[:1]:",
+        "tests/integration/test_shared.py tests/unit/test_rules.py",
+    ),
+    Mutant(
+        "let two workers claim",
+        "dead_letters/store.py",
+        "(self._same(stored), Compare(claim, Target.CREATE_REVISION, 0)),",
+        "(),",
+        "tests/integration/test_kills.py tests/integration/test_dead_letters.py -k 'killed or one_worker'",
+    ),
+    Mutant(
+        "finish an attempt whose claim was lost",
+        "dead_letters/store.py",
+        "        held = Compare(claim_key, Target.CREATE_REVISION, claim.token)\n",
+        "        held = Compare(claim_key + b'x', Target.CREATE_REVISION, 0)\n",
+        "tests/integration/test_dead_letters.py -k 'claim or dies'",
+    ),
+    Mutant(
+        "forget to count a crash",
+        "dead_letters/record.py",
+        "crash_count=entry.crash_count + 1",
+        "crash_count=entry.crash_count",
+        "tests/integration/test_dead_letters.py -k 'dies or kills'",
+    ),
+    Mutant(
+        "run a suspect beside others",
+        "dead_letters/schedule.py",
+        "return known is not None and known.suspect",
+        "return False",
+        "tests/integration/test_kills.py -k harms",
+    ),
+    Mutant(
+        "acknowledge a dead letter before etcd has it",
+        "dead_letters/queue.py",
+        "        return await store.add(entry)",
+        "        self._late = asyncio.create_task(store.add(entry))\n        return entry.id",
+        "tests/integration/test_dead_letters.py",
+    ),
+    Mutant(
+        "compare wall clocks of hosts",
+        "dead_letters/schedule.py",
+        "clock + stored.entry.delay)",
+        "clock + (stored.entry.next_attempt_at.timestamp() - __import__('time').time() "
+        "if stored.entry.next_attempt_at else 0.0))",
+        "tests/integration/test_kills.py -k clock",
+    ),
+    Mutant(
+        "escape names so that two are one",
+        "keys.py",
+        'b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:@+,="',
+        'b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:@+,=%"',
+        "tests/unit/test_keys.py",
+    ),
+    Mutant(
+        "lose count of a task that was cancelled before it began",
+        "pool/meter.py",
+        '        self._ended["cancelled"] += 1\n',
+        "",
+        "tests/unit/test_pool.py",
+    ),
+)
+
+
+def main() -> None:
+    chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or any(text in mutant.name for text in sys.argv[1:])]
+    survivors = [mutant.name for mutant in chosen if not _noticed(mutant)]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were noticed", flush=True)
+    sys.exit(bool(survivors))
+
+
+def _noticed(mutant: Mutant) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("src", "tests", "pyproject.toml"):
+            (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
+        target = copy / PACKAGE / mutant.file
+        text = target.read_text()
+        if mutant.old not in text:
+            sys.exit(f"{mutant.name}: its text is no longer in {mutant.file}")
+        target.write_text(text.replace(mutant.old, mutant.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60"]
+        environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
+        try:
+            done = subprocess.run(
+                [*command, *shlex.split(mutant.tests)], cwd=copy, env=environment, capture_output=True, text=True,
+                check=False, timeout=_LIMIT,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            print(f"noticed    {mutant.name} (hangs)", flush=True)
+            return True
+    last = done.stdout.strip().splitlines()[-1:] or [done.stderr[-200:]]
+    print(f"{'noticed   ' if done.returncode == 1 else 'SURVIVED  '} {mutant.name}: {last[0]}", flush=True)
+    return done.returncode == 1
+
+
+if __name__ == "__main__":
+    main()
