@@ -572,6 +572,27 @@ async def test_settled_waits_for_everything_that_is_handled_here_and_nothing_els
     assert [one.state for one in await queue.list_entries("flaky")] == ["resolved"] * 3
 
 
+async def test_only_whoever_holds_the_claim_writes_how_an_attempt_ended(session: Session, other: Session) -> None:
+    queue = DeadLetterQueue("late", session=session)
+    entry_id = await queue.add(operation="x", args={}, error="e")
+    slow, quick = Store(session, "late", 60.0), Store(other, "late", 60.0)
+    stored = await slow.get(entry_id)
+    assert stored
+    first = await slow.claim(stored)
+    assert first and await quick.claim(stored) is None
+    await other.remover.remove(slow.claim_key(entry_id))  # as the end of its lease does
+    crashed = await quick.get(entry_id)
+    assert crashed and await quick.change(crashed, record.crashed(crashed.entry, RetryPolicy(initial=0.0)))
+    waiting = await quick.get(entry_id)
+    assert waiting
+    second = await quick.claim(waiting)
+    assert second and second.token > first.token
+    assert not await slow.finish(first, record.resolved(first.entry))
+    now = await queue.get(entry_id)
+    assert now and now.state == "running" and now.attempt_count == 2
+    assert await quick.finish(second, record.resolved(second.entry))
+
+
 async def test_settled_ends_with_the_worker(etcd: EmbeddedEtcd, namespace: str) -> None:
     async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as own:
         queue = DeadLetterQueue("settled", session=own)

@@ -15,11 +15,13 @@ from codomyrmex.concurrency import (
     DistributedLock,
     EmbeddedEtcd,
     EtcdUnavailable,
+    Grant,
     LockManager,
     LockTimeout,
     Session,
     SessionLost,
 )
+from codomyrmex.concurrency.etcd.commit import Reply, Request
 from tests.helpers import entries, eventually, queue_of
 from tests.proxy import TcpProxy
 
@@ -175,6 +177,30 @@ async def test_an_acquire_cancelled_at_any_await_point_leaves_no_key(
     while await attempt(steps):
         steps += 1
     assert steps >= least
+
+
+async def test_an_acquire_cancelled_as_its_answer_arrives_leaves_no_key(
+    session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committer has handed the answer over, and nobody takes it."""
+    tasks: dict[bytes, asyncio.Task[Any]] = {}
+    answer = Request.answer
+
+    def answer_and_cancel(request: Request, reply: Reply) -> None:
+        answer(request, reply)
+        task = tasks.get(request.groups[0])
+        if task and task is not asyncio.current_task():  # one that is sent by its own task is cancelled elsewhere
+            task.cancel()
+
+    monkeypatch.setattr(Request, "answer", answer_and_cancel)
+    names = [f"x{number}" for number in range(40)]
+    for name in names:
+        tasks[session.layout.queue(name)] = asyncio.create_task(DistributedLock(name, session).acquire())
+    results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    monkeypatch.undo()
+    assert sum(isinstance(result, asyncio.CancelledError) for result in results) > 20
+    for name, result in zip(names, results, strict=True):
+        await queue_of(other, name, 1 if isinstance(result, Grant) else 0)
 
 
 async def test_a_timeout_at_any_moment_leaves_no_key(session: Session, other: Session) -> None:

@@ -21,6 +21,7 @@ from codomyrmex.concurrency import (
 from codomyrmex.concurrency.etcd.transport import Get
 from codomyrmex.concurrency.keys import prefix_end
 from tests.helpers import eventually, queue_of
+from tests.integration.test_faults import behind_proxy
 
 
 @pytest.fixture
@@ -154,3 +155,20 @@ async def test_a_session_of_another_loop_is_refused(session: Session) -> None:
         await asyncio.to_thread(elsewhere)
     async with DistributedLock("x", session):
         pass
+
+
+async def test_the_deadline_counts_from_when_a_keepalive_was_sent(etcd: EmbeddedEtcd, namespace: str) -> None:
+    async with behind_proxy(etcd, namespace, session_ttl=3) as (proxy, session):
+        proxy.delay(0.15)  # each way
+        longest = 0.0
+        renewed = 0
+        deadline = session.deadline()
+        while renewed < 2:
+            await asyncio.sleep(0.02)
+            now = session.deadline()
+            if now > deadline:
+                renewed += 1
+                longest = max(longest, now)
+            deadline = now
+        proxy.resume()
+        assert longest < 3 * 2 / 3 - 0.25
