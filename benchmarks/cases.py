@@ -63,6 +63,7 @@ CASES = (
     Case("pool-by-hand-telling", partial(pool.by_hand, telling=True)),
     Case("pool", pool.ours),
     Case("dead-letters-added", dead_letters.adds),
+    Case("dead-letters-one-at-a-time", dead_letters.one_at_a_time),
     Case("dead-letters-retried", dead_letters.retries),
 )
 
@@ -79,5 +80,5 @@ GOALS = (
     Goal("pool", 1 / 1.5, "pool-by-hand"),
     Goal("pool", 1 / 1.5, "pool-by-hand-telling"),
     Goal("dead-letters-added", 5, "floor-puts"),
-    Goal("dead-letters-retried", 5, "floor-puts"),
+    Goal("dead-letters-retried", 5, "dead-letters-one-at-a-time"),
 )

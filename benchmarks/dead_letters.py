@@ -6,13 +6,15 @@ import asyncio
 import time
 import uuid
 
+from benchmarks.floor import calls
 from benchmarks.ours import NAMESPACE
 from benchmarks.sample import Sample, repeat
 from codomyrmex.concurrency import Attempt, DeadLetter, DeadLetterQueue, Session
+from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 
 _ADDERS = 128
 _RETRIES = 2_000
-_HANDLERS = 64
+_HANDLERS = 256
 _ERROR = "ConnectionError: 503: the provider is overloaded"
 
 
@@ -25,6 +27,18 @@ async def adds(endpoint: str, seconds: float) -> Sample:
             await queue.add(operation="nothing", args={"item": 7}, error=_ERROR)
 
         return await repeat([add] * _ADDERS, seconds)
+
+
+async def one_at_a_time(endpoint: str, seconds: float) -> Sample:
+    """The two records of a retry, that it begins and how it ended, one put at a time."""
+    value = b"x" * 500
+    async with calls(endpoint) as (put, _):
+
+        async def cycle() -> None:
+            await put(pb.PutRequest(key=b"bench/floor/claim", value=value))
+            await put(pb.PutRequest(key=b"bench/floor/claim", value=value))
+
+        return await repeat([cycle], seconds)
 
 
 async def retries(endpoint: str, seconds: float) -> Sample:

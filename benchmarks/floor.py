@@ -17,7 +17,7 @@ Call = Callable[[Any], Awaitable[Any]]
 
 
 @asynccontextmanager
-async def _calls(endpoint: str) -> AsyncIterator[tuple[Call, Call]]:
+async def calls(endpoint: str) -> AsyncIterator[tuple[Call, Call]]:
     """``Put`` and ``DeleteRange`` on one channel."""
     async with grpc.aio.insecure_channel(urlsplit(endpoint).netloc) as channel:
         yield _unary(channel, "Put", pb.PutResponse), _unary(channel, "DeleteRange", pb.DeleteRangeResponse)
@@ -34,14 +34,14 @@ def _unary(channel: grpc.aio.Channel, method: str, response: Any) -> Call:
 
 async def puts(endpoint: str, seconds: float, workers: int) -> Sample:
     """One put a cycle, each worker its own key."""
-    async with _calls(endpoint) as (put, _):
+    async with calls(endpoint) as (put, _):
         requests = [pb.PutRequest(key=b"bench/floor/%d" % i, value=b"x" * 64) for i in range(workers)]
         return await repeat([partial(put, request) for request in requests], seconds)
 
 
 async def two_calls(endpoint: str, seconds: float) -> Sample:
     """A put and its deletion a cycle: the two round trips of any lock."""
-    async with _calls(endpoint) as (put, delete):
+    async with calls(endpoint) as (put, delete):
 
         async def cycle() -> None:
             await put(pb.PutRequest(key=b"bench/floor/two", value=b"x" * 64))

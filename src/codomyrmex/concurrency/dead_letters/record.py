@@ -192,7 +192,7 @@ def claimed(entry: DeadLetter, host: str) -> DeadLetter:
 
 
 def resolved(entry: DeadLetter, outcome: Outcome = "ok", reason: str = "") -> DeadLetter:
-    return replace(ended(entry, outcome, reason), state="resolved", reason=reason)
+    return replace(entry, attempts=_ended(entry, outcome, reason), state="resolved", reason=reason)
 
 
 def parked(entry: DeadLetter, reason: str, outcome: Outcome = "parked") -> DeadLetter:
@@ -236,10 +236,13 @@ def replayed(entry: DeadLetter) -> DeadLetter:
 
 def ended(entry: DeadLetter, outcome: Outcome, error: str) -> DeadLetter:
     """The attempt under way has ended."""
+    return replace(entry, attempts=_ended(entry, outcome, error))
+
+
+def _ended(entry: DeadLetter, outcome: Outcome, error: str) -> tuple[AttemptRecord, ...]:
     if not entry.attempts or entry.attempts[-1].outcome != "running":
-        return entry
-    last = replace(entry.attempts[-1], outcome=outcome, error=error[:MAX_TEXT])
-    return replace(entry, attempts=(*entry.attempts[:-1], last))
+        return entry.attempts
+    return (*entry.attempts[:-1], replace(entry.attempts[-1], outcome=outcome, error=error[:MAX_TEXT]))
 
 
 def shortened(entry: DeadLetter) -> DeadLetter:
