@@ -22,9 +22,8 @@ class _InContext:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         run = self._context.run
-        steps: Any = run(self._call, *self._args, **self._kwargs).__await__()
         try:
-            waits_for = run(next, steps)
+            steps, waits_for = run(_begin, self._call, self._args, self._kwargs)
         except StopIteration as stop:
             return stop.value
         while True:
@@ -38,6 +37,11 @@ class _InContext:
                 waits_for = run(step, argument)
             except StopIteration as stop:
                 return stop.value
+
+
+def _begin(call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    steps = call(*args, **kwargs).__await__()
+    return steps, next(steps)
 
 
 in_context = _InContext

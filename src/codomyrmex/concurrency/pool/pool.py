@@ -206,7 +206,7 @@ class AsyncWorkerPool:
         try:
             with Progress(self._progress, self.name, total) as progress:
                 self._start(source, total if window is None and total else 0)
-                while result := await source.result():
+                while result := source.ready() or await source.result():
                     progress.step()
                     yield result
                     if window is not None:

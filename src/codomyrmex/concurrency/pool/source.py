@@ -145,17 +145,20 @@ class Source:
 
     async def result(self) -> TaskResult | None:
         """The next result, in the order of the items if so asked; None after the last."""
-        while True:
-            index = self._taken if self.ordered else self._order[0] if self._order else -1
-            if index in self._ready:
-                self._taken += 1
-                self._order.popleft()
-                if self.feed:
-                    self._tell()  # there is room for another item
-                return self._ready.pop(index)
-            if self.over:
-                return None
+        while (result := self.ready()) is None and not self.over:
             await self.news()
+        return result
+
+    def ready(self) -> TaskResult | None:
+        """The same, if it is there already."""
+        index = self._taken if self.ordered else self._order[0] if self._order else -1
+        result = self._ready.pop(index, None)
+        if result:
+            self._taken += 1
+            self._order.popleft()
+            if self.feed:
+                self._tell()  # there is room for another item
+        return result
 
     async def settled(self) -> None:
         """Wait until nothing runs any more."""
