@@ -229,6 +229,11 @@ async def test_only_async_functions_handle_and_each_operation_once(dlq: DeadLett
 
     with pytest.raises(ValueError, match="has a handler already"):
         dlq.handler("x")(one)
+
+    async def takes_nothing() -> None: ...
+
+    with pytest.raises(TypeError, match="two arguments"):
+        dlq.handler("y")(takes_nothing)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="operation's name"):
         dlq.handler(one)  # type: ignore[arg-type]
     for wrong in (0, True, 1.5):
@@ -624,3 +629,41 @@ async def test_only_parked_entries_are_replayed_if_so_asked(session: Session) ->
         assert await store.get(waiting) == before
         changed = await queue.get(parked)
         assert changed and changed.state == "waiting"
+
+
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_errors_that_are_odd_are_kept_all_the_same(session: Session) -> None:
+    queue = DeadLetterQueue("odd", session=session, retry=RetryPolicy(max_attempts=1))
+
+    @queue.handler("mute")
+    async def mute(entry: DeadLetter, attempt: Attempt) -> None:
+        raise _Mute
+
+    @queue.handler("exit")
+    async def leave(entry: DeadLetter, attempt: Attempt) -> None:
+        raise SystemExit("\udcff")
+
+    ids = [await queue.add(operation=name, args={"a": (1, 2)}, error=_Mute()) for name in ("mute", "exit")]
+    ids.append(await queue.add(operation="nobody", args={}, error="a file called \udcff"))
+    async with queue.worker() as worker:
+        await asyncio.wait_for(worker.settled(), 5)
+    entries = await queue.list_entries()
+    assert [entry.id for entry in entries] == ids
+    assert [entry.state for entry in entries] == ["parked", "parked", "waiting"]
+    assert entries[0].args == {"a": [1, 2]} and "\\udcff" in entries[2].error
+
+
+async def test_what_cannot_be_meant_is_refused(dlq: DeadLetterQueue) -> None:
+    with pytest.raises(TypeError, match="error must be"):
+        await dlq.add(operation="x", args={}, error=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="args must be JSON"):
+        await dlq.add(operation="x", args={"a": "\ud800"}, error="e")
+    with pytest.raises(ValueError, match="limit"):
+        await dlq.list_entries(limit=-1)
+    with pytest.raises(ValueError, match="time zone"):
+        await dlq.list_entries(since=datetime(2026, 1, 1))
+    assert await dlq.count() == 0

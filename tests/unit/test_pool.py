@@ -510,3 +510,52 @@ def test_an_operation_has_the_name_by_which_it_can_be_imported(tmp_path: Path) -
     for command in (["jobs.py"], ["-m", "jobs"], ["-c", "import jobs"]):
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, check=True)
         assert done.stdout == "jobs.work\n"
+
+
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_a_function_that_exits_or_cannot_say_its_error_fails_and_harms_nobody() -> None:
+    def exits(_: int) -> None:
+        sys.exit(3)
+
+    async def exits_too(_: int) -> None:
+        raise SystemExit(4)
+
+    async def mute(_: int) -> None:
+        raise _Mute
+
+    async with AsyncWorkerPool(2) as pool:
+        for function, kind in ((exits, "SystemExit"), (exits_too, "SystemExit"), (mute, "_Mute")):
+            results = await pool.map(function, range(3))
+            assert {(result.status, result.error_type) for result in results} == {("failed", kind)}
+            assert all(result.error for result in results)
+        assert (await pool.map(abs, [-1]))[0].unwrap() == 1
+        assert balanced(pool.stats())
+
+
+async def _items(_: int) -> AsyncIterator[int]:
+    yield 1
+
+
+def test_what_makes_no_sense_is_refused_before_anything_runs() -> None:
+    for wrong in ({"retry": 5}, {"dlq": 5}, {"progress": 5}):
+        with pytest.raises(TypeError, match=next(iter(wrong))):
+            AsyncWorkerPool(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "more", "text"),
+    [
+        (_items, {}, "async generator"),
+        (abs, {"lock": "x"}, "lock must be"),
+        (abs, {"semaphore": 5}, "semaphore must be"),
+    ],
+)
+async def test_a_map_that_makes_no_sense_is_refused(function: Any, more: dict[str, Any], text: str) -> None:
+    async with AsyncWorkerPool() as pool:
+        with pytest.raises(TypeError, match=text):
+            await pool.map(function, [1], **more)
+        assert pool.stats().submitted == 0

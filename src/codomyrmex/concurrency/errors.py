@@ -81,3 +81,12 @@ class EtcdAuthError(EtcdError):
 
 class EtcdQuotaExceeded(EtcdError):
     """etcd's database is full (the NOSPACE alarm). Held locks keep renewing and can be released."""
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, in Unicode that can be stored, even where it fails to say it."""
+    try:
+        text = str(error)
+    except Exception as problem:
+        text = f"(its text cannot be told: {type(problem).__name__})"
+    return text.encode(errors="backslashreplace").decode()

@@ -30,17 +30,17 @@ _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 def check_name(name: str) -> str:
     """Return ``name`` if it can name a lock; raise ``InvalidName`` that says why not."""
     if not isinstance(name, str):
-        raise InvalidName(f"a lock name must be a str, not {type(name).__name__}")
+        raise InvalidName(f"a name must be a str, not {type(name).__name__}")
     if not name:
-        raise InvalidName("a lock name must not be empty")
+        raise InvalidName("a name must not be empty")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise InvalidName("a lock name must be valid Unicode; this one holds a lone surrogate") from None
+        raise InvalidName("a name must be valid Unicode; this one holds a lone surrogate") from None
     if size > MAX_NAME_BYTES:
-        raise InvalidName(f"a lock name may have {MAX_NAME_BYTES} bytes in UTF-8; this one has {size}")
+        raise InvalidName(f"a name may have {MAX_NAME_BYTES} bytes in UTF-8; this one has {size}")
     if not name.isprintable() and any(unicodedata.category(char) == "Cc" for char in name):
-        raise InvalidName(f"a lock name must not hold control characters: {name[:80]!r}")
+        raise InvalidName(f"a name must not hold control characters: {name[:80]!r}")
     return name
 
 

@@ -129,17 +129,21 @@ class DeadLetterQueue:
         limit: int | None = None,
     ) -> list[DeadLetter]:
         """Entries in order of their creation, all at one revision. For very many use ``entries``."""
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit must be at least 0, not {limit}")
         found: list[DeadLetter] = []
-        async for entry in self.entries(operation, since, state):
-            if limit is not None and len(found) >= limit:
-                break
-            found.append(entry)
+        async with aclosing(self.entries(operation, since, state)) as entries:
+            async for entry in entries:
+                if limit is not None and len(found) >= limit:
+                    break
+                found.append(entry)
         return found
 
     async def entries(
         self, operation: str | None = None, since: datetime | None = None, state: State | None = None
     ) -> AsyncGenerator[DeadLetter, None]:
         """The same one by one, read page by page: flat in memory."""
+        _check_zone("since", since)
         async for stored in (await self._opened()).all():
             entry = stored.entry
             if (
@@ -178,8 +182,11 @@ class DeadLetterQueue:
             )
 
         def register(function: AnyHandler) -> AnyHandler:
-            if not _is_async(function):
-                raise TypeError(f"the handler of {operation!r} must be an async def, not {function!r}")
+            if not _is_async(function) or not _takes_two(function):
+                raise TypeError(
+                    f"the handler of {operation!r} must be an async def with two arguments, (entry, attempt), "
+                    f"not {function!r}"
+                )
             if operation in self._handlers:
                 raise ValueError(f"{operation!r} has a handler already")
             self._handlers[operation] = function
@@ -248,8 +255,7 @@ class DeadLetterQueue:
 
         It works on a snapshot, and leaves alone what changed meanwhile and what is being retried.
         """
-        if before is not None and before.tzinfo is None:
-            raise ValueError("before must have a time zone; try datetime.now(UTC)")
+        _check_zone("before", before)
         states = (state,) if state else ("resolved", "parked")
         store = await self._opened()
         snapshot = [
@@ -469,3 +475,16 @@ def _positive(what: str, value: float) -> float:
     if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{what} must be a number greater than 0, not {value!r}")
     return value
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_zone(what: str, value: datetime | None) -> None:
+    if value is not None and value.tzinfo is None:
+        raise ValueError(f"{what} must have a time zone; try datetime.now(UTC)")

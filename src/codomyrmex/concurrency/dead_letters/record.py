@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from codomyrmex.concurrency.errors import PayloadTooLarge
+from codomyrmex.concurrency.errors import PayloadTooLarge, text_of
 from codomyrmex.concurrency.retry import RetryPolicy
 
 State = Literal["waiting", "running", "resolved", "parked"]
@@ -134,8 +134,7 @@ def new(
     """A dead letter that is due at once; raises ``TypeError`` or ``ValueError`` for what cannot be stored."""
     if not isinstance(operation, str) or not operation or not operation.isprintable() or len(operation) > 512:
         raise ValueError(f"operation must be a printable str of 1 to 512 characters, not {operation!r}")
-    for what, value in (("args", args), ("metadata", metadata)):
-        _check_json(what, value)
+    args, metadata = _as_json("args", args), _as_json("metadata", metadata)
     text, kind, trace = _describe(error)
     text, trace = redact(text)[:MAX_TEXT], redact(trace)[-MAX_TEXT:]
     return DeadLetter(
@@ -146,7 +145,7 @@ def new(
         created_at=now(),
         error_type=kind,
         traceback=trace,
-        metadata=metadata or {},
+        metadata=metadata,
         fingerprint=fingerprint(operation, kind, text),
         next_attempt_at=now(),
         dedup=hashlib.sha256(dedup_key.encode()).hexdigest() if dedup_key else "",
@@ -159,20 +158,30 @@ def fingerprint(operation: str, error_type: str, error: str) -> str:
     return hashlib.sha256("\0".join((operation, error_type, shape)).encode()).hexdigest()[:16]
 
 
-def _check_json(what: str, value: Any) -> None:
+def _as_json(what: str, value: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of ``value`` as it will be read back."""
     if value is not None and not isinstance(value, dict):
         raise TypeError(f"{what} must be a dict, not {type(value).__name__}")
     try:
-        json.dumps(value, allow_nan=False)
+        text = json.dumps(value or {}, allow_nan=False, ensure_ascii=False)
+        text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{what} must be JSON (dict, list, str, finite numbers, bool, None): {error}") from None
+    copy: dict[str, Any] = json.loads(text)
+    return copy
 
 
 def _describe(error: BaseException | str) -> tuple[str, str, str]:
     if isinstance(error, str):
-        return error or "unknown error", "", ""
-    trace = "".join(traceback.format_exception(error))
-    return str(error) or repr(error), type(error).__qualname__, trace
+        return _storable(error) or "unknown error", "", ""
+    if not isinstance(error, BaseException):
+        raise TypeError(f"error must be an exception or its text, not {error!r}")
+    trace = _storable("".join(traceback.format_exception(error)))
+    return text_of(error) or type(error).__qualname__, type(error).__qualname__, trace
+
+
+def _storable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 # Steps
@@ -192,11 +201,11 @@ def claimed(entry: DeadLetter, host: str) -> DeadLetter:
 
 
 def resolved(entry: DeadLetter, outcome: Outcome = "ok", reason: str = "") -> DeadLetter:
-    return replace(entry, attempts=_ended(entry, outcome, reason), state="resolved", reason=reason)
+    return replace(entry, attempts=_ended(entry, outcome, reason), state="resolved", reason=_storable(reason))
 
 
 def parked(entry: DeadLetter, reason: str, outcome: Outcome = "parked") -> DeadLetter:
-    return replace(ended(entry, outcome, reason), state="parked", reason=reason)
+    return replace(ended(entry, outcome, reason), state="parked", reason=_storable(reason))
 
 
 def failed(entry: DeadLetter, error: BaseException, text: str, policy: RetryPolicy) -> DeadLetter:
@@ -242,7 +251,7 @@ def ended(entry: DeadLetter, outcome: Outcome, error: str) -> DeadLetter:
 def _ended(entry: DeadLetter, outcome: Outcome, error: str) -> tuple[AttemptRecord, ...]:
     if not entry.attempts or entry.attempts[-1].outcome != "running":
         return entry.attempts
-    return (*entry.attempts[:-1], replace(entry.attempts[-1], outcome=outcome, error=error[:MAX_TEXT]))
+    return (*entry.attempts[:-1], replace(entry.attempts[-1], outcome=outcome, error=_storable(error[:MAX_TEXT])))
 
 
 def shortened(entry: DeadLetter) -> DeadLetter:

@@ -25,6 +25,7 @@ from codomyrmex.concurrency.errors import (
     LockLost,
     PayloadTooLarge,
     SessionLost,
+    text_of,
 )
 from codomyrmex.concurrency.etcd.transport import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
@@ -339,8 +340,8 @@ class Worker:
             if self._stopping:
                 return record.interrupted(entry)
             return record.failed(entry, error, "CancelledError: raised by the handler", self._policy)
-        except Exception as error:
-            text = self._redact(f"{type(error).__qualname__}: {error}")
+        except (Exception, SystemExit) as error:  # a handler that exits must not end its worker
+            text = self._redact(f"{type(error).__qualname__}: {text_of(error)}")
             return record.failed(entry, error, text, self._policy)
         return record.resolved(entry)
 

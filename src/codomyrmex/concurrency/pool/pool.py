@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from codomyrmex.concurrency.errors import PoolClosed
+from codomyrmex.concurrency.errors import PoolClosed, text_of
 from codomyrmex.concurrency.pool.context import in_context
 from codomyrmex.concurrency.pool.meter import Meter
 from codomyrmex.concurrency.pool.progress import Callback, Progress
@@ -77,6 +77,12 @@ class AsyncWorkerPool:
             raise ValueError(f"task_timeout must be a number of seconds greater than 0, not {task_timeout!r}")
         if not isinstance(name, str) or not name:
             raise ValueError(f"a pool's name must be a str that is not empty, not {name!r}")
+        if retry is not None and not isinstance(retry, RetryPolicy):
+            raise TypeError(f"retry must be a RetryPolicy, not {retry!r}")
+        if dlq is not None and not hasattr(dlq, "route"):
+            raise TypeError(f"dlq must be a DeadLetterQueue, not {dlq!r}")
+        if not (isinstance(progress, bool) or callable(progress)):
+            raise TypeError(f"progress must be True, False or a function, not {progress!r}")
         self.name = name
         self._max_workers = max_workers
         self._dlq = dlq
@@ -187,6 +193,10 @@ class AsyncWorkerPool:
     def _work(self, function: Callable[..., Any], lock: Callable[[Any], str | None] | None, semaphore: Any) -> Work:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} has been shut down")
+        if lock is not None and not callable(lock):
+            raise TypeError(f"lock must be a function from an item to a lock's name, not {lock!r}")
+        if semaphore is not None and not hasattr(semaphore, "__aenter__"):
+            raise TypeError(f"semaphore must be a Semaphore, not {semaphore!r}")
         return Work(self._runner.call(function), describe(function), lock, semaphore)
 
     async def _each(
@@ -352,7 +362,7 @@ class AsyncWorkerPool:
                     break
                 except _TimedOut as error:
                     status, failure = "timeout", error.reason
-                except Exception as error:
+                except (Exception, SystemExit) as error:  # a function that exits must not end its host
                     status, failure = "failed", error
                 assert failure
                 if not (self._retry and self._retry.again(failure, attempts)):
@@ -426,7 +436,7 @@ class AsyncWorkerPool:
                 metadata={"pool": self.name, "task_id": job.task_id, "attempts": attempts, **stats.where()},
             )
         except Exception as error:
-            return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {error}")
+            return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {text_of(error)}")
         stats.dead_lettered += 1
         return routed
 
@@ -466,8 +476,8 @@ def _interval(report: bool | float | None, session: Session | None) -> float:
 
 
 def _text(status: Status, failure: BaseException | None) -> str:
-    text = str(failure) if failure else ""
-    return (text or (status if status == "cancelled" else repr(failure)))[:MAX_ERROR]
+    text = text_of(failure) if failure else ""
+    return (text or (status if status == "cancelled" else f"{type(failure).__qualname__}()"))[:MAX_ERROR]
 
 
 def _trace(failure: BaseException) -> str:

@@ -34,6 +34,10 @@ class Runner:
         """``function`` as something to await; raises ``TypeError`` if it cannot be run this way."""
         if not callable(function):
             raise TypeError(f"a task's function must be callable, not {function!r}")
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{describe(function)} is an async generator; a task's function returns, and does not yield"
+            )
         if is_async(function):
             if self._kind == "process":
                 raise TypeError(f"{describe(function)} is async; executor='process' runs plain functions")
