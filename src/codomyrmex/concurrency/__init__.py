@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
     from codomyrmex.concurrency.errors import EtcdError as EtcdError
     from codomyrmex.concurrency.errors import EtcdQuotaExceeded as EtcdQuotaExceeded
+    from codomyrmex.concurrency.errors import EtcdRegressed as EtcdRegressed
     from codomyrmex.concurrency.errors import EtcdUnavailable as EtcdUnavailable
     from codomyrmex.concurrency.errors import FencedWriteRejected as FencedWriteRejected
     from codomyrmex.concurrency.errors import InvalidName as InvalidName
@@ -91,6 +92,7 @@ _HOME = {
         "EtcdAuthError",
         "EtcdError",
         "EtcdQuotaExceeded",
+        "EtcdRegressed",
         "EtcdUnavailable",
         "FencedWriteRejected",
         "InvalidName",

@@ -79,6 +79,13 @@ class EtcdAuthError(EtcdError):
     """etcd refused the credentials or the permission, or TLS verification failed."""
 
 
+class EtcdRegressed(EtcdError):
+    """etcd has gone back to an earlier revision, so that fencing tokens would repeat; the text says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, applied="unknown")
+
+
 class EtcdQuotaExceeded(EtcdError):
     """etcd's database is full (the NOSPACE alarm). Held locks keep renewing and can be released."""
 

@@ -111,6 +111,8 @@ class Schedule:
         if known and known.revision >= revision:
             return
         self._forget(entry.id)
+        if entry.state == "resolved":
+            return  # it is over, and very many may lie there
         self._known[entry.id] = _Known(entry.operation, entry.state, revision, due, entry.crash_count > 0)
         self._unsettled[entry.operation] += entry.state in _UNSETTLED
         if entry.state == "waiting":

@@ -114,6 +114,7 @@ class Worker:
         self._alone = False
         self._stopping = False
         self._read_all = False
+        self._revision = 0  # of what was read
         self._kept: dict[str, tuple[Stored, int]] = {}
         self._room = _KEPT
         self._settling: set[asyncio.Future[bool]] = set()
@@ -233,6 +234,8 @@ class Worker:
             self._news.set()
 
     def _changed(self, event: Event) -> None:
+        if event.kv.mod_revision <= self._revision:
+            return  # older than what was read
         store, schedule, key, deleted = self._store, self._schedule, event.kv.key, event.deleted
         if key.startswith(store.claims):
             entry_id = store.id_of(key)

@@ -17,7 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded, EtcdUnavailable, SessionLost
+from codomyrmex.concurrency.errors import (
+    ConcurrencyError,
+    EtcdError,
+    EtcdQuotaExceeded,
+    EtcdRegressed,
+    EtcdUnavailable,
+    SessionLost,
+)
 from codomyrmex.concurrency.etcd.batch import Batcher
 from codomyrmex.concurrency.etcd.transport import (
     Compare,
@@ -261,7 +268,7 @@ class Committer:
             while self._doubtful:
                 try:
                     await self._move_fence()
-                except EtcdQuotaExceeded as error:
+                except (EtcdQuotaExceeded, EtcdRegressed) as error:
                     self._hopeless(error)
                     return
                 except EtcdError as error:

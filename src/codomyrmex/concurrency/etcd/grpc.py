@@ -37,6 +37,7 @@ from codomyrmex.concurrency.etcd.transport import (
     WatchMessage,
     WatchRequest,
 )
+from codomyrmex.concurrency.etcd.watermark import Watermark
 from codomyrmex.concurrency.settings import EtcdSettings
 
 T = TypeVar("T")
@@ -136,6 +137,7 @@ class GrpcTransport:
     def __init__(self, settings: EtcdSettings) -> None:
         _check_fork()
         self._settings = settings
+        self._watermark = Watermark(settings.endpoints, settings.namespace)
         self._endpoints = settings.endpoints
         self._current = 0
         self._credentials = _credentials(settings)
@@ -158,7 +160,10 @@ class GrpcTransport:
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
         request = wire.txn_request(compares, then, otherwise)
-        return wire.txn_result(await self._anywhere("txn", request, repeatable=False))
+        floor = self._watermark.revision
+        result = wire.txn_result(await self._anywhere("txn", request, repeatable=False))
+        self._watermark.seen(result.revision, floor)
+        return result
 
     async def get(self, get: Get) -> GetResult:
         response: pb.RangeResponse = await self._anywhere("range", wire.range_request(get))
