@@ -1,4 +1,4 @@
-"""A fleet is killed, stopped and continued at random, and its etcd restarted; then the checker judges what it did.
+"""A fleet and its etcd, one member or three, are killed, stopped and continued at random; then the checker judges.
 
 make chaos SECONDS=600        CHAOS_SEED=7 make chaos    # the same faults again
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -18,22 +22,43 @@ from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, dead_letter_violations, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members
 from tests.chaos.recorder import Recorder
+from tests.cluster import Cluster, cluster
 from tests.helpers import eventually
 
 _TTL = 2
 _ROLES = [("lock", "semaphore")] * 4 + [("add",), ("retry",), ("retry", "ahead=3600")]
 
 
-async def _hurt(fleet: Members, etcd: EmbeddedEtcd, chance: random.Random) -> str:
+async def _hurt_one(etcd: EmbeddedEtcd, chance: random.Random) -> str:
+    await asyncio.to_thread(etcd.kill)
+    await asyncio.sleep(chance.uniform(0, 1))
+    await etcd.start()
+    return "restart etcd"
+
+
+async def _hurt_three(three: Cluster, chance: random.Random) -> str:
+    """One member, the leader every other time, is killed or hangs; the others go on."""
+    victim = await three.leader() if chance.random() < 0.5 else chance.choice(three.members)
+    if chance.random() < 0.5:
+        await victim.kill()
+        await asyncio.sleep(chance.uniform(0, 3))
+        await victim.start(three.members)
+        await three.leader()
+        return "kill a member"
+    victim.send(signal.SIGSTOP)
+    await asyncio.sleep(chance.uniform(0, 3))
+    victim.send(signal.SIGCONT)
+    return "stop a member"
+
+
+async def _hurt(fleet: Members, hurt_server: Callable[[], Awaitable[str]], chance: random.Random) -> str:
     """One fault, and what heals it."""
-    fault = chance.choice(["kill", "kill", "stop", "stop", "pause", "restart etcd"])
+    fault = chance.choice(["kill", "kill", "stop", "stop", "pause", "server"])
     victim = chance.choice(fleet.living)
     if fault == "kill":
         await fleet.replace(victim)
-    elif fault == "restart etcd":
-        await asyncio.to_thread(etcd.kill)
-        await asyncio.sleep(chance.uniform(0, 1))
-        await etcd.start()
+    elif fault == "server":
+        fault = await hurt_server()
     else:
         victim.stop()
         await asyncio.sleep(chance.uniform(0.1, 1) if fault == "pause" else _TTL * 2)
@@ -43,24 +68,31 @@ async def _hurt(fleet: Members, etcd: EmbeddedEtcd, chance: random.Random) -> st
 
 
 @pytest.mark.chaos
-async def test_a_fleet_under_random_faults_never_breaks_the_promise(namespace: str) -> None:
-    seconds = float(os.environ.get("CHAOS_SECONDS", "30"))
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_fleet_under_random_faults_never_breaks_the_promise(count: int, namespace: str) -> None:
+    """Half of the time against one etcd, half against three."""
+    seconds = float(os.environ.get("CHAOS_SECONDS", "30")) / 2
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
-    print(f"\nchaos for {seconds:g} s with CHAOS_SEED={seed}")
+    print(f"\nchaos for {seconds:g} s against {count} etcd with CHAOS_SEED={seed}")
     chance = random.Random(seed)
     faults: Counter[str] = Counter()
-    async with (
-        EmbeddedEtcd() as etcd,
-        Session(endpoints=etcd.endpoint, namespace="watcher", session_ttl=60) as session,
-        members(etcd.endpoint, namespace) as fleet,
-    ):
+    async with AsyncExitStack() as stack:
+        if count == 1:
+            etcd = await stack.enter_async_context(EmbeddedEtcd())
+            endpoints, hurt_server = etcd.endpoint, partial(_hurt_one, etcd, chance)
+        else:
+            three = await stack.enter_async_context(cluster())
+            endpoints, hurt_server = three.endpoints, partial(_hurt_three, three, chance)
+        watcher = Session(endpoints=endpoints, namespace="watcher", session_ttl=60)
+        session = await stack.enter_async_context(watcher)
+        fleet = await stack.enter_async_context(members(endpoints, namespace))
         recorder = Recorder(session, namespace)
         for roles in _ROLES:
             await fleet.start(*roles)
         await asyncio.sleep(2)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            faults[await _hurt(fleet, etcd, chance)] += 1
+            faults[await _hurt(fleet, hurt_server, chance)] += 1
         healed = time.monotonic()
         for member in fleet.living:
             what = {"lock": "lock", "add": "added", "retry": "started"}[member.roles[0]]
@@ -86,5 +118,6 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(namespace: s
     assert violations(recorder.lock) == []
     assert semaphore_violations(recorder.semaphore) == []
     assert dead_letter_violations(recorder.dead_letters, added, started) == []
-    assert overlaps(fleet.holds("lock")) == []
-    assert crowds(fleet.holds("semaphore"), LIMIT) == []
+    if not faults["stop a member"]:  # a leader that hangs may renew what the new one expires; see SPEC.md, servers
+        assert overlaps(fleet.holds("lock")) == []
+        assert crowds(fleet.holds("semaphore"), LIMIT) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import signal
@@ -35,7 +36,10 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gener
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", value)
         if not parts or "".join(number + unit for number, unit in parts) != value:
             self.fail(f"{value!r} is not a duration such as 5s, 250ms, 2m or 1h30m", param, ctx)
-        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+        if not math.isfinite(seconds):
+            self.fail(f"{value[:20]}… is too long to be waited for", param, ctx)
+        return seconds
 
 
 def common_options(command: F) -> F:

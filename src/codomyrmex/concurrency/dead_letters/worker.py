@@ -299,6 +299,8 @@ class Worker:
                 await self._store.change(stored, record.crashed(stored.entry, self._policy))
         except EtcdUnavailable:
             asyncio.get_running_loop().call_later(_PAUSE, self._adopt, entry_id)
+        except SessionLost:
+            return
 
     # Running handlers
 
@@ -315,6 +317,8 @@ class Worker:
             log.warning("dead letter %s: could not be claimed yet: %s", entry_id, error)
             self._schedule.again(entry_id, time.monotonic() + _PAUSE)
             return
+        except SessionLost:
+            return  # so is the worker; whoever adopts the entry goes on
         if claim is None:
             return  # another worker was quicker
         attempt = self._attempts[entry_id] = Attempt(claim, self._store)
