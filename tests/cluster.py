@@ -1,4 +1,4 @@
-"""A cluster of three real etcd members on loopback, each of which can be killed, stopped and started again."""
+"""Three real etcd members, on loopback or on hosts of their own; each can be killed, stopped and started again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,19 +15,25 @@ from codomyrmex.concurrency.cli.process import _dying_with_us
 from codomyrmex.concurrency.etcd.embedded import find_etcd
 from codomyrmex.concurrency.inspect_cluster import cluster_status
 from tests.helpers import eventually
+from tests.network import Host
 
 
 class Member:
-    def __init__(self, name: str, folder: Path, client: int, peer: int, binary: str | None) -> None:
+    def __init__(
+        self, name: str, folder: Path, client: int, peer: int, binary: str | None, host: Host | None = None
+    ) -> None:
         self.name = name
-        self.endpoint = f"http://127.0.0.1:{client}"
-        self.peer = f"http://127.0.0.1:{peer}"
+        address = host.address if host else "127.0.0.1"
+        self.endpoint = f"http://{address}:{client}"
+        self.peer = f"http://{address}:{peer}"
+        self._prefix = host.prefix if host else ()
         self._folder = folder
         self._binary = binary or str(find_etcd())
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, members: list[Member]) -> None:
         command = (
+            *self._prefix,
             self._binary,
             f"--name={self.name}",
             f"--data-dir={self._folder / self.name}",
@@ -80,10 +86,12 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(binary: str | None = None) -> AsyncIterator[Cluster]:
+async def cluster(binary: str | None = None, hosts: Sequence[Host] = ()) -> AsyncIterator[Cluster]:
     with tempfile.TemporaryDirectory() as folder:
-        ports = _free_ports(6)
-        members = [Member(f"m{n}", Path(folder), ports[n], ports[3 + n], binary) for n in range(3)]
+        ports = [2379] * 3 + [2380] * 3 if hosts else _free_ports(6)
+        members = [
+            Member(f"m{n}", Path(folder), ports[n], ports[3 + n], binary, hosts[n] if hosts else None) for n in range(3)
+        ]
         try:
             for member in members:
                 await member.start(members)

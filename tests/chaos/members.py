@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.chaos.checker import Hold
+from tests.network import Host
 
 
 class Member:
@@ -57,8 +58,17 @@ class Members:
     def living(self) -> list[Member]:
         return [member for member in self.all if member.lives]
 
-    async def start(self, *roles: str) -> Member:
-        command = (sys.executable, "-m", "tests.chaos.agent", self.endpoint, self._namespace, *roles)
+    async def start(self, *roles: str, host: Host | None = None) -> Member:
+        """Start one, on a host of its own if so wished."""
+        command = (
+            *(host.prefix if host else ()),
+            sys.executable,
+            "-m",
+            "tests.chaos.agent",
+            self.endpoint,
+            self._namespace,
+            *roles,
+        )
         member = Member(await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE), roles)
         self.all.append(member)
         return member
