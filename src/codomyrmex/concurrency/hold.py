@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
-from codomyrmex.concurrency.errors import LockLost
+from codomyrmex.concurrency.errors import LockLost, SessionLost
 from codomyrmex.concurrency.queue.entry import Entry, State
 from codomyrmex.concurrency.queue.grant import Grant
 
@@ -33,8 +34,12 @@ class Hold:
     async def release(self) -> None:
         if len(self.entries) == 1:
             await self.entries[0].release()
-        else:
-            await asyncio.gather(*(entry.release() for entry in self.entries))
+            return
+        # All of them at once, before anything can be cancelled; they travel in one transaction.
+        leaving = [removal for entry in self.entries if (removal := entry.begin_release())]
+        for removal in leaving:
+            with suppress(SessionLost):  # then the lease took the key along
+                await removal
 
     def protect(self) -> None:
         """From here on the task that acquired is the body of the block; a loss cancels it."""

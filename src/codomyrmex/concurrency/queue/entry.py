@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import NamedTuple
@@ -146,17 +147,25 @@ class Entry:
 
     async def release(self) -> None:
         """Give the lock back; what is gone needs nothing. The removal goes on even if this is cancelled."""
-        if self.state is not State.HELD and not self._lingers:
+        if not self._let_go():
             return
-        self._lingers = False
-        self._finish(State.OVER if self.state is State.HELD else self.state)
-        try:
+        with suppress(SessionLost):  # then the lease took the key along
             if self.fellows:
-                await self.remove()  # in one transaction with theirs
+                await self.remove()
             else:
                 await self.session.remover.removed(self.key, self.free_nonce)
-        except SessionLost:
-            return  # the lease took the key along
+
+    def begin_release(self) -> asyncio.Future[bool] | None:
+        """The same for one of several that are released together: it has begun when this returns."""
+        return self.remove() if self._let_go() else None
+
+    def _let_go(self) -> bool:
+        """Whether there is anything to give back."""
+        if self.state is not State.HELD and not self._lingers:
+            return False
+        self._lingers = False
+        self._finish(State.OVER if self.state is State.HELD else self.state)
+        return True
 
     async def fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         """Run ``ops`` in a transaction that commits only if this entry still holds."""
