@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SECONDS ?= 60
 
-.PHONY: help demo test lint bench chaos mutants proto clean
+.PHONY: help demo test lint bench chaos cluster mutants proto clean
 help:
-	@echo "make demo | test | lint | bench | chaos SECONDS=600 | mutants | proto | clean"
+	@echo "make demo | test | lint | bench | chaos SECONDS=600 | cluster | mutants | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not chaos"
+	$(BIN)/python -m pytest -m "not chaos and not cluster"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -30,6 +30,9 @@ bench: $(VENV)/.ready
 
 chaos: $(VENV)/.ready
 	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0
+
+cluster: $(VENV)/.ready
+	$(BIN)/python -m pytest -m cluster
 
 mutants: $(VENV)/.ready
 	$(BIN)/python -m tests.mutants

@@ -19,6 +19,8 @@ from tests.cluster import Cluster, cluster
 from tests.helpers import eventually, queue_of
 from tests.proxy import TcpProxy
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture
 async def three(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:

@@ -16,7 +16,7 @@ from tests.cluster import Cluster, cluster
 from tests.helpers import eventually
 from tests.network import Host, hosts, missing
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"not run: {missing()}")
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(missing() is not None, reason=f"not run: {missing()}")]
 
 
 @pytest.fixture
