@@ -667,3 +667,24 @@ async def test_what_cannot_be_meant_is_refused(dlq: DeadLetterQueue) -> None:
     with pytest.raises(ValueError, match="time zone"):
         await dlq.list_entries(since=datetime(2026, 1, 1))
     assert await dlq.count() == 0
+
+
+async def test_a_block_that_fails_at_any_moment_gives_every_claim_back(session: Session, other: Session) -> None:
+    """Whether the worker was claiming, handling or finishing: nothing stays claimed, and nothing counts as a crash."""
+    for number in range(25):
+        queue = DeadLetterQueue("quick", session=session)
+        queue.handler("x")(_briefly)
+        for _ in range(4):
+            await queue.add(operation="x", args={}, error="e")
+        with pytest.raises(ZeroDivisionError):
+            async with queue.worker(concurrency=4):
+                await asyncio.sleep(number * 0.0005)
+                raise ZeroDivisionError
+        store = Store(other, "quick", 60.0)
+        claims = [kv.key async for page in store.pages(store.claims) for kv in page.kvs]
+        entries = await queue.list_entries()
+        assert claims == [] and not any(entry.crash_count or entry.state == "running" for entry in entries)
+
+
+async def _briefly(entry: DeadLetter, attempt: Attempt) -> None:
+    await asyncio.sleep(0.002)

@@ -110,6 +110,8 @@ class Worker:
         self._news = asyncio.Event()
         self._attempts: dict[str, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handling: set[asyncio.Task[Any]] = set()  # those of them that are inside a handler
+        self._hurry = False
         self._suspect: str | None = None  # due, and waits until it can run alone
         self._alone = False
         self._stopping = False
@@ -169,11 +171,13 @@ class Worker:
             await asyncio.gather(follower, loss, return_exceptions=True)
 
     async def stop(self, *, drain: bool) -> None:
-        """Start nothing more, and wait for the handlers that run; without ``drain`` they are cancelled."""
+        """Start nothing more, and wait for the handlers that run; without ``drain`` they are cancelled, and no other
+        step is: a claim that is under way is given back, and how an attempt ended is written in any case."""
         self._stopping = True
+        self._hurry = self._hurry or not drain
         self._news.set()
         if not drain:
-            for task in self._tasks:
+            for task in self._handling:
                 task.cancel()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -331,6 +335,11 @@ class Worker:
     async def _handle(self, handler: Handler, claim: Claim, attempt: Attempt) -> DeadLetter:
         """Run the handler; returns the entry as its outcome leaves it."""
         entry = claim.entry
+        if self._hurry:
+            return record.interrupted(entry)
+        task = asyncio.current_task()
+        assert task
+        self._handling.add(task)
         try:
             await handler(entry, attempt)
         except Retry as error:
@@ -350,13 +359,15 @@ class Worker:
         except (Exception, SystemExit) as error:  # a handler that exits must not end its worker
             text = self._redact(f"{type(error).__qualname__}: {text_of(error)}")
             return record.failed(entry, error, text, self._policy)
+        finally:
+            self._handling.discard(task)
         return record.resolved(entry)
 
     async def _finish(self, claim: Claim, entry: DeadLetter) -> None:
         """Write the outcome, for as long as the claim lasts: only this worker can."""
         while True:
             try:
-                if not await asyncio.shield(self._store.finish(claim, entry)):
+                if not await self._store.finish(claim, entry):
                     log.warning("dead letter %s: the claim was lost before its outcome could be written", entry.id)
                 return
             except PayloadTooLarge:
