@@ -71,7 +71,7 @@ def test_any_text_is_a_duration_or_a_usage_error(text: str) -> None:
         assert str(error)
 
 
-@pytest.mark.parametrize("text", ["5" * 400 + "s", "1e5s", "-1s", "", "s"])
+@pytest.mark.parametrize("text", ["5" * 400 + "s", "99999999999d", "1e5s", "-1s", "", "s"])
 def test_odd_durations_are_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         Duration().convert(text, None, None)
