@@ -30,7 +30,7 @@ from tests.proxy import TcpProxy
 async def behind_proxy(etcd: EmbeddedEtcd, namespace: str, **settings: Any) -> AsyncIterator[tuple[TcpProxy, Session]]:
     address = urlsplit(etcd.endpoint)
     async with TcpProxy(address.hostname, address.port) as proxy:
-        settings = {"session_ttl": 6, "request_timeout": 2.0, **settings}
+        settings = {"session_ttl": 6, "request_timeout": 5.0, **settings}
         async with Session(endpoints=proxy.endpoint, namespace=namespace, **settings) as session:
             yield proxy, session
 
