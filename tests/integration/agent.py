@@ -28,10 +28,10 @@ async def once(session: Session, name: str, argument: str) -> None:
 
 
 async def hold(session: Session, name: str, argument: str) -> None:
-    """Hold until killed or told of a loss; then try a late fenced write."""
+    """Hold, on the terms given as JSON, until killed or told of a loss; then try a late fenced write."""
     key = f"/{session.layout.namespace}/register"
     try:
-        async with DistributedLock(name, session) as grant:
+        async with DistributedLock(name, session, **json.loads(argument or "{}")) as grant:
             say(event="granted", token=grant.token)
             await grant.put(key, str(grant.token))
             await asyncio.sleep(60)
@@ -56,6 +56,19 @@ async def block(session: Session, name: str, argument: str) -> None:
         say(event="still held", lost=grant.lost.is_set(), deadline=grant.deadline())
 
 
+async def overstay(session: Session, name: str, argument: str) -> None:
+    """Hold for a second at most, but block the event loop for longer; then go on as a member of the fleet."""
+    try:
+        async with DistributedLock(name, session, max_hold=1) as grant:
+            say(event="granted", token=grant.token)
+            time.sleep(float(argument))
+            await asyncio.sleep(60)
+    except LockLost as error:
+        say(event="lost", reason=str(error), alive=session.alive)
+        async with DistributedLock(name, session) as grant:
+            say(event="granted", token=grant.token)
+
+
 async def cycles(session: Session, name: str, argument: str) -> None:
     """Take turns at the lock, with an unguarded counter as the witness of exclusion."""
     key = f"/{session.layout.namespace}/counter"
@@ -72,7 +85,9 @@ async def main() -> None:
     endpoint, namespace, role, name, argument, *_ = [*sys.argv[1:], "", ""]
     async with Session(endpoints=endpoint, namespace=namespace, session_ttl=3) as session:
         say(event="session", id=session.id)
-        await {"once": once, "hold": hold, "block": block, "cycles": cycles}[role](session, name, argument)
+        await {"once": once, "hold": hold, "block": block, "overstay": overstay, "cycles": cycles}[role](
+            session, name, argument
+        )
 
 
 if __name__ == "__main__":

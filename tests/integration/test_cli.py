@@ -269,6 +269,14 @@ async def test_a_lost_lock_ends_the_whole_group_with_76(cli: Cli, session: Sessi
         await eventually(gone(grandchild), 2)
 
 
+async def test_a_command_that_runs_longer_than_max_hold_is_ended_with_76(cli: Cli, session: Session) -> None:
+    async with cli.started("run", "--lock", "x", "--max-hold", "500ms", "--", "sleep", "60") as running:
+        await queue_of(session, "x", 1, limit=15)
+        assert await ended(running) == 76
+        assert running.stderr and "max_hold of 0.5 s" in (await running.stderr.read()).decode()
+    assert (await cli("run", "--lock", "x", "--max-hold", "0", "--", "true")).code == 2
+
+
 async def test_what_a_command_leaves_behind_is_ended_with_it(cli: Cli) -> None:
     async with cli.started("run", "--lock", "x", "--", "sh", "-c", "sleep 60 & echo $!") as running:
         left = int(await line(running))

@@ -17,9 +17,11 @@ from codomyrmex.concurrency.keys import Kind
 from codomyrmex.concurrency.queue.entry import Entry, Place
 from codomyrmex.concurrency.queue.joining import acquire
 from codomyrmex.concurrency.queue.rules import Rule
+from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session, ready
 
 MAX_METADATA = 64 * 1024
+_PLAIN = Terms()
 _quoted = lru_cache(maxsize=1024)(json.dumps)
 
 
@@ -29,7 +31,7 @@ class Claim:
     ``prepare`` is awaited once for each session before it is used.
     """
 
-    __slots__ = ("_given", "_kind", "_metadata", "_owner", "_places", "_prepare", "_used", "names", "on_loss")
+    __slots__ = ("_given", "_kind", "_metadata", "_owner", "_places", "_prepare", "_terms", "_used", "names", "on_loss")
 
     def __init__(
         self,
@@ -38,12 +40,14 @@ class Claim:
         names: Sequence[str],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
+        terms: Terms = _PLAIN,
         prepare: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
         if on_loss not in ("cancel", "notify"):
             raise ValueError(f"on_loss must be 'cancel' or 'notify', not {on_loss!r}")
         self._given = session
         self._prepare = prepare
+        self._terms = terms
         self._kind = kind
         self.names = names
         self.on_loss: OnLoss = on_loss
@@ -89,7 +93,7 @@ class Claim:
         task = asyncio.current_task()
         by = _quoted(task.get_name()) if task else '""'
         value = f'{self._owner}{self._metadata},"task":{by},"since":{time.time():.3f}}}'.encode()
-        entries = [Entry(session, place, value, rule) for place in self._places]
+        entries = [Entry(session, place, value, rule, self._terms) for place in self._places]
         if len(entries) > 1:
             for entry in entries:
                 entry.fellows = entries

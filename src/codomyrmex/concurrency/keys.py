@@ -80,6 +80,14 @@ def permits_of(entry: bytes) -> int:
     return int(number) if number.isdigit() else 1
 
 
+def session_of(entry: bytes) -> int | None:
+    """The lease id of the session that an entry's key belongs to, whatever lease the key hangs on."""
+    try:
+        return int(entry.rpartition(b"/")[2].partition(b"-")[0], 16)
+    except ValueError:
+        return None
+
+
 def limit_key(queue: bytes, limit: int) -> bytes:
     return queue + _LIMIT + b"%d" % limit
 

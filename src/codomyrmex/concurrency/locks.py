@@ -18,6 +18,7 @@ from codomyrmex.concurrency.models import LockInfo
 from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import exclusive
+from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session, ready
 
 
@@ -33,8 +34,14 @@ class DistributedLock:
             ``LockLost`` at its end; ``"notify"`` only sets ``grant.lost``. A lock taken with ``acquire()`` has no
             body to cancel.
         metadata: JSON-like data shown to whoever looks at the queue.
+        lock_delay: seconds for which the name stays closed after a holder has died (its lease expired), so that what
+            the dead one still had under way can end; not after a release. Costs one more write per grant.
+        max_hold: seconds after which a grant is lost, as if its session were: the block is cancelled, and the lock
+            goes to the next when the block has ended, or a third of ``session_ttl`` later, also if the event loop is
+            blocked all the while.
 
-    Raises ``InvalidName`` for a name that cannot be used, ``TypeError`` or ``ValueError`` for unusable metadata.
+    Raises ``InvalidName`` for a name that cannot be used, ``TypeError`` or ``ValueError`` for other arguments that
+    cannot.
 
     The queue is that of etcd's own recipe (the lowest create revision under the lock's prefix holds; Burrows, "The
     Chubby lock service", 2006, for sessions and fencing), so ``etcdctl lock`` on the same prefix takes its turn too.
@@ -46,10 +53,12 @@ class DistributedLock:
         session: Session | None = None,
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
     ) -> None:
         self._name = check_name(name)
         self._session = session
-        self._claim = Claim(session, LOCK, (self._name,), on_loss, metadata)
+        self._claim = Claim(session, LOCK, (self._name,), on_loss, metadata, Terms.checked(max_hold, lock_delay))
         self._holds: dict[Grant, Hold] = {}
 
     @property

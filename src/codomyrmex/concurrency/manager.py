@@ -16,6 +16,7 @@ from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Rule, exclusive
 from codomyrmex.concurrency.queue.rules import shared as shared_rule
+from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session, ready
 
 MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
@@ -96,6 +97,8 @@ class LockManager:
         shared: bool = False,
         metadata: dict[str, Any] | None = None,
         on_loss: OnLoss = "cancel",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
     ) -> Acquisition:
         """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await
         manager.acquire(name)`` and later ``await manager.release(grant)``.
@@ -105,7 +108,7 @@ class LockManager:
         and the errors are those of ``DistributedLock``.
         """
         check_timeout(timeout)
-        claim = Claim(self._session, LOCK, (check_name(name),), on_loss, metadata)
+        claim = Claim(self._session, LOCK, (check_name(name),), on_loss, metadata, Terms.checked(max_hold, lock_delay))
         return Acquisition(self, claim, shared_rule if shared else exclusive, timeout)
 
     def acquire_all(
@@ -115,6 +118,8 @@ class LockManager:
         shared: bool = False,
         metadata: dict[str, Any] | None = None,
         on_loss: OnLoss = "cancel",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
     ) -> JointAcquisition:
         """Acquire all of up to 60 ``names`` or none: ``async with manager.acquire_all([a, b]) as grants``.
 
@@ -129,7 +134,7 @@ class LockManager:
         distinct = tuple(dict.fromkeys(check_name(name) for name in names))
         if len(distinct) > MAX_TOGETHER:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(distinct)} were given")
-        claim = Claim(self._session, LOCK, distinct, on_loss, metadata)
+        claim = Claim(self._session, LOCK, distinct, on_loss, metadata, Terms.checked(max_hold, lock_delay))
         return JointAcquisition(self, claim, shared_rule if shared else exclusive, timeout)
 
     async def release(self, grant: Grant) -> None:

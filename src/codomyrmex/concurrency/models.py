@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from codomyrmex.concurrency.keys import is_reader, permits_of
+from codomyrmex.concurrency.keys import is_reader, permits_of, session_of
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 
@@ -48,7 +48,7 @@ class Owner:
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
         """Decode an entry; a value that is not ours (etcdctl's is empty) gives an owner with unknown host."""
         shared: dict[str, Any] = {
-            "session": f"{lease:016x}",
+            "session": f"{session_of(key) or lease:016x}",
             "token": create_revision,
             "key": key.decode(errors="backslashreplace"),
             "shared": is_reader(key),

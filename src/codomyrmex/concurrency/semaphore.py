@@ -19,6 +19,7 @@ from codomyrmex.concurrency.models import SemaphoreInfo
 from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Permits
+from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session
 
 _TRIES = 20
@@ -89,6 +90,7 @@ class Semaphore:
         max_concurrent: the limit, at least 1.
         session: the session to use; the process's default one when left out.
         on_loss: as ``DistributedLock``'s: whether a block is cancelled when its permits are lost.
+        max_hold: seconds after which a permit is lost, as ``DistributedLock``'s.
 
     Raises ``ValueError`` for a limit below 1, ``InvalidName`` for a name that cannot be used.
     """
@@ -100,10 +102,13 @@ class Semaphore:
         max_concurrent: int,
         session: Session | None = None,
         on_loss: OnLoss = "cancel",
+        max_hold: float | None = None,
     ) -> None:
         self._name = check_name(name)
         self._limit = check_limit(max_concurrent)
-        self._claim = Claim(session, SEMAPHORE, (self._name,), on_loss, prepare=self._agree)
+        self._claim = Claim(
+            session, SEMAPHORE, (self._name,), on_loss, terms=Terms.checked(max_hold), prepare=self._agree
+        )
         self._blocks: dict[asyncio.Task[object] | None, list[Permit]] = {}
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import weakref
@@ -24,6 +25,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.grpc import GrpcTransport
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
+from codomyrmex.concurrency.etcd.overstay import Overstays
 from codomyrmex.concurrency.etcd.removal import Remover
 from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
@@ -155,6 +157,22 @@ class Session:
             member.looked_after()
         again = self._members and not self.lost.is_set()
         self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol) if again else None
+
+    async def outliving(self, seconds: float) -> int:
+        """The id of a lease that is renewed with the session's and outlives it by ``seconds``."""
+        assert self._keepalive
+        ttl = math.ceil(self.ttl + seconds)
+        async with self._opening:
+            lease = self._keepalive.longer(ttl)
+            if lease is None:
+                lease = await self.transport.grant(ttl)
+                self._keepalive.renew_too(ttl, lease)
+        return lease.id
+
+    def overstays(self) -> Overstays:
+        """What takes entries away in time, also when the event loop is blocked."""
+        assert self._keepalive
+        return self._keepalive.overstays
 
     async def trusted(self) -> None:
         """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""

@@ -37,6 +37,8 @@ class _Wish(NamedTuple):
     shared: bool
     semaphore: str | None
     limit: int | None
+    max_hold: float | None
+    lock_delay: float
 
     def __str__(self) -> str:
         named = [f"the lock {views.visible(name)}" for name in self.locks]
@@ -48,6 +50,10 @@ class _Wish(NamedTuple):
 @click.option("--shared", is_flag=True, help="Hold the locks as a reader, together with other readers.")
 @click.option("--semaphore", metavar="NAME", help="A semaphore of which to hold one permit.")
 @click.option("--max", "limit", type=click.IntRange(min=1), metavar="N", help="Its limit; else the one it has.")
+@click.option("--max-hold", type=Duration(), metavar="1h", help="Give up what is held, and end CMD, after this.")
+@click.option(
+    "--lock-delay", type=Duration(), default=0.0, metavar="10s", help="Keep the locks closed so long if this host dies."
+)
 @click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this; exits with 75.")
 @click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="SIGKILL this long after SIGTERM.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -59,6 +65,8 @@ def run(
     shared: bool,
     semaphore: str | None,
     limit: int | None,
+    max_hold: float | None,
+    lock_delay: float,
     timeout: float | None,
     kill_after: float,
     command: tuple[str, ...],
@@ -81,7 +89,10 @@ def run(
         raise click.UsageError("give --lock or --semaphore: what CMD is to hold")
     if (shared and not locks) or (limit is not None and semaphore is None):
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
-    run_main(_run(context, _Wish(locks, shared, semaphore, limit), timeout, kill_after, command))
+    if max_hold == 0:
+        raise click.UsageError("--max-hold must be more than 0")
+    wish = _Wish(locks, shared, semaphore, limit, max_hold, lock_delay)
+    run_main(_run(context, wish, timeout, kill_after, command))
 
 
 async def _run(
@@ -102,7 +113,16 @@ async def _acquire(
     grants: list[Grant] = []
     if wish.locks:
         manager = LockManager(session)
-        for grant in await manager.acquire_all(wish.locks, patience, wish.shared, metadata, on_loss="notify"):
+        acquiring = manager.acquire_all(
+            wish.locks,
+            patience,
+            wish.shared,
+            metadata,
+            on_loss="notify",
+            lock_delay=wish.lock_delay,
+            max_hold=wish.max_hold,
+        )
+        for grant in await acquiring:
             held.push_async_callback(_release, manager.release, grant)
             grants.append(grant)
     if wish.semaphore is not None:
@@ -111,7 +131,9 @@ async def _acquire(
             raise click.UsageError(
                 f"there is no semaphore {views.visible(wish.semaphore)} yet; give its limit by --max"
             )
-        semaphore = Semaphore(wish.semaphore, max_concurrent=limit, session=session, on_loss="notify")
+        semaphore = Semaphore(
+            wish.semaphore, max_concurrent=limit, session=session, on_loss="notify", max_hold=wish.max_hold
+        )
         permit = await semaphore.acquire(timeout=patience)
         held.push_async_callback(_release, permit.release)
         grants.append(permit.grant)

@@ -33,6 +33,7 @@ from codomyrmex.concurrency.etcd.transport import (
     Lease,
     Member,
     Op,
+    Target,
     TxnResult,
     WatchMessage,
     WatchRequest,
@@ -351,7 +352,7 @@ def _being_cancelled() -> bool:
 
 
 class GrpcLeaseClient:
-    """Blocking lease calls over channels of their own, so that a blocked event loop cannot delay them.
+    """Blocking calls over channels of their own, so that a blocked event loop cannot delay them.
 
     A keepalive is one message on a stream of its own, made as a unary call: nothing else can stand in its way, it
     has its own time limit, and after a failure the next one goes to the next endpoint.
@@ -377,6 +378,10 @@ class GrpcLeaseClient:
 
     def revoke(self, lease_id: int, timeout: float) -> None:
         self._call("revoke", pb.LeaseRevokeRequest(ID=lease_id), timeout)
+
+    def remove(self, key: bytes, create_revision: int, timeout: float) -> None:
+        same = Compare(key, Target.CREATE_REVISION, create_revision)
+        self._call("txn", wire.txn_request((same,), (Delete(key),), ()), timeout)
 
     @property
     def endpoint(self) -> str:

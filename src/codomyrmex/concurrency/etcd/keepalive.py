@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError
+from codomyrmex.concurrency.etcd.overstay import Overstays
 from codomyrmex.concurrency.etcd.status import LEASE_NOT_FOUND
 from codomyrmex.concurrency.etcd.transport import Lease, LeaseClient
 
@@ -24,7 +25,7 @@ _EXIT_LIMIT = 1.0
 
 
 class Keepalive(threading.Thread):
-    """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed.
+    """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed; with it, leases that outlive it.
 
     ``changed`` is called in the event loop whenever trust is lost, regained, or the lease gone; ``failed``, with
     the endpoint, after each keepalive that was not answered.
@@ -42,6 +43,8 @@ class Keepalive(threading.Thread):
         super().__init__(name=f"etcd-keepalive-{lease.id:x}", daemon=True)
         self._client = client
         self._lease = lease
+        self._longer: dict[int, Lease] = {}
+        self.overstays = Overstays(client)
         self._loop = loop
         self._changed = changed
         self._failed = failed
@@ -58,6 +61,14 @@ class Keepalive(threading.Thread):
         """Seconds for which the lease may still be trusted; 0 or less when it may not."""
         return -1.0 if self.gone else self._deadline - clock.now()
 
+    def longer(self, ttl: int) -> Lease | None:
+        """The lease of ``ttl`` seconds that is renewed together with the session's, if there is one."""
+        return self._longer.get(ttl)
+
+    def renew_too(self, ttl: int, lease: Lease) -> None:
+        """From here on ``lease`` is renewed too, and outlives the session's by what its TTL is longer."""
+        self._longer[ttl] = lease
+
     def stop(self, *, revoke: bool) -> None:
         """End the thread soon; with ``revoke`` it gives the lease back first, as well as can be."""
         self._revoke = self._revoke or revoke
@@ -70,6 +81,7 @@ class Keepalive(threading.Thread):
                     self._revoke = True
                     break
                 self._check_trust()
+                self.overstays.enforce(self._lease.ttl / 6)
                 if clock.now() >= self._next and not self._renew():
                     return
             if self._revoke:
@@ -92,6 +104,8 @@ class Keepalive(threading.Thread):
         try:
             # Never so long that the end of trust would be noticed late.
             ttl = self._client.renew(self._lease.id, min(limit, left) if left > 0.01 else limit)
+            if ttl > 0:
+                self._renew_longer(limit)
         except EtcdError as error:
             if LEASE_NOT_FOUND in str(error):
                 return self._end()
@@ -106,6 +120,18 @@ class Keepalive(threading.Thread):
         self._check_trust()
         return True
 
+    def _renew_longer(self, limit: float) -> None:
+        """Trust in the session is trust in these too, so all are renewed before it is extended."""
+        for asked, lease in self._longer.copy().items():
+            try:
+                gone = self._client.renew(lease.id, limit) <= 0
+            except EtcdError as error:
+                if LEASE_NOT_FOUND not in str(error):
+                    raise
+                gone = True
+            if gone:  # somebody revoked it; those who had a key on it notice by themselves
+                self._longer.pop(asked, None)
+
     def _end(self) -> bool:
         self.gone = True
         self._tell(self._changed)
@@ -118,9 +144,11 @@ class Keepalive(threading.Thread):
             return
 
     def _give_back(self) -> None:
-        if os.getpid() == self._pid:
+        if os.getpid() != self._pid:
+            return
+        for lease in (self._lease, *self._longer.values()):
             try:
-                self._client.revoke(self._lease.id, _EXIT_LIMIT)
+                self._client.revoke(lease.id, _EXIT_LIMIT)
             except EtcdError:
                 return  # it expires by itself
 

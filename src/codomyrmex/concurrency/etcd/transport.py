@@ -141,7 +141,8 @@ class WatchStream(Protocol):
 
 
 class LeaseClient(Protocol):
-    """Blocking lease calls, for the keepalive thread. ``renew`` returns the TTL, 0 if the lease is gone.
+    """Blocking calls, for the keepalive thread. ``renew`` returns the TTL, 0 if the lease is gone; ``remove`` deletes
+    a key if it still has this create revision.
 
     ``endpoint`` is where the next call goes; after a failure it is another one.
     """
@@ -150,6 +151,7 @@ class LeaseClient(Protocol):
     def endpoint(self) -> str: ...
     def renew(self, lease_id: int, timeout: float) -> int: ...
     def revoke(self, lease_id: int, timeout: float) -> None: ...
+    def remove(self, key: bytes, create_revision: int, timeout: float) -> None: ...
     def close(self) -> None: ...
 
 

@@ -5,6 +5,7 @@
     WAITING     the rule grants, the lease trusted   HELD
     WAITING     withdrawn (timeout, cancel)          OVER
     HELD        released                             OVER
+    HELD        held for longer than its terms say   LOST
     WAITING     own key deleted, session lost        LOST
     HELD        the same, or the lease untrusted     LOST
 
@@ -17,13 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import NamedTuple
 
-from codomyrmex.concurrency import keys
+from codomyrmex.concurrency import clock, keys
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     EtcdUnavailable,
@@ -49,6 +51,7 @@ from codomyrmex.concurrency.etcd.watch import Changed, Follow, Notice, Refused, 
 from codomyrmex.concurrency.models import ForcedRelease
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Action, Ahead, Rule, Turn, View
+from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Loss, Session
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -84,6 +87,7 @@ class Entry:
 
     __slots__ = (
         "_aged",
+        "_alarm",
         "_checking",
         "_failure",
         "_guard",
@@ -95,7 +99,7 @@ class Entry:
         "_nonce",
         "_rule",
         "_turn",
-        "_value",
+        "_until",
         "_waiter",
         "contended",
         "fellows",
@@ -104,13 +108,18 @@ class Entry:
         "place",
         "session",
         "state",
+        "terms",
         "token",
+        "value",
     )
 
-    def __init__(self, session: Session, place: Place, value: bytes, rule: Rule) -> None:
+    def __init__(self, session: Session, place: Place, value: bytes, rule: Rule, terms: Terms) -> None:
         self.session = session
         self.place = place
-        self._value = value
+        self.value = value
+        self.terms = terms
+        self._until = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
         self._rule = rule
         self._turn = Turn(rule)
         self._loss: Loss | None = None
@@ -138,12 +147,30 @@ class Entry:
         return self._loss
 
     def remaining(self) -> float:
-        return self.session.deadline() if self.state is State.HELD else 0.0
+        if self.state is not State.HELD:
+            return 0.0
+        left = self.session.deadline()
+        return left if self._until == math.inf else max(0.0, min(left, self._until - clock.now()))
 
     def grant(self, waited: float) -> Grant:
         """It is granted: hold it."""
         self.state = State.HELD
+        if self.terms.max_hold is not None:
+            self._limit_hold(self.terms.max_hold)
         return Grant(self.place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
+
+    def _limit_hold(self, seconds: float) -> None:
+        """Trust in the grant ends after ``seconds``. As with a session's, a third of the TTL is left then for the
+        holder to come to an end and release; after that the key is deleted, even if the event loop is blocked."""
+        self._until = clock.now() + seconds
+        self._alarm = asyncio.get_running_loop().call_later(seconds, self._overstayed)
+        self.session.overstays().limit(self.key, self.token, self._until + self.session.ttl / 3)
+
+    def _overstayed(self) -> None:
+        if self.state is State.HELD:
+            self._lingers = True
+            held = f"{self.place.what} {self.place.name!r} (token {self.token})"
+            self._lose(LockLost(f"the {held} was held for longer than its max_hold of {self.terms.max_hold:g} s"))
 
     async def release(self) -> None:
         """Give the lock back; what is gone needs nothing. The removal goes on even if this is cancelled."""
@@ -216,7 +243,7 @@ class Entry:
         """Read the queue, then join it. The read comes first, so it shows the queue as it is ahead."""
         _, _, queue, end = self.place
         ahead = Get(queue, end) if self._rule.needs_all else Get(queue, end, limit=1, newest_first=True)
-        return ahead, Put(self.key, self._value, self.session.id)
+        return ahead, Put(self.key, self.value, self.session.id)
 
     def joined(self, revision: int, found: OpResult) -> Action:
         """The put was applied at ``revision``, behind what was found."""
@@ -451,6 +478,10 @@ class Entry:
         self.session.leave(self)
         if self._guard:
             self._guard.cancel()
+        if self._alarm:
+            self._alarm.cancel()
+            if not self._lingers:
+                self.session.overstays().lift(self.key)
         if self._checking and self._checking is not asyncio.current_task():
             self._checking.cancel()
 

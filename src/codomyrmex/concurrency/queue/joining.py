@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, LockLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transport import Compare, Get, Target
+from codomyrmex.concurrency.etcd.transport import Compare, Get, Put, Target
 from codomyrmex.concurrency.queue.entry import Entry
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Action
@@ -39,6 +39,8 @@ async def acquire(entries: Sequence[Entry], *, only_if_free: bool = False) -> li
                 return None
         if not session.alive:
             await session.trusted()
+        if entries[0].terms.lock_delay:
+            await _outlive_session(entries)
         for entry in entries:
             entry.raise_if_lost()
     except BaseException:
@@ -78,6 +80,21 @@ async def _put(entries: Sequence[Entry]) -> Reply:
         if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
             _remove(entries)
         raise
+
+
+async def _outlive_session(entries: Sequence[Entry]) -> None:
+    """Those who waited died with their session; those who hold leave their names closed for a while if they die."""
+    session = entries[0].session
+    lease = await session.outliving(entries[0].terms.lock_delay)
+    request = Request(
+        [entry.key for entry in entries],
+        [Put(entry.key, entry.value, lease) for entry in entries],
+        compares=[Compare(entry.key, Target.CREATE_REVISION, entry.token) for entry in entries],
+        again=(),
+        alone=True,
+    )
+    if not (await session.committer.commit(request)).succeeded:
+        raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
 
 
 async def _all_grantable(entries: Sequence[Entry]) -> bool:

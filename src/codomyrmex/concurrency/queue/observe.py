@@ -22,7 +22,17 @@ from codomyrmex.concurrency.etcd.transport import (
 )
 from codomyrmex.concurrency.etcd.watch import Changed
 from codomyrmex.concurrency.follow import notices
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, check_name, escape, limit_of, prefix_end
+from codomyrmex.concurrency.keys import (
+    LOCK,
+    SEMAPHORE,
+    Kind,
+    Layout,
+    check_name,
+    escape,
+    limit_of,
+    prefix_end,
+    session_of,
+)
 from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
 from codomyrmex.concurrency.queue.entry import warn_foreign
 from codomyrmex.concurrency.queue.rules import holding
@@ -126,6 +136,8 @@ class _Book:
         self._prefix = prefix
         self._queues: dict[str, dict[bytes, Owner]] = {}
         self._holders: set[bytes] = set()
+        self._longer: dict[bytes, int] = {}  # entries that outlive their session, by ``lock_delay``; and that session
+        self._closed: set[bytes] = set()  # those that have
         self.revision = 0
 
     def read(self, entries: Iterable[KV], revision: int) -> list[LockEvent]:
@@ -154,8 +166,9 @@ class _Book:
                     events += self._joined(change.kv)
                 elif (name := self._layout.name_of(change.kv.key)) is not None:
                     lease = change.previous.lease if change.previous else 0
-                    kind: EventKind = "expired" if lease in ended else "released"
-                    events += self._left(name, change.kv.key, kind, revision)
+                    died = lease in ended or change.kv.key in self._closed
+                    events += self._left(name, change.kv.key, "expired" if died else "released", revision)
+            self._closed |= {key for key, session in self._longer.items() if session in ended}
             self.revision = revision
         return events
 
@@ -167,6 +180,9 @@ class _Book:
             warn_foreign(kv.key)
             return []
         queue = self._queues.setdefault(name, {})
+        session = session_of(kv.key)
+        if session and session != kv.lease:
+            self._longer[kv.key] = session
         if kv.key in queue:
             return []
         owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
@@ -180,6 +196,8 @@ class _Book:
             return []
         events = [self._event(kind, name, queue.pop(key), revision)]
         self._holders.discard(key)
+        self._closed.discard(key)
+        self._longer.pop(key, None)
         if not queue:
             del self._queues[name]
         return events + self._granted(name, revision)
