@@ -9,21 +9,35 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
-from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdAuthError, EtcdError, Session
+from codomyrmex.concurrency import (
+    DistributedLock,
+    EmbeddedEtcd,
+    EtcdAuthError,
+    EtcdError,
+    EtcdUnavailable,
+    Grant,
+    Session,
+)
 from codomyrmex.concurrency.etcd.embedded import find_etcd
-from tests.helpers import queue_of
+from tests.helpers import eventually, queue_of
 
 PASSWORD = "correct horse"
 
 
-def call(endpoint: str, path: str, **body: object) -> None:
-    request = urllib.request.Request(f"{endpoint}/v3/{path}", json.dumps(body).encode())
-    urllib.request.urlopen(request, timeout=5).read()
+def call(endpoint: str, path: str, token: str = "", **body: object) -> dict[str, Any]:
+    """A call to etcd's gateway, which needs no client of any kind."""
+    headers = {"Authorization": token} if token else {}
+    request = urllib.request.Request(f"{endpoint}/v3/{path}", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=5) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
 
 
 def b64(text: str) -> str:
@@ -96,37 +110,77 @@ async def test_who_may_not_is_refused_in_our_words(guarded: EmbeddedEtcd, settin
     assert "check user, password, role" in str(caught.value) and "horse" not in str(caught.value)
 
 
+async def test_a_password_that_is_changed_costs_no_lock(guarded: EmbeddedEtcd, tmp_path: Path) -> None:
+    """The file may be replaced some time after the password; until then new tokens are refused."""
+    file = tmp_path / "password"
+    file.write_text("first\n")
+    root = call(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
+    call(guarded.endpoint, "auth/user/add", root, name="changing", password="first")
+    call(guarded.endpoint, "auth/user/grant", root, user="changing", role="agent")
+    settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "changing", "password_file": file}
+    async with Session(**settings, session_ttl=6) as session:
+        lock = DistributedLock("changing", session, on_loss="notify")
+        grant = await lock.acquire()
+        root = call(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
+        call(guarded.endpoint, "auth/user/changepw", root, name="changing", password="second")
+        with pytest.raises(EtcdAuthError):
+            await grant.put("/fleet/changing", "too early")
+        await asyncio.sleep(1)
+        file.write_text("second\n")
+        await grant.put("/fleet/changing", "again")
+        await asyncio.sleep(7)
+        assert session.alive and not grant.lost.is_set()
+        await lock.release()
+        file.unlink()
+    with pytest.raises(EtcdAuthError, match="cannot read the password file"):
+        await Session(**settings).open()
+
+
 class Certificates:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, not_after: datetime | None = None) -> None:
+        folder.mkdir(exist_ok=True)
         authority = trustme.CA()
         self.ca, self.cert, self.key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
-        issued = authority.issue_cert("127.0.0.1", "localhost")
+        issued = authority.issue_cert("127.0.0.1", "localhost", not_after=not_after)
         authority.cert_pem.write_to_path(self.ca)
         issued.private_key_pem.write_to_path(self.key)
         for number, blob in enumerate(issued.cert_chain_pems):
             blob.write_to_path(self.cert, append=number > 0)
 
 
+class TlsEtcd:
+    """An etcd that speaks TLS only and asks its clients for certificates."""
+
+    def __init__(self, folder: Path, its: Certificates) -> None:
+        self.url = f"https://127.0.0.1:{_port()}"
+        self._command = [
+            str(find_etcd()),
+            f"--data-dir={folder / 'data'}",
+            f"--listen-client-urls={self.url}",
+            f"--advertise-client-urls={self.url}",
+            f"--listen-peer-urls=http://127.0.0.1:{_port()}",
+            f"--trusted-ca-file={its.ca}",
+            f"--cert-file={its.cert}",
+            f"--key-file={its.key}",
+            "--client-cert-auth",
+        ]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Certificates]]:
-    """An etcd that speaks TLS only and asks its clients for certificates."""
     folder = tmp_path_factory.mktemp("tls")
     certificates = Certificates(folder)
-    url = f"https://127.0.0.1:{_port()}"
-    command = [
-        str(find_etcd()),
-        f"--data-dir={folder / 'data'}",
-        f"--listen-client-urls={url}",
-        f"--advertise-client-urls={url}",
-        f"--listen-peer-urls=http://127.0.0.1:{_port()}",
-        f"--trusted-ca-file={certificates.ca}",
-        f"--cert-file={certificates.cert}",
-        f"--key-file={certificates.key}",
-        "--client-cert-auth",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        yield url, certificates
-        server.kill()
+    server = TlsEtcd(folder, certificates)
+    yield server.url, certificates
+    server.stop()
 
 
 def _port() -> int:
@@ -155,3 +209,39 @@ async def test_a_foreign_authority_is_refused_and_a_missing_file_named(
     assert url in str(caught.value)
     with pytest.raises(EtcdError, match="cannot read a TLS file"):
         await Session(endpoints=url, ca_file=tmp_path / "absent.pem", dial_timeout=2).open()
+
+
+async def test_certificates_and_authority_may_be_replaced_under_a_holder(tmp_path: Path) -> None:
+    its = Certificates(tmp_path)
+    server = TlsEtcd(tmp_path, its)
+    try:
+        files = {"ca_file": its.ca, "cert_file": its.cert, "key_file": its.key}
+        async with Session(endpoints=server.url, **files, dial_timeout=10, session_ttl=15) as session:
+            grant = await DistributedLock("x", session).acquire()
+            server.stop()
+            Certificates(tmp_path)  # another authority, in the same files
+            server.start()
+            await eventually(lambda: _written(grant), 10)
+            left = session.deadline()
+            await eventually(lambda: session.deadline() > left, 10)  # the keepalive has found its way too
+            assert not grant.lost.is_set()
+    finally:
+        server.stop()
+
+
+async def _written(grant: Grant) -> bool:
+    try:
+        await grant.put("/codomyrmex/tls", "ok")
+    except EtcdUnavailable:
+        return False
+    return True
+
+
+async def test_an_expired_certificate_is_called_one(tmp_path: Path) -> None:
+    its = Certificates(tmp_path, datetime.now(UTC) - timedelta(days=1))
+    server = TlsEtcd(tmp_path, its)
+    try:
+        with pytest.raises(EtcdError, match="certificate has expired"):
+            await Session(endpoints=server.url, ca_file=its.ca, dial_timeout=3).open()
+    finally:
+        server.stop()

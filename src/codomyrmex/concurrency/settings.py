@@ -17,7 +17,8 @@ class EtcdSettings(BaseSettings):
     """Connection settings, from arguments or from ``CODOMYRMEX_ETCD_*`` environment variables.
 
     Times are seconds. ``endpoints`` is a comma-separated list of ``http://`` or ``https://`` addresses, or the
-    word ``embedded`` for a private etcd started for this session alone (development only).
+    word ``embedded`` for a private etcd started for this session alone (development only). ``password_file`` and the
+    TLS files are read again when they have been replaced.
     """
 
     model_config = SettingsConfigDict(env_prefix="CODOMYRMEX_ETCD_", frozen=True, extra="forbid")
@@ -26,6 +27,7 @@ class EtcdSettings(BaseSettings):
     namespace: str = Field("codomyrmex", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     username: str | None = None
     password: SecretStr | None = None
+    password_file: Path | None = None
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
@@ -58,8 +60,10 @@ class EtcdSettings(BaseSettings):
             raise ValueError("cert_file and key_file go together; give both or neither")
         if self.ca_file and "http" in schemes:
             raise ValueError("ca_file is set but the endpoints are http://; use https:// endpoints")
-        if bool(self.username) != bool(self.password):
-            raise ValueError("username and password go together; give both or neither")
+        if self.password and self.password_file:
+            raise ValueError("give password or password_file, not both")
+        if bool(self.username) != bool(self.password or self.password_file):
+            raise ValueError("username and password (or password_file) go together; give both or neither")
         if self.username and not self.allow_plaintext_credentials:
             for endpoint in self.endpoints:
                 if urlsplit(endpoint).scheme == "http" and not _is_loopback(endpoint):

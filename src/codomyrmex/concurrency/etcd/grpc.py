@@ -24,6 +24,7 @@ import grpc.aio
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd import status, wire
+from codomyrmex.concurrency.etcd.credentials import Metadata, Tls, Token
 from codomyrmex.concurrency.etcd.overdue import Call, Overdue
 from codomyrmex.concurrency.etcd.transport import (
     Compare,
@@ -42,7 +43,6 @@ from codomyrmex.concurrency.etcd.watermark import Watermark
 from codomyrmex.concurrency.settings import EtcdSettings
 
 T = TypeVar("T")
-Metadata = tuple[tuple[str, str], ...]
 
 _REQUIRE_LEADER: Metadata = (("hasleader", "true"),)
 _OPTIONS: list[tuple[str, Any]] = [
@@ -88,16 +88,6 @@ def _target(endpoint: str) -> str:
     return urlsplit(endpoint).netloc
 
 
-def _credentials(settings: EtcdSettings) -> grpc.ChannelCredentials | None:
-    if not settings.endpoints[0].startswith("https://"):
-        return None
-    try:
-        parts = [p.read_bytes() if p else None for p in (settings.ca_file, settings.key_file, settings.cert_file)]
-    except OSError as error:
-        raise EtcdError(f"cannot read a TLS file: {error}") from None
-    return grpc.ssl_channel_credentials(*parts)
-
-
 def _error(error: grpc.RpcError, endpoint: str) -> EtcdError:
     call: Any = error
     return status.to_error(call.code().name, call.details() or "", endpoint)
@@ -114,24 +104,6 @@ def _check_fork() -> None:
         )
 
 
-class _Token:
-    """The user's auth token, shared by the event loop and the keepalive thread; empty without a user."""
-
-    def __init__(self, settings: EtcdSettings) -> None:
-        password = settings.password.get_secret_value() if settings.password else ""
-        self.request = pb.AuthenticateRequest(name=settings.username or "", password=password)
-        self.required = settings.username is not None
-        self.value = ""
-        self.since = 0.0
-
-    def renew(self, value: str) -> None:
-        self.value = value
-        self.since = time.monotonic()
-
-    def metadata(self) -> Metadata:
-        return (("token", self.value),) if self.value else ()
-
-
 class GrpcTransport:
     """A ``Transport`` over grpcio's asyncio API. Belongs to the event loop that first uses it."""
 
@@ -141,10 +113,10 @@ class GrpcTransport:
         self._watermark = Watermark(settings.endpoints, settings.namespace)
         self._endpoints = settings.endpoints
         self._current = 0
-        self._credentials = _credentials(settings)
+        self._tls = Tls(settings)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[tuple[str, str], Callable[..., Call[Any]]] = {}
-        self._token = _Token(settings)
+        self._token = Token(settings)
         self._overdue = Overdue()
 
     @property
@@ -191,7 +163,7 @@ class GrpcTransport:
         return _GrpcWatchStream(opener(metadata=_REQUIRE_LEADER + self._token.metadata()), endpoint, self._token)
 
     def lease_client(self) -> GrpcLeaseClient:
-        return GrpcLeaseClient(self._endpoints, self._current, self._credentials, self._token)
+        return GrpcLeaseClient(self._settings, self._current, self._token)
 
     async def members(self) -> list[str]:
         response: pb.MemberListResponse = await self._anywhere("members", pb.MemberListRequest())
@@ -218,6 +190,9 @@ class GrpcTransport:
         return [f"{names(alarm.alarm)} on member {alarm.memberID:x}" for alarm in response.alarms]
 
     async def close(self) -> None:
+        await self._close_channels()
+
+    async def _close_channels(self) -> None:
         channels, self._channels = self._channels, {}
         self._stubs.clear()
         for channel in channels.values():
@@ -239,6 +214,8 @@ class GrpcTransport:
                 return await self._call(self._endpoints[index], method, request, share)
             except EtcdError as error:
                 last = error
+                if await self._channels_renewed() and error.applied == "no":
+                    continue
                 again = error.retryable and (repeatable or error.applied == "no")
                 if not isinstance(error, EtcdUnavailable):
                     raise
@@ -261,7 +238,7 @@ class GrpcTransport:
         return await self._once(endpoint, method, request, timeout)
 
     async def _authenticate(self, endpoint: str, timeout: float) -> None:
-        self._token.renew((await self._once(endpoint, "authenticate", self._token.request, timeout)).token)
+        self._token.renew((await self._once(endpoint, "authenticate", self._token.request(), timeout)).token)
 
     async def _once(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         # A stale token would spoil even the request for a new one.
@@ -274,11 +251,18 @@ class GrpcTransport:
         except TimeoutError as error:
             raise status.to_error("DEADLINE_EXCEEDED", str(error), endpoint) from None
 
+    async def _channels_renewed(self) -> bool:
+        """After a failure: if the TLS files have been replaced, so are the channels."""
+        renewed = self._tls.refresh()
+        if renewed:
+            await self._close_channels()
+        return renewed
+
     def _channel(self, endpoint: str) -> grpc.aio.Channel:
         channel = self._channels.get(endpoint)
         if channel is None:
-            if self._credentials:
-                channel = grpc.aio.secure_channel(_target(endpoint), self._credentials, options=_OPTIONS)
+            if self._tls.credentials:
+                channel = grpc.aio.secure_channel(_target(endpoint), self._tls.credentials, options=_OPTIONS)
             else:
                 channel = grpc.aio.insecure_channel(_target(endpoint), options=_OPTIONS)
             self._channels[endpoint] = channel
@@ -294,7 +278,7 @@ class GrpcTransport:
 class _GrpcWatchStream:
     """A watch stream; the token it was opened with is its own, so a stale one ends it."""
 
-    def __init__(self, call: Any, endpoint: str, token: _Token) -> None:
+    def __init__(self, call: Any, endpoint: str, token: Token) -> None:
         self._call = call
         self.endpoint = endpoint
         self._token = token
@@ -360,14 +344,13 @@ class GrpcLeaseClient:
 
     def __init__(
         self,
-        endpoints: Sequence[str],
+        settings: EtcdSettings,
         current: int,
-        credentials: grpc.ChannelCredentials | None,
-        token: _Token,
+        token: Token,
     ) -> None:
-        self._endpoints = endpoints
+        self._endpoints = settings.endpoints
         self._current = current
-        self._credentials = credentials
+        self._tls = Tls(settings)
         self._token = token
         self._channels: dict[str, grpc.Channel] = {}
 
@@ -394,6 +377,8 @@ class GrpcLeaseClient:
             return self._authorized(channel, method, request, timeout)
         except grpc.RpcError as error:
             self._current = (self._current + 1) % len(self._endpoints)
+            if self._tls.refresh():
+                self.close()
             raise _error(error, endpoint) from None
 
     def _authorized(self, channel: grpc.Channel, method: str, request: Any, timeout: float) -> Any:
@@ -403,14 +388,14 @@ class GrpcLeaseClient:
             call: Any = error
             if not (self._token.required and status.token_expired(call.details() or "")):
                 raise
-        self._token.renew(_unary(channel, "authenticate")(self._token.request, timeout=timeout).token)
+        self._token.renew(_unary(channel, "authenticate")(self._token.request(), timeout=timeout).token)
         return _unary(channel, method)(request, timeout=timeout, metadata=self._token.metadata())
 
     def _channel(self, endpoint: str) -> grpc.Channel:
         channel = self._channels.get(endpoint)
         if channel is None:
-            if self._credentials:
-                channel = grpc.secure_channel(_target(endpoint), self._credentials, options=_OPTIONS)
+            if self._tls.credentials:
+                channel = grpc.secure_channel(_target(endpoint), self._tls.credentials, options=_OPTIONS)
             else:
                 channel = grpc.insecure_channel(_target(endpoint), options=_OPTIONS)
             self._channels[endpoint] = channel

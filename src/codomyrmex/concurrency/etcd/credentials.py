@@ -1,0 +1,82 @@
+"""Who we are to etcd: the user's token, and TLS from files. Both are read again when they have changed, since
+Kubernetes and cert-manager replace the files of a process that runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import grpc
+
+from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
+from codomyrmex.concurrency.etcd import rpc_pb2 as pb
+from codomyrmex.concurrency.settings import EtcdSettings
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Token:
+    """The user's auth token, shared by the event loop and the keepalive thread; empty without a user."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        self._settings = settings
+        self.required = settings.username is not None
+        self.value = ""
+        self.since = 0.0
+
+    def request(self) -> pb.AuthenticateRequest:
+        """What to send for a new token; a password in a file is read each time."""
+        return pb.AuthenticateRequest(name=self._settings.username or "", password=self._password())
+
+    def renew(self, value: str) -> None:
+        self.value = value
+        self.since = time.monotonic()
+
+    def metadata(self) -> Metadata:
+        return (("token", self.value),) if self.value else ()
+
+    def _password(self) -> str:
+        settings = self._settings
+        if settings.password_file is None:
+            return settings.password.get_secret_value() if settings.password else ""
+        try:
+            return settings.password_file.read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise EtcdAuthError(f"cannot read the password file {settings.password_file}: {reason}") from None
+
+
+class Tls:
+    """The channels' credentials; ``credentials`` is None for plain http."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        self._files = (settings.ca_file, settings.key_file, settings.cert_file)
+        self._used = settings.endpoints[0].startswith("https://")
+        self._seen: list[tuple[int, int] | None] = []
+        self.credentials: grpc.ChannelCredentials | None = None
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read the files if they have changed; whether they had, so that new channels are needed. Raises ``EtcdError``
+        for one that cannot be read, the first time; later what was read before is kept."""
+        if not self._used:
+            return False
+        try:
+            found = [_stamp(path) for path in self._files]
+            if self.credentials and found == self._seen:
+                return False
+            parts = [path.read_bytes() if path else None for path in self._files]
+        except OSError as error:
+            if self.credentials:
+                return False
+            raise EtcdError(f"cannot read a TLS file: {error}") from None
+        self._seen = found
+        self.credentials = grpc.ssl_channel_credentials(*parts)
+        return True
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ino
