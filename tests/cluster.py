@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from codomyrmex.concurrency import EtcdSettings
 from codomyrmex.concurrency.cli.process import _dying_with_us
@@ -16,6 +18,7 @@ from codomyrmex.concurrency.etcd.embedded import find_etcd
 from codomyrmex.concurrency.inspect_cluster import cluster_status
 from tests.helpers import eventually
 from tests.network import Host
+from tests.proxy import TcpProxy
 
 
 class Member:
@@ -23,9 +26,11 @@ class Member:
         self, name: str, folder: Path, client: int, peer: int, binary: str | None, host: Host | None = None
     ) -> None:
         self.name = name
+        self._state = "new"
         address = host.address if host else "127.0.0.1"
         self.endpoint = f"http://{address}:{client}"
-        self.peer = f"http://{address}:{peer}"
+        self._listens = f"http://{address}:{peer}"
+        self.peer = self._listens  # what the others are told; may be a proxy's
         self._prefix = host.prefix if host else ()
         self._folder = folder
         self._binary = binary or str(find_etcd())
@@ -39,15 +44,26 @@ class Member:
             f"--data-dir={self._folder / self.name}",
             f"--listen-client-urls={self.endpoint}",
             f"--advertise-client-urls={self.endpoint}",
-            f"--listen-peer-urls={self.peer}",
+            f"--listen-peer-urls={self._listens}",
             f"--initial-advertise-peer-urls={self.peer}",
             "--initial-cluster=" + ",".join(f"{member.name}={member.peer}" for member in members),
+            f"--initial-cluster-state={self._state}",
             "--heartbeat-interval=50",
             "--election-timeout=500",
             "--snapshot-count=100",
         )
         with open(self._folder / f"{self.name}.log", "ab") as log:
             self._process = await asyncio.create_subprocess_exec(*_dying_with_us(command), stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    def become_new(self) -> None:
+        """Forget everything, to join as a member that did not exist before."""
+        shutil.rmtree(self._folder / self.name)
+        self._state = "existing"
 
     def send(self, number: signal.Signals) -> None:
         assert self._process
@@ -65,7 +81,12 @@ class Cluster:
 
     @property
     def endpoints(self) -> str:
-        return ",".join(member.endpoint for member in self.members)
+        return self.endpoints_from(self.members[0])
+
+    def endpoints_from(self, first: Member) -> str:
+        """All endpoints, with that of ``first`` ahead, where clients go first."""
+        others = [member for member in self.members if member is not first]
+        return ",".join(member.endpoint for member in (first, *others))
 
     async def restart(self, member: Member) -> None:
         await member.kill()
@@ -86,12 +107,19 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(binary: str | None = None, hosts: Sequence[Host] = ()) -> AsyncIterator[Cluster]:
+async def cluster(
+    binary: str | None = None, hosts: Sequence[Host] = (), proxies: Sequence[TcpProxy] = ()
+) -> AsyncIterator[Cluster]:
+    """``hosts``: where each is to run. ``proxies``: what stands before each for the other members."""
     with tempfile.TemporaryDirectory() as folder:
         ports = [2379] * 3 + [2380] * 3 if hosts else _free_ports(6)
         members = [
             Member(f"m{n}", Path(folder), ports[n], ports[3 + n], binary, hosts[n] if hosts else None) for n in range(3)
         ]
+        for member, proxy in zip(members, proxies, strict=False):
+            address = urlsplit(member.peer)
+            proxy.target = str(address.hostname), int(address.port or 0)
+            member.peer = proxy.endpoint
         try:
             for member in members:
                 await member.start(members)

@@ -25,7 +25,7 @@ class TcpProxy:
         self.accepted = 0  # connections so far
         self.dropped = 0  # answers lost by `drop_next_answer`
         self.delivered = 0  # late requests of `delay_next_request` that have reached the server
-        self._target = target_host, target_port
+        self.target = target_host, target_port
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._delay = 0.0
@@ -125,7 +125,7 @@ class _Link:
 
     async def _run(self) -> None:
         try:
-            self.server = await asyncio.open_connection(*self.proxy._target)
+            self.server = await asyncio.open_connection(*self.proxy.target)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._up(self.client[0], self.server[1]))
                 group.create_task(self._down(self.server[0], self.client[1]))

@@ -18,6 +18,7 @@ from functools import partial
 import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, Session
+from codomyrmex.concurrency.inspect_cluster import renews_wrongly
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, dead_letter_violations, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members
@@ -69,22 +70,26 @@ async def _hurt(fleet: Members, hurt_server: Callable[[], Awaitable[str]], chanc
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("count", [1, 3])
-async def test_a_fleet_under_random_faults_never_breaks_the_promise(count: int, namespace: str) -> None:
+async def test_a_fleet_under_random_faults_never_breaks_the_promise(
+    count: int, namespace: str, request: pytest.FixtureRequest
+) -> None:
     """Half of the time against one etcd, half against three."""
     seconds = float(os.environ.get("CHAOS_SECONDS", "30")) / 2
     seed = int(os.environ.get("CHAOS_SEED", random.randrange(2**32)))
     print(f"\nchaos for {seconds:g} s against {count} etcd with CHAOS_SEED={seed}")
     chance = random.Random(seed)
+    binary = request.config.getoption("--etcd-binary")
     faults: Counter[str] = Counter()
     async with AsyncExitStack() as stack:
         if count == 1:
-            etcd = await stack.enter_async_context(EmbeddedEtcd())
+            etcd = await stack.enter_async_context(EmbeddedEtcd(binary=binary))
             endpoints, hurt_server = etcd.endpoint, partial(_hurt_one, etcd, chance)
         else:
-            three = await stack.enter_async_context(cluster())
+            three = await stack.enter_async_context(cluster(binary))
             endpoints, hurt_server = three.endpoints, partial(_hurt_three, three, chance)
         watcher = Session(endpoints=endpoints, namespace="watcher", session_ttl=60)
         session = await stack.enter_async_context(watcher)
+        version = (await session.transport.member(endpoints.split(",")[0])).version
         fleet = await stack.enter_async_context(members(endpoints, namespace))
         recorder = Recorder(session, namespace)
         for roles in _ROLES:
@@ -111,13 +116,13 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(count: int, 
         started = [(said["id"], said["token"]) for said in fleet.said("started")]
     counts = Counter(change.kind for change in recorder.lock)
     permits = Counter(change.kind for change in recorder.semaphore)
-    print(f"under {faults.total()} faults: {dict(faults)}")
+    print(f"etcd {version} under {faults.total()} faults: {dict(faults)}")
     print(f"{counts['wrote']} writes under the lock, {permits['wrote']} under the semaphore")
     print(f"{len(added)} dead letters, {len(started)} attempts")
     assert min(counts["wrote"], permits["wrote"]) > 2 * seconds and len(added) > seconds and not recorder.gaps
     assert violations(recorder.lock) == []
     assert semaphore_violations(recorder.semaphore) == []
     assert dead_letter_violations(recorder.dead_letters, added, started) == []
-    if not faults["stop a member"]:  # a leader that hangs may renew what the new one expires; see SPEC.md, servers
+    if not (faults["stop a member"] and renews_wrongly(version)):  # see SPEC.md, servers
         assert overlaps(fleet.holds("lock")) == []
         assert crowds(fleet.holds("semaphore"), LIMIT) == []

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
@@ -26,18 +23,9 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
-from tests.helpers import eventually, queue_of
+from tests.helpers import eventually, gateway, queue_of
 
 PASSWORD = "correct horse"
-
-
-def call(endpoint: str, path: str, token: str = "", **body: object) -> dict[str, Any]:
-    """A call to etcd's gateway, which needs no client of any kind."""
-    headers = {"Authorization": token} if token else {}
-    request = urllib.request.Request(f"{endpoint}/v3/{path}", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=5) as response:
-        answer: dict[str, Any] = json.load(response)
-        return answer
 
 
 def b64(text: str) -> str:
@@ -50,12 +38,12 @@ def guarded() -> Iterator[EmbeddedEtcd]:
     server = EmbeddedEtcd(args=["--auth-token=simple", "--auth-token-ttl=2"])
     server.start_sync()
     for user, role in (("root", "root"), ("agent", "agent")):
-        call(server.endpoint, "auth/user/add", name=user, password=PASSWORD)
-        call(server.endpoint, "auth/role/add", name=role)
-        call(server.endpoint, "auth/user/grant", user=user, role=role)
+        gateway(server.endpoint, "auth/user/add", name=user, password=PASSWORD)
+        gateway(server.endpoint, "auth/role/add", name=role)
+        gateway(server.endpoint, "auth/user/grant", user=user, role=role)
     permission = {"permType": 2, "key": b64("/fleet/"), "range_end": b64("/fleet0")}
-    call(server.endpoint, "auth/role/grant", name="agent", perm=permission)
-    call(server.endpoint, "auth/enable")
+    gateway(server.endpoint, "auth/role/grant", name="agent", perm=permission)
+    gateway(server.endpoint, "auth/enable")
     yield server
     server.stop_sync()
 
@@ -114,15 +102,15 @@ async def test_a_password_that_is_changed_costs_no_lock(guarded: EmbeddedEtcd, t
     """The file may be replaced some time after the password; until then new tokens are refused."""
     file = tmp_path / "password"
     file.write_text("first\n")
-    root = call(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
-    call(guarded.endpoint, "auth/user/add", root, name="changing", password="first")
-    call(guarded.endpoint, "auth/user/grant", root, user="changing", role="agent")
+    root = gateway(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
+    gateway(guarded.endpoint, "auth/user/add", root, name="changing", password="first")
+    gateway(guarded.endpoint, "auth/user/grant", root, user="changing", role="agent")
     settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "changing", "password_file": file}
     async with Session(**settings, session_ttl=6) as session:
         lock = DistributedLock("changing", session, on_loss="notify")
         grant = await lock.acquire()
-        root = call(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
-        call(guarded.endpoint, "auth/user/changepw", root, name="changing", password="second")
+        root = gateway(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
+        gateway(guarded.endpoint, "auth/user/changepw", root, name="changing", password="second")
         with pytest.raises(EtcdAuthError):
             await grant.put("/fleet/changing", "too early")
         await asyncio.sleep(1)

@@ -73,10 +73,9 @@ class _Inspection:
         return member
 
     def _check_version(self, member: Member) -> None:
-        major, minor, patch = (int(part) for part in member.version.split("-")[0].split("."))
-        if (major, minor) == (3, 5) and patch <= 2:
+        if _numbers(member.version) in ((3, 5, 0), (3, 5, 1), (3, 5, 2)):
             self._warnings.append(f"etcd {member.version} can corrupt data after a crash; for development only")
-        if patch < _SOUND_SINCE.get((major, minor), 0) or (major, minor) < (3, 4):
+        if renews_wrongly(member.version):
             self._warnings.append(
                 f"on etcd {member.version} a deposed leader may renew leases that the new one expires: "
                 "there only fenced writes are safe; upgrade to 3.6.14 or 3.7.1, or later"
@@ -125,6 +124,17 @@ class _Inspection:
         if foreign:
             self._warnings.append(f"{foreign} keys among the lock entries are not entries; they are skipped")
         return leases.total, len(names)
+
+
+def renews_wrongly(version: str) -> bool:
+    """Whether a deposed leader of this etcd may renew leases that the new one expires."""
+    major, minor, patch = _numbers(version)
+    return patch < _SOUND_SINCE.get((major, minor), 0) or (major, minor) < (3, 4)
+
+
+def _numbers(version: str) -> tuple[int, int, int]:
+    major, minor, patch = (int(part) for part in version.split("-")[0].split("."))
+    return major, minor, patch
 
 
 def _status(member: Member) -> MemberStatus:
