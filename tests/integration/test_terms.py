@@ -76,10 +76,24 @@ async def test_a_block_that_holds_too_long_is_cancelled_and_the_next_is_granted_
 async def test_a_block_that_ends_in_time_loses_nothing(session: Session) -> None:
     async with DistributedLock("x", session, max_hold=0.3):
         pass
+    assert not session.overstays()._limits  # nothing is kept, and no call made, for a hold that is over
     async with DistributedLock("x", session) as again:
         await asyncio.sleep(0.3 + session.ttl / 3 + 0.6)  # the first one's limit means nothing to the second
         assert again.deadline() > 0
         assert len(await entries(session, "x")) == 1
+
+
+async def test_a_late_deletion_strikes_nobody_who_has_the_key_since(session: Session) -> None:
+    client = session.transport.lease_client()
+    async with DistributedLock("x", session) as first:
+        pass
+    async with DistributedLock("x", session) as second:
+        assert second.key == first.key
+        await asyncio.to_thread(client.remove, first.key.encode(), first.token, 2.0)
+        assert len(await entries(session, "x")) == 1
+        await asyncio.to_thread(client.remove, second.key.encode(), second.token, 2.0)
+        assert await entries(session, "x") == []
+    client.close()
 
 
 async def test_a_holder_that_does_not_let_go_is_put_out(session: Session, other: Session) -> None:
