@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not chaos and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chaos and not cluster"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

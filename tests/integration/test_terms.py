@@ -202,7 +202,11 @@ async def test_a_watcher_is_told_of_the_death_when_the_delay_is_over(etcd: Embed
             async for event in LockManager(watcher).watch():
                 told.append((event.kind, event.name))
 
-        following = asyncio.create_task(follow())
+        async with DistributedLock("before", watcher):
+            following = asyncio.create_task(follow())
+            await eventually(lambda: len(told) == 2)
+        await eventually(lambda: len(told) == 3)
+        told.clear()
         lock = DistributedLock("x", member, on_loss="notify", lock_delay=1)
         async with lock:
             pass

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codomyrmex.concurrency import InvalidName
-from codomyrmex.concurrency.keys import LOCK, MAX_NAME_BYTES, Layout, check_name, escape, prefix_end, unescape
+from codomyrmex.concurrency.keys import (
+    LOCK,
+    MAX_NAME_BYTES,
+    Layout,
+    check_name,
+    escape,
+    prefix_end,
+    session_of,
+    unescape,
+)
 
 LAYOUT = Layout("fleet")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -37,7 +46,7 @@ def test_no_queue_reaches_into_another(one: str, two: str, lease: int, nonce: in
     queue = LAYOUT.queue(one)
     key = LAYOUT.entry(LAYOUT.queue(two), lease, nonce)
     assert (queue <= key < prefix_end(queue)) == (one == two)
-    assert LAYOUT.name_of(key) == two
+    assert LAYOUT.name_of(key) == two and session_of(key) == lease
     assert LAYOUT.leases <= key < prefix_end(LAYOUT.under(LOCK))  # what an observer watches
 
 

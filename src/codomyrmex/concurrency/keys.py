@@ -67,6 +67,7 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 _LIMIT = b"limit-"
+_SESSION = re.compile(rb"/([0-9a-f]{16})-[^/]*$")
 
 
 def is_reader(entry: bytes) -> bool:
@@ -81,11 +82,9 @@ def permits_of(entry: bytes) -> int:
 
 
 def session_of(entry: bytes) -> int | None:
-    """The lease id of the session that an entry's key belongs to, whatever lease the key hangs on."""
-    try:
-        return int(entry.rpartition(b"/")[2].partition(b"-")[0], 16)
-    except ValueError:
-        return None
+    """The lease id of the session that an entry's key names, whatever lease the key hangs on; None for other keys."""
+    named = _SESSION.search(entry)
+    return int(named[1], 16) if named else None
 
 
 def limit_key(queue: bytes, limit: int) -> bytes:

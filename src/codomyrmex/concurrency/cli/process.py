@@ -31,26 +31,32 @@ class Command:
         self._environment = environment
         self._may_continue = may_continue
         self._process: asyncio.subprocess.Process | None = None
+        self._early: list[int] = []  # signals that came before it had started
 
     async def run(self) -> int:
         """Run to the end and return the exit code: its own, 128+N for a signal, 127 not found, 126 not executable."""
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *_dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
-            )
-        except FileNotFoundError:
-            click.echo(f"error: command not found: {self._argv[0]}", err=True)
-            return 127
-        except OSError as error:
-            click.echo(f"error: cannot run {self._argv[0]}: {error.strerror}", err=True)
-            return 126
-        async with _guarded(self._process.pid):
+        with self._forwarding():
             try:
-                with self._forwarding():
-                    code = await self._process.wait()
-            finally:
-                self._signal(signal.SIGKILL)  # what it left behind in its group
+                self._process = await asyncio.create_subprocess_exec(
+                    *_dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
+                )
+            except FileNotFoundError:
+                click.echo(f"error: command not found: {self._argv[0]}", err=True)
+                return 127
+            except OSError as error:
+                click.echo(f"error: cannot run {self._argv[0]}: {error.strerror}", err=True)
+                return 126
+            code = await self._see_through(self._process)
         return 128 - code if code < 0 else code
+
+    async def _see_through(self, process: asyncio.subprocess.Process) -> int:
+        try:
+            for number in self._early:
+                self._signal(number)
+            async with _guarded(process.pid):
+                return await process.wait()
+        finally:
+            self._signal(signal.SIGKILL)  # what it left behind in its group
 
     async def end(self, patience: float) -> None:
         """End the whole group: SIGTERM, and SIGKILL after ``patience`` seconds."""
@@ -68,6 +74,12 @@ class Command:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
+    def _forward(self, number: int) -> None:
+        if self._process is None:
+            self._early.append(number)
+        else:
+            self._signal(number)
+
     @contextlib.contextmanager
     def _forwarding(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -75,7 +87,7 @@ class Command:
         before = {number: signal.getsignal(number) for number in numbers}
         numbers = [number for number in numbers if before[number] is not signal.SIG_IGN]  # nohup stays nohup
         for number in numbers:
-            loop.add_signal_handler(number, self._signal, number)
+            loop.add_signal_handler(number, self._forward, number)
         loop.add_signal_handler(signal.SIGTSTP, self._stop)
         try:
             yield
