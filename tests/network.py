@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 _NET = "10.213.77"
+_numbers = itertools.count()
 
 
 def _ip(*arguments: str) -> None:
@@ -48,7 +50,7 @@ def missing() -> str | None:
 @contextlib.contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
     """``count`` hosts that reach one another and are reached from here."""
-    stem = f"cx{os.getpid() % 10_000}"
+    stem = f"cx{os.getpid() % 10_000}x{next(_numbers) % 100}"  # the kernel frees a name some time after its use
     bridge = f"{stem}br"
     made = [Host(f"{stem}n{number}", number) for number in range(1, count + 1)]
     try:

@@ -51,6 +51,13 @@ def test_file_edits_loses_no_edit(etcd: EmbeddedEtcd, namespace: str) -> None:
     assert "nothing was written" in refused
 
 
+def test_the_blocking_workers_lose_no_line(etcd: EmbeddedEtcd, namespace: str) -> None:
+    assert output_of("blocking_workers.py", etcd, namespace) == [
+        "7 of 8 lines are there, 1 failed",
+        "after the retry 8 are",
+    ]
+
+
 def test_the_rate_limited_provider_refuses_no_call(etcd: EmbeddedEtcd, namespace: str) -> None:
     assert output_of("rate_limited_provider.py", etcd, namespace) == [
         "12 calls answered, 0 refused, at most 3 units at once",

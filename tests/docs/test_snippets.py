@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import codomyrmex.concurrency as public
 from codomyrmex.concurrency import EmbeddedEtcd
+from codomyrmex.concurrency.sync.portal import portal
 
 ROOT = Path(__file__).resolve().parents[2]
 SNIPPETS = [
@@ -32,6 +34,7 @@ async def test_a_snippet_runs_as_written(
     result = eval(compiled, {"__name__": "snippet"})
     if inspect.isawaitable(result):
         await result
+    await asyncio.to_thread(portal().close_default_session)  # of the blocking twin
 
 
 def test_the_specification_names_every_public_name() -> None:

@@ -1,0 +1,137 @@
+"""The blocking twin of ``AsyncWorkerPool``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sized
+from types import TracebackType
+from typing import Any
+
+from codomyrmex.concurrency.fleet import ClusterPoolStats
+from codomyrmex.concurrency.pool import pool as twin
+from codomyrmex.concurrency.pool.progress import Callback
+from codomyrmex.concurrency.pool.results import PoolStats, TaskResult
+from codomyrmex.concurrency.pool.runner import Executor
+from codomyrmex.concurrency.retry import RetryPolicy
+from codomyrmex.concurrency.sync.dead_letters import DeadLetterQueue
+from codomyrmex.concurrency.sync.portal import portal
+from codomyrmex.concurrency.sync.semaphore import Semaphore
+from codomyrmex.concurrency.sync.session import Session, unwrapped
+
+_END = object()
+
+
+class AsyncWorkerPool:
+    """``codomyrmex.concurrency.AsyncWorkerPool`` for code without an event loop: ``with AsyncWorkerPool(4) as pool``.
+
+    Plain functions run in threads and may use this module; async ones run on its event loop.
+    """
+
+    def __init__(
+        self,
+        max_workers: int = 4,
+        *,
+        name: str = "pool",
+        dlq: DeadLetterQueue | None = None,
+        retry: RetryPolicy | None = None,
+        task_timeout: float | None = None,
+        executor: Executor = "auto",
+        report: bool | float | None = None,
+        session: Session | None = None,
+        progress: bool | Callback = False,
+    ) -> None:
+        self._pool = twin.AsyncWorkerPool(
+            max_workers,
+            name=name,
+            dlq=dlq._queue if dlq else None,
+            retry=retry,
+            task_timeout=task_timeout,
+            executor=executor,
+            report=report,
+            session=unwrapped(session),
+            progress=progress,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._pool.name
+
+    def submit(self, function: Callable[..., Any], *args: Any, task_id: str = "", **kwargs: Any) -> TaskResult:
+        """Run ``function(*args, **kwargs)`` and return its result. Raises ``PoolClosed`` after ``shutdown``."""
+        return portal().run(self._pool.submit(function, *args, task_id=task_id, **kwargs))
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        lock: Callable[[Any], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> list[TaskResult]:
+        """Run ``function(item)`` for every item; the results come in the items' order."""
+        return portal().run(self._pool.map(function, _without_blocking(items), lock=lock, semaphore=_inner(semaphore)))
+
+    def imap(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        ordered: bool = False,
+        lock: Callable[[Any], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> Iterator[TaskResult]:
+        """``map``, result by result, in bounded memory. Leaving the loop early cancels what runs."""
+        return portal().iterate(self._imap(function, items, ordered, lock, semaphore))
+
+    async def _imap(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        ordered: bool,
+        lock: Callable[[Any], str | None] | None,
+        semaphore: Semaphore | None,
+    ) -> AsyncGenerator[TaskResult, None]:
+        results = self._pool.imap(
+            function, _without_blocking(items), ordered=ordered, lock=lock, semaphore=_inner(semaphore)
+        )
+        async for result in results:
+            yield result
+
+    operation_of = staticmethod(twin.AsyncWorkerPool.operation_of)
+
+    def stats(self) -> PoolStats:
+        """The pool's figures right now."""
+        return self._pool.stats()
+
+    def cluster_stats(self) -> ClusterPoolStats:
+        """The figures of all pools of this name in the fleet that report, summed and one by one."""
+        return portal().run(self._pool.cluster_stats())
+
+    def shutdown(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Take no more tasks and wait for those there are; what is left after ``timeout`` seconds is cancelled."""
+        portal().run(self._pool.shutdown(drain, timeout))
+
+    def __enter__(self) -> AsyncWorkerPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown(drain=kind is None)
+
+    def __repr__(self) -> str:
+        return repr(self._pool)
+
+
+def _inner(semaphore: Semaphore | None) -> Any:
+    return semaphore._semaphore if semaphore else None
+
+
+def _without_blocking(items: Iterable[Any]) -> Any:
+    """What takes time to give its next item (a file, a generator) is asked in a thread, not on the event loop."""
+    return items if isinstance(items, Sized) or not isinstance(items, Iterable) else _threaded(iter(items))
+
+
+async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
+    while (item := await asyncio.to_thread(next, items, _END)) is not _END:
+        yield item

@@ -1,0 +1,153 @@
+"""An event loop in a thread of its own, on which blocking calls are carried out: one for each process.
+
+Any number of threads may call at once, also one that runs an event loop itself (as Jupyter's does): it is only blocked,
+as by any blocking call. A call that is interrupted (Ctrl-C) cancels its coroutine, waits for it to end, and undoes what
+it got all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+from codomyrmex.concurrency.errors import SessionLost
+from codomyrmex.concurrency.session import default_session
+
+T = TypeVar("T")
+_EXIT_LIMIT = 5.0  # seconds
+_THREADS = 64  # for handlers of dead letters and slow iterables; started as they are needed
+
+
+class Portal:
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="codomyrmex-portal", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]] | None = None) -> T:
+        """The result of ``work``; ``undo`` is given it if the caller was interrupted and gets it no more."""
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError(
+                "a blocking call inside the library's own event loop would wait for itself; use the asyncio classes in "
+                "async functions, or hand over a plain function, which runs in a thread"
+            )
+        if self._loop.is_closed():
+            work.close()
+            raise SessionLost("the interpreter is exiting: blocking calls are over")
+        done: Future[T] = Future()
+        task: list[asyncio.Task[T]] = []
+        name = threading.current_thread().name
+
+        def start() -> None:
+            task.append(self._loop.create_task(work, name=name))
+            task[0].add_done_callback(lambda ended: _pass_on(ended, done))
+
+        self._loop.call_soon_threadsafe(start, context=copy_context())
+        try:
+            return done.result()
+        except BaseException as error:
+            if not done.done() or done.exception() is not error:  # it is the caller that was interrupted
+                self._loop.call_soon_threadsafe(lambda: task[0].cancel())
+                with suppress(Exception):
+                    result = done.result()
+                    if undo:
+                        self.run(undo(result))
+            raise
+
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """``items`` one by one; leaving the loop early closes it."""
+        try:
+            while True:
+                item = self.run(_next(items))
+                if isinstance(item, _End):
+                    return
+                yield item
+        finally:
+            self.run(_close(items))
+
+    def close_default_session(self) -> None:
+        """Release what the process's default session holds; the next call makes another."""
+        self.run(_close_default())
+
+    def close(self) -> None:
+        """Close the default session, end what still runs, and the thread."""
+        if self._loop.is_closed():
+            return
+        with suppress(Exception):
+            closing = asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop)
+            closing.result(_EXIT_LIMIT)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_EXIT_LIMIT)
+
+    async def _wind_up(self) -> None:
+        await _close_default()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "codomyrmex"))
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+
+def _pass_on(task: asyncio.Task[T], done: Future[T]) -> None:
+    if task.cancelled():
+        done.set_exception(SessionLost("the call was cancelled, because blocking calls are over in this process"))
+    elif error := task.exception():
+        done.set_exception(error)
+    else:
+        done.set_result(task.result())
+
+
+async def _close_default() -> None:
+    await default_session().close()
+
+
+class _End:
+    pass
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T | _End:
+    return await anext(items, _End())
+
+
+async def _close(items: AsyncGenerator[Any, None]) -> None:
+    await items.aclose()
+
+
+_portal: Portal | None = None
+_making = threading.Lock()
+
+
+def portal() -> Portal:
+    """The process's own, made at first use."""
+    global _portal
+    with _making:
+        if _portal is None:
+            _portal = Portal()
+            atexit.register(_portal.close)
+        return _portal
+
+
+def _forget() -> None:
+    """A forked child has none of its parent's threads."""
+    global _portal, _making
+    _portal, _making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
