@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import socket
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
-from codomyrmex.concurrency import clock
+from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.grpc import GrpcTransport
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 
 
+log = logging.getLogger("codomyrmex.concurrency")
+
+open_sessions: set[Session] = set()  # of this process, for those who look on
 PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
 
 
@@ -54,8 +58,15 @@ class Loss(asyncio.Event):
             self.set()
 
 
+class SessionClosed(SessionLost):
+    """The session ended in good order."""
+
+
 class Member(Protocol):
     """Something whose life depends on the session."""
+
+    def waits(self) -> tuple[str, float] | None:
+        """What kind of thing it waits for, and since when on ``clock``; None if for nothing."""
 
     def looked_after(self) -> None:
         """Called every ``PATROL`` seconds while the member lasts."""
@@ -185,11 +196,11 @@ class Session:
     async def close(self) -> None:
         """Release everything held at once, then give the lease back. Calling it again does nothing."""
         if self.lost.is_set() or not self.is_open or self._pid != os.getpid():
-            self.lost.tell(SessionLost("the session was closed"))
+            self.lost.tell(SessionClosed("the session was closed"))
             if self._pid == os.getpid():
                 await self._release_resources()
             return
-        reason = SessionLost("the session was closed")
+        reason = SessionClosed("the session was closed")
         for member in list(self._members):
             member.session_closing(reason)
         try:
@@ -247,6 +258,7 @@ class Session:
         self.remover = Remover(self.transport, settings.request_timeout)
         self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
         self.is_open = True
+        open_sessions.add(self)
         self._trust.set()
 
     async def _write_key(self, fence: Fence) -> None:
@@ -292,6 +304,12 @@ class Session:
         if self.lost.is_set():
             return
         self.lost.tell(reason)
+        if not isinstance(reason, SessionClosed):
+            log.warning(
+                "the session %016x is lost: %s", self.id, reason, extra={"codomyrmex_session": f"{self.id:016x}"}
+            )
+            if telemetry.observers:
+                telemetry.tell("session_lost", self.id)
         self._trust.set()
         self.committer.abandon(reason)
         self.remover.abandon(reason)
@@ -300,7 +318,12 @@ class Session:
         if self._keepalive:
             self._keepalive.stop(revoke=False)
 
+    def waits(self) -> list[tuple[str, float]]:
+        """What its members wait for, and since when on ``clock``. Any thread may ask."""
+        return [waits for member in list(self._members) if (waits := member.waits())]
+
     async def _release_resources(self) -> None:
+        open_sessions.discard(self)
         if self._patrolling:
             self._patrolling.cancel()
         if self._keepalive:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 
-from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
+from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.etcd.transport import WatchRequest
+from codomyrmex.concurrency.etcd.watch import Changed
+from codomyrmex.concurrency.follow import notices
+from codomyrmex.concurrency.keys import prefix_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +46,39 @@ async def summarize(queue: str, entries: AsyncIterable[DeadLetter]) -> list[Oper
         OperationSummary(queue, name, **counts[name], fingerprints=len(kinds[name]), oldest=oldest.get(name))
         for name in sorted(counts)
     ]
+
+
+class Census:
+    """The entries of one queue, counted by state, kept up to date by one watch."""
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, tuple[int, State, datetime]] = {}
+
+    def counts(self) -> Counter[State]:
+        """How many there are in each state. Any thread may ask."""
+        return Counter(state for _, state, _ in self._entries.copy().values())
+
+    def oldest(self) -> datetime | None:
+        """When the oldest one that is not resolved was added."""
+        return min((added for _, state, added in self._entries.copy().values() if state != "resolved"), default=None)
+
+    async def follow(self, store: Store) -> None:
+        """Until the session is over; raises why."""
+        request = WatchRequest(store.entries, prefix_end(store.entries))
+        async with aclosing(notices(store.session, request)) as news:
+            async for notice in news:
+                if not isinstance(notice, Changed):
+                    self._entries = {
+                        store.key(stored.entry.id): (stored.revision, stored.entry.state, stored.entry.created_at)
+                        async for stored in store.all()
+                    }
+                    continue
+                for event in notice.events:
+                    known = self._entries.get(event.kv.key)
+                    if known and known[0] >= event.kv.mod_revision:
+                        continue
+                    if event.deleted:
+                        self._entries.pop(event.kv.key, None)
+                    elif stored := store.decode(event.kv):
+                        entry = stored.entry
+                        self._entries[event.kv.key] = stored.revision, entry.state, entry.created_at

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from codomyrmex.concurrency import telemetry
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     EtcdError,
@@ -160,6 +161,8 @@ class Committer:
         await self._batcher.close()
 
     async def _send(self, batch: list[Request]) -> None:
+        if telemetry.observers:
+            telemetry.tell("committed", len(batch))
         if len(batch) == 1:
             await self._send_alone(batch[0], again=False)
             return

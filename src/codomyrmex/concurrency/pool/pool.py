@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sized
 from contextlib import AsyncExitStack
@@ -32,6 +33,17 @@ if TYPE_CHECKING:
 MAX_ERROR = 2 * 1024  # characters
 MAX_TRACEBACK = 8 * 1024
 _INTERVAL = 5.0  # seconds between reports
+
+
+_pools: dict[int, weakref.ref[AsyncWorkerPool]] = {}
+
+
+def pools() -> list[AsyncWorkerPool]:
+    """Those of this process, for those who look on. Any thread may ask."""
+    living = {number: pool for number, known in _pools.copy().items() if (pool := known())}
+    for number in _pools.copy().keys() - living.keys():
+        del _pools[number]
+    return list(living.values())
 
 
 class AsyncWorkerPool:
@@ -98,6 +110,7 @@ class AsyncWorkerPool:
         self._closed = False
         self._reporter: Reporter | None = None
         self._numbers = 0
+        _pools[id(self)] = weakref.ref(self)
 
     async def submit(self, function: Callable[..., Any], *args: Any, task_id: str = "", **kwargs: Any) -> TaskResult:
         """Run ``function(*args, **kwargs)`` and return its result. Raises ``PoolClosed`` after ``shutdown``."""

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import NamedTuple
 
-from codomyrmex.concurrency import clock, keys
+from codomyrmex.concurrency import clock, keys, telemetry
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     EtcdUnavailable,
@@ -52,7 +52,7 @@ from codomyrmex.concurrency.models import ForcedRelease
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Action, Ahead, Rule, Turn, View
 from codomyrmex.concurrency.queue.terms import Terms
-from codomyrmex.concurrency.session import Loss, Session
+from codomyrmex.concurrency.session import Loss, Session, SessionClosed
 
 log = logging.getLogger("codomyrmex.concurrency")
 
@@ -98,6 +98,7 @@ class Entry:
         "_news",
         "_nonce",
         "_rule",
+        "_since",
         "_turn",
         "_until",
         "_waiter",
@@ -118,6 +119,7 @@ class Entry:
         self.place = place
         self.value = value
         self.terms = terms
+        self._since = 0.0  # when it joined; once it holds, when it was granted
         self._until = math.inf
         self._alarm: asyncio.TimerHandle | None = None
         self._rule = rule
@@ -155,6 +157,9 @@ class Entry:
     def grant(self, waited: float) -> Grant:
         """It is granted: hold it."""
         self.state = State.HELD
+        self._since = clock.now()
+        if telemetry.observers:
+            telemetry.tell("granted", self.place.what, self.place.name, waited, self.contended)
         if self.terms.max_hold is not None:
             self._limit_hold(self.terms.max_hold)
         return Grant(self.place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
@@ -162,7 +167,7 @@ class Entry:
     def _limit_hold(self, seconds: float) -> None:
         """Trust in the grant ends after ``seconds``. As with a session's, a third of the TTL is left then for the
         holder to come to an end and release; after that the key is deleted, even if the event loop is blocked."""
-        self._until = clock.now() + seconds
+        self._until = self._since + seconds
         self._alarm = asyncio.get_running_loop().call_later(seconds, self._overstayed)
         self.session.overstays().limit(self.key, self.token, self._until + self.session.ttl / 3)
 
@@ -191,6 +196,8 @@ class Entry:
         if self.state is not State.HELD and not self._lingers:
             return False
         self._lingers = False
+        if telemetry.observers and self.state is State.HELD:
+            telemetry.tell("released", self.place.what, self.place.name, clock.now() - self._since)
         self._finish(State.OVER if self.state is State.HELD else self.state)
         return True
 
@@ -221,7 +228,10 @@ class Entry:
             if not isinstance(op, Get) and layout.is_ours(op.key, end):
                 raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
 
-    # What the session tells its members
+    # What the session tells its members, and asks them
+
+    def waits(self) -> tuple[str, float] | None:
+        return (self.place.what, self._since) if self.state is State.WAITING else None
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         if self.state is State.HELD:
@@ -277,6 +287,7 @@ class Entry:
 
     def _enter(self, view: View) -> Action:
         self.state = State.WAITING
+        self._since = clock.now()
         self.session.join(self)
         if self.session.lost.is_set():
             self._lose(self.session.lost.reason or SessionLost("the session is over"))
@@ -442,6 +453,11 @@ class Entry:
     def _lose(self, reason: ConcurrencyError) -> None:
         if self.state not in (State.WAITING, State.HELD):
             return
+        if self.state is State.HELD and not isinstance(reason, SessionClosed):
+            what, name, _, _ = self.place
+            log.info("the %s %r (token %d) is lost: %s", what, name, self.token, reason, extra=self._facts())
+            if telemetry.observers:
+                telemetry.tell("lost", what, name, clock.now() - self._since)
         self._finish(State.LOST)
         self.lost.tell(reason)
         self._wake()
@@ -489,7 +505,18 @@ class Entry:
         if self.state is State.LOST:
             raise self.lost.reason or LockLost(f"{self.place.name!r} was lost")
 
+    def _facts(self) -> dict[str, object]:
+        """For structured logs."""
+        return {
+            "codomyrmex_kind": self.place.what,
+            "codomyrmex_name": self.place.name,
+            "codomyrmex_token": self.token,
+            "codomyrmex_session": f"{self.session.id:016x}",
+        }
+
     def _rejected(self) -> FencedWriteRejected:
+        if telemetry.observers:
+            telemetry.tell("write_rejected", self.place.what, self.place.name)
         return FencedWriteRejected(
             f"{self.place.name!r} is no longer held with token {self.token}; nothing was written"
         )

@@ -1,0 +1,205 @@
+"""Metrics for Prometheus (extra ``prometheus``): what observers are told, counted, and gauges read at each scrape.
+
+The only labels are kinds, states and the names of pools and of queues that were named here; never a lock's name.
+
+    codomyrmex_grants_total{kind}            codomyrmex_wait_seconds{kind}        histogram
+    codomyrmex_handoffs_total{kind}          codomyrmex_hold_seconds{kind}        histogram
+    codomyrmex_releases_total{kind}          codomyrmex_commit_batch_size         histogram
+    codomyrmex_losses_total{kind}            codomyrmex_session_deadline_seconds  the least of this process's sessions
+    codomyrmex_fenced_writes_rejected_total  codomyrmex_waiting{kind}, codomyrmex_oldest_wait_seconds{kind}
+    codomyrmex_sessions_lost_total           codomyrmex_pool_tasks{pool,state}
+    codomyrmex_dead_letters{queue,state}, codomyrmex_dead_letters_oldest_seconds{queue}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from codomyrmex.concurrency import clock, telemetry
+from codomyrmex.concurrency.dead_letters.queue import DeadLetterQueue
+from codomyrmex.concurrency.dead_letters.record import State
+from codomyrmex.concurrency.dead_letters.summary import Census
+from codomyrmex.concurrency.errors import ConcurrencyError
+from codomyrmex.concurrency.pool.pool import pools
+from codomyrmex.concurrency.session import open_sessions
+
+log = logging.getLogger("codomyrmex.concurrency")
+
+MAX_POOLS = 50  # names of pools in labels; what is beyond is summed up as "other"
+_KINDS = ("lock", "semaphore")
+_STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
+_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PAUSE = 5.0
+
+
+class Metrics(telemetry.Observer):
+    """Counts and shows what this process does: ``async with Metrics() as metrics: metrics.serve()``.
+
+    Args:
+        registry: where the metrics are registered; prometheus_client's own when left out.
+        dead_letters: queues to count, by one watch each, while the ``async with`` block runs.
+
+    Without queues no event loop is needed: make one, and ``close`` it at the end.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, dead_letters: Sequence[DeadLetterQueue] = ()) -> None:
+        self._registry = registry or REGISTRY
+        self._queues = {queue.name: queue for queue in dead_letters}
+        self._censuses: dict[str, Census] = {name: Census() for name in self._queues}
+        self._following: list[asyncio.Task[None]] = []
+        self._servers: list[Any] = []
+        self._made: list[Any] = []
+        self._grants = self._counter("grants", "Locks and permits granted")
+        self._handoffs = self._counter("handoffs", "Grants that somebody had to hand over")
+        self._releases = self._counter("releases", "Locks and permits given back")
+        self._losses = self._counter("losses", "Locks and permits that could no longer be trusted")
+        self._rejected = self._counter("fenced_writes_rejected", "Fenced writes refused", ())
+        self._sessions_lost = self._counter("sessions_lost", "Leases gone, but for sessions that were closed", ())
+        self._waits = self._histogram("wait_seconds", "Time until a grant", _SECONDS)
+        self._holds = self._histogram("hold_seconds", "Time until a release", _SECONDS)
+        self._batches = self._histogram("commit_batch_size", "Requests in one transaction", _SIZES, ())
+        for kind in _KINDS:  # so that a rate is known from the first one on
+            for counter in (self._grants, self._handoffs, self._releases, self._losses):
+                counter.labels(kind)
+        self._registry.register(self)
+        telemetry.observe(self)
+
+    def serve(self, port: int = 9464, address: str = "127.0.0.1") -> int:
+        """Serve ``/metrics``, on loopback unless told otherwise; returns the port (0 chooses a free one)."""
+        server, _ = start_http_server(port, address, self._registry)
+        self._servers.append(server)
+        return int(server.server_port)
+
+    def close(self) -> None:
+        """Serve and count no more; what was counted is gone from the registry."""
+        telemetry.ignore(self)
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+        made, self._made = self._made, []
+        for metric in (*made, *([self] if made else [])):
+            self._registry.unregister(metric)
+
+    async def __aenter__(self) -> Metrics:
+        self._following = [asyncio.create_task(self._follow(name)) for name in self._queues]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        await asyncio.to_thread(self.close)
+
+    # What an observer is told
+
+    def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
+        self._grants.labels(kind).inc()
+        self._waits.labels(kind).observe(waited)
+        if contended:
+            self._handoffs.labels(kind).inc()
+
+    def released(self, kind: str, name: str, held: float) -> None:
+        self._releases.labels(kind).inc()
+        self._holds.labels(kind).observe(held)
+
+    def lost(self, kind: str, name: str, held: float) -> None:
+        self._losses.labels(kind).inc()
+
+    def write_rejected(self, kind: str, name: str) -> None:
+        self._rejected.inc()
+
+    def committed(self, requests: int) -> None:
+        self._batches.observe(requests)
+
+    def session_lost(self, session: int) -> None:
+        self._sessions_lost.inc()
+
+    # What is read at each scrape, in the server's thread
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is read when this is registered."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        sessions = list(open_sessions)
+        deadline = GaugeMetricFamily(
+            "codomyrmex_session_deadline_seconds", "Time for which the least trusted session may still be trusted"
+        )
+        if sessions:
+            deadline.add_metric((), min(session.deadline() for session in sessions))
+        yield deadline
+        yield from self._waiting([waits for session in sessions for waits in session.waits()])
+        yield self._pool_tasks()
+        yield from self._dead_letters()
+
+    def _waiting(self, waits: list[tuple[str, float]]) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("codomyrmex_waiting", "Who waits in this process", labels=("kind",))
+        oldest = GaugeMetricFamily("codomyrmex_oldest_wait_seconds", "For how long the first of them", labels=("kind",))
+        for kind in _KINDS:
+            began = [since for what, since in waits if what == kind]
+            waiting.add_metric((kind,), len(began))
+            oldest.add_metric((kind,), clock.now() - min(began) if began else 0.0)
+        yield waiting
+        yield oldest
+
+    @staticmethod
+    def _pool_tasks() -> Metric:
+        tasks: Tally[tuple[str, str]] = Tally()
+        names: set[str] = set()
+        for pool in pools():
+            stats = pool.stats()
+            name = stats.name if stats.name in names or len(names) < MAX_POOLS else "other"
+            names.add(name)
+            for state in ("queued", "running", "completed", "failed", "timed_out", "cancelled"):
+                tasks[name, state] += getattr(stats, state)
+        family = GaugeMetricFamily("codomyrmex_pool_tasks", "Tasks of this process's pools", labels=("pool", "state"))
+        for labels, number in tasks.items():
+            family.add_metric(labels, number)
+        return family
+
+    def _dead_letters(self) -> Iterator[Metric]:
+        letters = GaugeMetricFamily("codomyrmex_dead_letters", "Dead letters in etcd", labels=("queue", "state"))
+        oldest = GaugeMetricFamily(
+            "codomyrmex_dead_letters_oldest_seconds", "Age of the oldest that is not resolved", labels=("queue",)
+        )
+        for name, census in self._censuses.items():
+            counts, added = census.counts(), census.oldest()
+            for state in _STATES:
+                letters.add_metric((name, state), counts[state])
+            oldest.add_metric((name,), max(0.0, (datetime.now(UTC) - added).total_seconds()) if added else 0.0)
+        yield letters
+        yield oldest
+
+    async def _follow(self, name: str) -> None:
+        while True:
+            try:
+                await self._censuses[name].follow(await self._queues[name]._opened())
+            except ConcurrencyError as error:
+                log.warning("the dead letters of %r are not counted for now: %s", name, error)
+                await asyncio.sleep(_PAUSE)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ("kind",)) -> Counter:
+        metric = Counter(f"codomyrmex_{name}", text, labels, registry=self._registry)
+        self._made.append(metric)
+        return metric
+
+    def _histogram(
+        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ("kind",)
+    ) -> Histogram:
+        metric = Histogram(f"codomyrmex_{name}", text, labels, buckets=buckets, registry=self._registry)
+        self._made.append(metric)
+        return metric
