@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SECONDS ?= 60
 
-.PHONY: help demo test lint bench chaos cluster mutants proto clean
+.PHONY: help demo test lint bench chaos cluster mutants versions proto clean
 help:
-	@echo "make demo | test | lint | bench | chaos SECONDS=600 | cluster | mutants | proto | clean"
+	@echo "make demo | test | lint | bench | chaos SECONDS=600 | cluster | mutants | versions | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ chaos: $(VENV)/.ready
 
 cluster: $(VENV)/.ready
 	$(BIN)/python -m pytest -m cluster
+
+versions: $(VENV)/.ready
+	$(BIN)/python -m tests.versions
 
 mutants: $(VENV)/.ready
 	$(BIN)/python -m tests.mutants

@@ -265,6 +265,7 @@ class Committer:
     async def _settle(self) -> None:
         """Fence off stragglers, then learn the fate of each request in doubt."""
         loop = asyncio.get_running_loop()
+        began = loop.time()
         timer = loop.call_later(self._limit, self._tell_doubtful)
         try:
             await self._batcher.quiet()
@@ -275,11 +276,11 @@ class Committer:
                     self._hopeless(error)
                     return
                 except EtcdError as error:
-                    # Whoever has waited through a whole attempt has waited long enough.
-                    self._tell_doubtful()
-                    for request in self._batcher.empty_queue():
-                        request.fail(error)
-                        self._finished(request)
+                    if loop.time() - began >= self._limit:  # they have waited long enough
+                        self._tell_doubtful()
+                        for request in self._batcher.empty_queue():
+                            request.fail(error)
+                            self._finished(request)
                     await asyncio.sleep(_PAUSE)
                     continue
                 except SessionLost as error:

