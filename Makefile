@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 SECONDS ?= 60
 
-.PHONY: help demo test lint bench chaos cluster docker mutants versions proto clean
+.PHONY: help demo test lint bench chaos cluster docker deploy-check mutants versions proto clean
 help:
-	@echo "make demo | test | lint | bench | chaos SECONDS=600 | cluster | docker | mutants | versions | proto | clean"
+	@echo "make demo | test | lint | bench | chaos SECONDS=600 | cluster | docker | deploy-check | mutants | versions | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chaos and not cluster and not docker"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chaos and not cluster and not docker and not deploy"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -40,6 +40,10 @@ docker: $(VENV)/.ready
 	$(BIN)/python -m pytest --etcd=testcontainers tests/integration tests/sync -n 2 --dist worksteal \
 	  -m "not chaos and not cluster and not docker"
 	$(BIN)/python -m pytest -m docker
+
+deploy-check: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[deploy,containers]'
+	$(BIN)/python -m pytest -m deploy
 
 versions: $(VENV)/.ready
 	$(BIN)/python -m tests.versions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any
 
@@ -133,5 +133,12 @@ def _without_blocking(items: Iterable[Any]) -> Any:
 
 
 async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    while (item := await asyncio.to_thread(next, items, _END)) is not _END:
-        yield item
+    asked = asyncio.ensure_future(asyncio.to_thread(next, items, _END))
+    try:
+        while (item := await asyncio.shield(asked)) is not _END:
+            yield item
+            asked = asyncio.ensure_future(asyncio.to_thread(next, items, _END))
+    finally:
+        if isinstance(items, Generator):  # what it holds is given back, and not from the event loop
+            await asyncio.wait([asked])
+            await asyncio.to_thread(items.close)

@@ -1,0 +1,253 @@
+"""The compose file's cluster for real: in Docker where an engine and compose are there, and its members' settings as
+plain processes everywhere; certificates, users, roles, an agent that drains."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml", reason="not run: the deployment's cluster (the extra `deploy` is not installed)")
+
+from codomyrmex.concurrency import DistributedLock, EtcdAuthError, LockManager, Session
+from codomyrmex.concurrency.etcd.embedded import find_etcd
+from tests.cluster import _free_ports
+from tests.helpers import eventually
+
+pytestmark = pytest.mark.deploy
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "etcd"
+
+
+class Deployed:
+    """Three members with TLS, and what their clients need."""
+
+    def __init__(self, folder: Path, endpoints: list[str]) -> None:
+        self.certificates = folder / "certificates"
+        self.endpoints = endpoints
+
+    def settings(self, user: str, **others: Any) -> dict[str, Any]:
+        return {
+            "endpoints": ",".join(self.endpoints),
+            "ca_file": self.certificates / "client-ca.crt",
+            "cert_file": self.certificates / f"{user}.crt",
+            "key_file": self.certificates / f"{user}.key",
+            "dial_timeout": 15.0,
+            **others,
+        }
+
+    def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "ETCD_ENDPOINTS": ",".join(self.endpoints),
+            "ETCD_CA_FILE": str(self.certificates / "client-ca.crt"),
+            "ETCD_CERT_FILE": str(self.certificates / "gateway.crt"),
+            "ETCD_KEY_FILE": str(self.certificates / "gateway.key"),
+            "ETCD_ROOT_PASSWORD_FILE": str(self.certificates / "root-password"),
+        }
+        script = str(DEPLOY / "kubernetes/base/operate.py")
+        return subprocess.run(
+            (sys.executable, script, *arguments),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the deployment's folder with certificates in it; the script is run twice and changes nothing then."""
+    if not shutil.which("openssl"):
+        pytest.skip("not run: the deployment's cluster (openssl is not installed)")
+    copy = tmp_path_factory.mktemp("deploy") / "etcd"
+    shutil.copytree(DEPLOY, copy, ignore=shutil.ignore_patterns("certificates"))
+    contents = []
+    for _ in range(2):
+        subprocess.run([copy / "certificates.sh"], check=True, capture_output=True)
+        contents.append({path.name: path.read_bytes() for path in (copy / "certificates").iterdir()})
+    assert contents[0] == contents[1] and len(contents[0]) > 10
+    return copy
+
+
+@pytest.fixture(scope="module")
+def deployed(folder: Path, request: pytest.FixtureRequest) -> Iterator[Deployed]:
+    """The members of compose.yaml as processes of this host, with their very settings but for addresses and folders."""
+    binary = request.config.getoption("--etcd-binary") or str(find_etcd())
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    ports = _free_ports(6)
+    clients, peers = ports[:3], ports[3:]
+    cluster = ",".join(f"etcd-{n + 1}=https://localhost:{port}" for n, port in enumerate(peers))
+    processes = []
+    try:
+        for number in range(3):
+            its = {name: str(value) for name, value in services[f"etcd-{number + 1}"]["environment"].items()}
+            its = {name: value.replace("/certificates", str(folder / "certificates")) for name, value in its.items()}
+            its |= {
+                "ETCD_DATA_DIR": str(folder / f"data-{number}"),
+                "ETCD_INITIAL_CLUSTER": cluster,
+                "ETCD_LISTEN_CLIENT_URLS": f"https://127.0.0.1:{clients[number]}",
+                "ETCD_ADVERTISE_CLIENT_URLS": f"https://127.0.0.1:{clients[number]}",
+                "ETCD_LISTEN_PEER_URLS": f"https://127.0.0.1:{peers[number]}",
+                "ETCD_INITIAL_ADVERTISE_PEER_URLS": f"https://localhost:{peers[number]}",
+                "PATH": os.environ["PATH"],
+            }
+            del its["ETCD_LISTEN_METRICS_URLS"]
+            if tuple(map(int, version.split(".")[:2])) < (3, 6):
+                del its["ETCD_FEATURE_GATES"], its["ETCD_CORRUPT_CHECK_TIME"]
+            with open(folder / f"etcd-{number}.log", "wb") as log:
+                processes.append(subprocess.Popen([binary], env=its, stdout=log, stderr=log))
+        yield Deployed(folder, [f"https://127.0.0.1:{port}" for port in clients])
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def guarded(deployed: Deployed) -> Deployed:
+    """With users and roles; made twice, which does no harm."""
+    deadline = time.monotonic() + 30
+    while (first := deployed.operate("roles")).returncode and time.monotonic() < deadline:
+        time.sleep(0.5)  # what a job does by being started again
+    assert first.returncode == 0, first.stderr
+    second = deployed.operate("roles")
+    assert second.returncode == 0, second.stderr
+    assert first.stdout == second.stdout and "/codomyrmex/ and nothing else; auth is on" in first.stdout
+    return deployed
+
+
+async def test_an_agent_locks_in_its_namespace_and_nowhere_else(guarded: Deployed) -> None:
+    async with Session(**guarded.settings("agent")) as session, DistributedLock("x", session) as grant:
+        await grant.put("/codomyrmex/files/x", "written")
+        with pytest.raises(EtcdAuthError):
+            await grant.put("/elsewhere", "refused")
+    with pytest.raises(EtcdAuthError):
+        await Session(**guarded.settings("agent", namespace="codomyrmex-neighbour")).open()
+    with pytest.raises(EtcdAuthError):
+        await Session(**guarded.settings("observer")).open()  # a session writes its key
+    async with Session(**guarded.settings("operator")) as session:
+        assert await LockManager(session).locks() == []
+
+
+def test_defragmentation_leaves_small_members_alone(guarded: Deployed) -> None:
+    done = guarded.operate("defragment")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left alone") == 3 and "(leader)" in done.stdout.splitlines()[-1]
+
+
+def test_backups_are_rotated(guarded: Deployed, tmp_path: Path) -> None:
+    snapshot, backups = tmp_path / "snapshot.db", tmp_path / "backups"
+    snapshot.write_bytes(b"snapshot")
+    backups.mkdir()
+    for number in range(40):
+        (backups / f"etcd-20260101T0000{number:02d}Z.db").write_bytes(b"old")
+    assert guarded.operate("rotate", str(snapshot), str(backups)).returncode == 0
+    kept = sorted(backups.iterdir())
+    assert len(kept) == 28 and kept[-1].read_bytes() == b"snapshot"
+    assert guarded.operate().returncode != 0 and guarded.operate("nonsense").returncode != 0
+
+
+@pytest.mark.parametrize("what", ["no password file", "wrong password", "foreign authority"])
+def test_what_is_wrong_is_said_in_one_line(guarded: Deployed, tmp_path: Path, what: str) -> None:
+    copy = Deployed(tmp_path, guarded.endpoints)
+    shutil.copytree(guarded.certificates, copy.certificates)
+    if what == "no password file":
+        (copy.certificates / "root-password").unlink()
+    elif what == "wrong password":
+        (copy.certificates / "root-password").write_text("wrong")
+    else:
+        shutil.copyfile(copy.certificates / "peer-ca.crt", copy.certificates / "client-ca.crt")
+    done = copy.operate("roles")
+    said = {
+        "no password file": "root-password",
+        "wrong password": "authentication failed",
+        "foreign authority": "CERTIFICATE",
+    }
+    assert done.returncode == 1 and said[what] in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+async def test_the_agent_gives_back_what_it_holds_on_sigterm(guarded: Deployed, tmp_path: Path) -> None:
+    its = guarded.settings("agent")
+    [port] = _free_ports(1)
+    environment = {
+        **os.environ,
+        **{
+            f"CODOMYRMEX_ETCD_{name.upper()}": str(its[name])
+            for name in ("endpoints", "ca_file", "cert_file", "key_file")
+        },
+        "CODOMYRMEX_ETCD_SESSION_TTL": "60",
+        "AGENT_ALIVE_FILE": str(tmp_path / "alive"),
+        "AGENT_METRICS_PORT": str(port),
+    }
+    agent = await asyncio.create_subprocess_exec(sys.executable, str(DEPLOY / "agent/agent.py"), env=environment)
+    try:
+        async with Session(**guarded.settings("operator")) as session:
+            manager = LockManager(session)
+            await eventually(manager.locks, 20)
+            assert (tmp_path / "alive").exists()
+            agent.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(agent.wait(), 10) == 0
+            assert await manager.locks() == []
+    finally:
+        if agent.returncode is None:
+            agent.kill()
+            await agent.wait()
+
+
+def _compose() -> tuple[str, ...] | None:
+    """The compose there is: Docker's plugin, or Debian's program."""
+    for command in (("docker", "compose"), ("docker-compose",)):
+        if (
+            shutil.which(command[0])
+            and subprocess.run((*command, "version"), capture_output=True, check=False).returncode == 0
+        ):
+            return command
+    return None
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(200)
+async def test_compose_comes_up_twice_and_serves(folder: Path, request: pytest.FixtureRequest) -> None:
+    containers = pytest.importorskip("tests.containers", reason="not run: compose (the extra `containers` is missing)")
+    compose = _compose()
+    if why := containers.missing() or (None if compose else "neither docker compose nor docker-compose is there"):
+        pytest.skip(f"not run: compose.yaml in Docker ({why})")
+    assert compose
+    image = containers.image(request.config.getoption("--etcd-binary"))
+    ports = _free_ports(3)
+    text = (folder / "compose.yaml").read_text()
+    if "ETCD_IMAGE" not in os.environ:  # the image built here may be of an etcd older than these, and has no etcdctl
+        text = re.sub(r"\n    ETCD_(CORRUPT_CHECK_TIME|FEATURE_GATES): .*", "", text)
+        text = text.replace("[CMD, etcdctl, endpoint, health]", "[CMD, etcd, --version]")
+    here = folder / "compose-here.yaml"
+    here.write_text(text)
+    environment = {**os.environ, "ETCD_IMAGE": image, "COMPOSE_PROJECT_NAME": f"codomyrmex{os.getpid()}"}
+    environment |= {f"ETCD_PORT_{number + 1}": str(port) for number, port in enumerate(ports)}
+    run = (*compose, "-f", str(here))
+    try:
+        for _ in range(2):
+            up = (*run, "up", "-d", "etcd-1", "etcd-2", "etcd-3")
+            done = await asyncio.to_thread(
+                subprocess.run, up, env=environment, capture_output=True, text=True, check=False, timeout=120
+            )
+            assert done.returncode == 0, done.stderr
+        deployed = Deployed(folder, [f"https://127.0.0.1:{port}" for port in ports])
+        await eventually(lambda: deployed.operate("roles").returncode == 0, 60)
+        async with Session(**deployed.settings("agent")) as session, DistributedLock("x", session) as grant:
+            assert grant.token > 0
+    finally:
+        down = (*run, "down", "-v", "--timeout", "5")
+        await asyncio.to_thread(subprocess.run, down, env=environment, capture_output=True, check=False, timeout=120)
