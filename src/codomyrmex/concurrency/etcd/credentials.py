@@ -4,14 +4,15 @@ Kubernetes and cert-manager replace the files of a process that runs."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-
-import grpc
+from typing import Generic, TypeVar
 
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.settings import EtcdSettings
 
+T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -46,32 +47,34 @@ class Token:
             raise EtcdAuthError(f"cannot read the password file {settings.password_file}: {reason}") from None
 
 
-class Tls:
-    """The channels' credentials; ``credentials`` is None for plain http."""
+class Tls(Generic[T]):
+    """``credentials`` as ``make`` makes them of the files with the CA, our certificate and its key; None for http."""
 
-    def __init__(self, settings: EtcdSettings) -> None:
-        self._files = (settings.ca_file, settings.key_file, settings.cert_file)
+    def __init__(self, settings: EtcdSettings, make: Callable[[Path | None, Path | None, Path | None], T]) -> None:
+        self._files = (settings.ca_file, settings.cert_file, settings.key_file)
+        self._make = make
         self._used = settings.endpoints[0].startswith("https://")
         self._seen: list[tuple[int, int] | None] = []
-        self.credentials: grpc.ChannelCredentials | None = None
+        self.credentials: T | None = None
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the files if they have changed; whether they had, so that new channels are needed. Raises ``EtcdError``
-        for one that cannot be read, the first time; later what was read before is kept."""
+        """Read the files if they have changed; whether they had, so that new connections are needed.
+
+        Raises ``EtcdError`` for one that cannot be read, the first time; later what was read before is kept.
+        """
         if not self._used:
             return False
         try:
             found = [_stamp(path) for path in self._files]
-            if self.credentials and found == self._seen:
+            if self.credentials is not None and found == self._seen:
                 return False
-            parts = [path.read_bytes() if path else None for path in self._files]
-        except OSError as error:
-            if self.credentials:
+            made = self._make(*self._files)
+        except OSError as error:  # ``ssl.SSLError`` is one
+            if self.credentials is not None:
                 return False
             raise EtcdError(f"cannot read a TLS file: {error}") from None
-        self._seen = found
-        self.credentials = grpc.ssl_channel_credentials(*parts)
+        self._seen, self.credentials = found, made
         return True
 
 
