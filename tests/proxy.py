@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import struct
@@ -165,8 +166,12 @@ class _Link:
 
     @staticmethod
     def _matching(matches: list[bytes], seen: bytes, fresh: int) -> bytes | None:
-        """The first match that ends in the last `fresh` bytes of `seen`."""
-        return next((match for match in matches if match in seen[-(fresh + len(match) - 1) :]), None)
+        """The first match that ends in the last `fresh` bytes of `seen`, as it is or, for the gateway, in base64."""
+        for match in matches:
+            coded = base64.b64encode(match[: len(match) // 3 * 3])
+            if match in seen[-(fresh + len(match) - 1) :] or coded in seen[-(fresh + len(coded) - 1) :]:
+                return match
+        return None
 
     def _straggler(self, seen: bytes, fresh: int) -> float | None:
         stragglers = self.proxy._stragglers

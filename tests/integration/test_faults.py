@@ -293,6 +293,21 @@ async def test_calls_fail_within_their_time_limit_while_etcd_is_away(namespace: 
             await queue_of(session, "x", 0)
 
 
+async def test_who_lines_up_behind_a_call_in_doubt_waits_no_longer_than_its_time(
+    etcd: EmbeddedEtcd, namespace: str, other: Session
+) -> None:
+    async with behind_proxy(etcd, namespace, request_timeout=1.0, session_ttl=30) as (proxy, session):
+        proxy.blackhole()
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(EtcdUnavailable):
+                await DistributedLock("x", session).acquire()
+            assert time.monotonic() - started < 4
+        proxy.resume()
+        await eventually(lambda: _works(session), 10)
+        await queue_of(other, "x", 0)
+
+
 async def _works(session: Session) -> bool:
     try:
         async with DistributedLock("y", session):

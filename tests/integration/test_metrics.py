@@ -72,7 +72,7 @@ async def test_an_observer_is_told_each_step_once(session: Session, other: Sessi
         pass
     await asyncio.to_thread(session.transport.lease_client().revoke, other.id, 1.0)
     await asyncio.wait_for(grant.lost.wait(), 5)
-    assert told.what == [
+    assert told.what[:8] == [
         ("granted", "lock", "x", False),
         ("released", "lock", "x"),
         ("granted", "lock", "x", True),
@@ -81,9 +81,8 @@ async def test_an_observer_is_told_each_step_once(session: Session, other: Sessi
         ("rejected", "lock", "y"),
         ("granted", "semaphore", "s", False),
         ("released", "semaphore", "s"),
-        ("session lost", other.id),
-        ("lost", "lock", "x"),
     ]
+    assert sorted(told.what[8:]) == [("lost", "lock", "x"), ("session lost", other.id)]  # in whatever order etcd tells
 
 
 async def test_a_session_that_closes_is_no_loss(etcd: EmbeddedEtcd, namespace: str, told: Told) -> None:

@@ -278,6 +278,8 @@ class Committer:
                 except EtcdError as error:
                     if loop.time() - began >= self._limit:  # they have waited long enough
                         self._tell_doubtful()
+                        for request in [request for line in self._lines.values() for request in line or ()]:
+                            request.fail(error)  # it stays in line, and is left out when its turn comes
                         for request in self._batcher.empty_queue():
                             request.fail(error)
                             self._finished(request)

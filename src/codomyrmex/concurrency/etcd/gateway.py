@@ -8,6 +8,7 @@ watch keeps a connection of its own.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import ssl
 import time
@@ -82,9 +83,9 @@ class _Blocking(_Stateless, Client):  # type: ignore[misc]
         """What an answer means is read from ``status.py``."""
 
 
-def _json(message: Any) -> dict[str, Any]:
-    told: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
-    return told
+def _body(message: Any) -> io.BytesIO:
+    """As a file, since aiohttp sends one of any size piece by piece."""
+    return io.BytesIO(json.dumps(MessageToDict(message, preserving_proto_field_name=True)).encode())
 
 
 def _address(endpoint: str) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _failed(error: BaseException, endpoint: str) -> EtcdError:
     text = str(error)
     if isinstance(error, aiohttp.ClientSSLError | requests.exceptions.SSLError) and "CERTIFICATE_VERIFY" not in text:
         text = f"Ssl handshake failed: {text}"
-    elif isinstance(error, aiohttp.ClientConnectorError | requests.ConnectionError) and "refused" in text:
+    elif isinstance(error, aiohttp.ClientConnectorError) or "Failed to establish a new connection" in text:
         text = f"failed to connect to all addresses: {text}"
     return status.to_error("UNAVAILABLE", text or type(error).__name__, endpoint)
 
@@ -168,7 +169,7 @@ class GatewayTransport(Calls):
         headers = {"Authorization": self._token.value} if self._token.value and method != "authenticate" else {}
         limit = aiohttp.ClientTimeout(total=timeout)
         asking = client.call_rpc(
-            _METHODS[method][0], _json(request), encode=False, raw=True, headers=headers, timeout=limit
+            _METHODS[method][0], _body(request), encode=False, raw=True, headers=headers, timeout=limit
         )
         try:
             async with asking as response:
@@ -239,25 +240,30 @@ class _GatewayWatchStream:
         self._reading.clear()
         self._messages.put_nowait(EtcdUnavailable("the watch stream was left", retryable=True))
 
+    def _message(self, number: int, told: dict[str, Any]) -> WatchMessage:
+        _raise_if_error(told, self.endpoint)
+        message = wire.watch_message(ParseDict(told["result"], pb.WatchResponse(), ignore_unknown_fields=True))
+        if not (message.created and message.canceled):  # a refused watch keeps the id that says so
+            message.watch_id = number
+        return message
+
     async def _read(self, number: int, request: pb.WatchRequest, answered: asyncio.Future[None]) -> None:
         headers = {**_REQUIRE_LEADER, **({"Authorization": self._token.value} if self._token.value else {})}
         forever = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout)
         asking = self._client.call_rpc(
-            "/watch", _json(request), encode=False, raw=True, headers=headers, timeout=forever
+            "/watch", _body(request), encode=False, raw=True, headers=headers, timeout=forever
         )
         try:
             async with asking as response:
                 if response.status != 200:
                     _answer("range", response.status, await response.text(), self.endpoint)
-                async for told in _objects(response.content):
-                    _raise_if_error(told, self.endpoint)
-                    result = ParseDict(told["result"], pb.WatchResponse(), ignore_unknown_fields=True)
-                    message = wire.watch_message(result)
-                    # A refused watch keeps the id that says so.
-                    message.watch_id = message.watch_id if message.created and message.canceled else number
-                    self._messages.put_nowait(message)
-                    if not answered.done():
-                        answered.set_result(None)
+                left = b""
+                while chunk := await response.content.readany():
+                    *lines, left = (left + chunk).split(b"\n")  # one JSON object on each
+                    for line in filter(None, lines):
+                        self._messages.put_nowait(self._message(number, json.loads(line)))
+                        if not answered.done():
+                            answered.set_result(None)
             raise EtcdUnavailable(f"etcd at {self.endpoint} ended a watch", retryable=True)
         except EtcdError as error:
             self._messages.put_nowait(error)
@@ -266,16 +272,6 @@ class _GatewayWatchStream:
         finally:
             if not answered.done():
                 answered.set_result(None)
-
-
-async def _objects(content: aiohttp.StreamReader) -> Any:
-    """The JSON objects of a stream, which stand one on each line."""
-    left = b""
-    async for chunk in content.iter_any():
-        *lines, left = (left + chunk).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
 
 
 class GatewayLeaseClient(LeaseCalls):
@@ -292,7 +288,7 @@ class GatewayLeaseClient(LeaseCalls):
         began = time.monotonic()
         try:
             response = self._client(endpoint).call_rpc(
-                _METHODS[method][0], _json(request), encode=False, raw=True, headers=headers, timeout=timeout
+                _METHODS[method][0], _body(request), encode=False, raw=True, headers=headers, timeout=timeout
             )
             return _answer(method, response.status_code, response.text, endpoint)
         except (requests.RequestException, OSError) as error:
