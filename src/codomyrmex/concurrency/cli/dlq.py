@@ -19,6 +19,7 @@ from codomyrmex.concurrency import (
     SessionLost,
 )
 from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
     Duration,
@@ -37,7 +38,15 @@ from codomyrmex.concurrency.keys import check_name
 
 _SCREEN = 200  # entries that a live table holds
 
-_queue = click.option("-q", "--queue", default="default", show_default=True, metavar="NAME", help="Which queue.")
+_queue = click.option(
+    "-q",
+    "--queue",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=names_of("dead"),
+    help="Which queue.",
+)
 _operation = click.option("--operation", metavar="NAME", help="Only entries of this operation.")
 _watch_flag = click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask; needed off a terminal.")
@@ -297,7 +306,9 @@ async def _purge(
 
 
 @dlq.command()
-@click.option("-q", "--queue", metavar="NAME", help="Only this queue; else all there are.")
+@click.option(
+    "-q", "--queue", metavar="NAME", shell_complete=names_of("dead"), help="Only this queue; else all there are."
+)
 @_watch_flag
 @common_options
 @click.pass_context

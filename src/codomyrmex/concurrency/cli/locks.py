@@ -11,6 +11,7 @@ from rich.table import Table
 
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
 from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
     Duration,
@@ -93,7 +94,7 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
 
 
 @locks.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("lock"))
 @common_options
 @click.pass_context
 def show(context: click.Context, name: str) -> None:
@@ -124,7 +125,7 @@ def _whole(info: LockInfo) -> RenderableType:
 
 
 @locks.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("lock"))
 @click.option("--reason", required=True, help="Recorded, and told to the holder.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask; needed off a terminal.")
 @click.option("--dry-run", is_flag=True, help="Show what would be released.")

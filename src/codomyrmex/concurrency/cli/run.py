@@ -21,6 +21,7 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
 from codomyrmex.concurrency.cli.options import run as run_main
 from codomyrmex.concurrency.cli.process import Command
@@ -46,9 +47,21 @@ class _Wish(NamedTuple):
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--lock", "locks", multiple=True, metavar="NAME", help="A lock to hold; several are held together.")
+@click.option(
+    "--lock",
+    "locks",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=names_of("lock"),
+    help="A lock to hold; several are held together.",
+)
 @click.option("--shared", is_flag=True, help="Hold the locks as a reader, together with other readers.")
-@click.option("--semaphore", metavar="NAME", help="A semaphore of which to hold one permit.")
+@click.option(
+    "--semaphore",
+    metavar="NAME",
+    shell_complete=names_of("semaphore"),
+    help="A semaphore of which to hold one permit.",
+)
 @click.option("--max", "limit", type=click.IntRange(min=1), metavar="N", help="Its limit; else the one it has.")
 @click.option("--max-hold", type=Duration(), metavar="1h", help="Give up what is held, and end CMD, after this.")
 @click.option(

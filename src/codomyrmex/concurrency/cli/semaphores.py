@@ -8,6 +8,7 @@ import click
 
 from codomyrmex.concurrency import NotHeld, SemaphoreInfo, Session
 from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
@@ -45,7 +46,7 @@ def semaphores(context: click.Context, watch: bool, prefix: str) -> None:
 
 
 @semaphores.command(hidden=True)
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("semaphore"))
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @common_options
 @click.pass_context
@@ -108,7 +109,7 @@ def _name(info: SemaphoreInfo) -> str:
 
 
 @semaphores.command("resize")
-@click.argument("name")
+@click.argument("name", shell_complete=names_of("semaphore"))
 @click.argument("limit", metavar="N", type=click.IntRange(min=1))
 @click.option("--dry-run", is_flag=True, help="Show what would change.")
 @common_options

@@ -111,9 +111,8 @@ def _no_gateway(code: int, endpoint: str) -> EtcdError:
             f"etcd at {endpoint} has no gateway: it was started with --enable-grpc-gateway=false; "
             "start it without, or use transport=grpc"
         )
-    return EtcdUnavailable(
-        f"{endpoint} answered {code} with what is not etcd's JSON", applied="unknown", retryable=True
-    )
+    text = f"{endpoint} answered {code} with what is not etcd's JSON; is a proxy in between?"
+    return EtcdUnavailable(text, applied="unknown", retryable=True)
 
 
 def _raise_if_error(told: dict[str, Any], endpoint: str) -> None:
