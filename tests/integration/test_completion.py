@@ -26,16 +26,13 @@ async def completed(cli: Cli, words: str) -> list[str]:
     )
     out, err = await asyncio.wait_for(process.communicate(), 20)
     assert err == b""
-    return [line.partition(",")[2] for line in out.decode().splitlines()]
+    return [line.partition(",")[2] for line in out.decode().splitlines() if line]
 
 
 async def test_names_come_from_etcd(cli: Cli, session: Session) -> None:
     async with LockManager(session).acquire_all(["file_edit:a.py", "file_edit:b c.py", "deploy"]):
-        assert await completed(cli, "codomyrmex concurrency locks show ") == [
-            "deploy",
-            "file_edit:b c.py",
-            "file_edit:a.py",
-        ]
+        names = await completed(cli, "codomyrmex concurrency locks show ")
+        assert names == ["deploy", "file_edit:a.py", "file_edit:b c.py"]
         assert await completed(cli, "codomyrmex concurrency locks release dep") == ["deploy"]
         assert await completed(cli, "codomyrmex concurrency run --lock dep") == ["deploy"]
     async with Semaphore("gpu", max_concurrent=1, session=session):
