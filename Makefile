@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 SECONDS ?= 60
+FILES   ?= tests/integration tests/sync
 
 .PHONY: help demo test lint bench chaos cluster docker deploy-check mutants versions proto clean
 help:
@@ -37,7 +38,7 @@ cluster: $(VENV)/.ready
 # The suite against etcd in a container, then three members in containers; needs a Docker engine, and pulls nothing.
 docker: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[containers]'
-	$(BIN)/python -m pytest --etcd=testcontainers tests/integration tests/sync -n 2 --dist worksteal \
+	$(BIN)/python -m pytest --etcd=testcontainers $(FILES) -n 2 --dist worksteal \
 	  -m "not chaos and not cluster and not docker"
 	$(BIN)/python -m pytest -m docker
 
