@@ -81,7 +81,7 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
         return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates"
     if found.error is EtcdUnavailable:
         # A server that dislikes our certificate says so after the handshake; gRPC then names only its own trouble.
-        tls = any(text in details for text in ("TSI_", "security handshaker"))
+        tls = any(text in details for text in ("TSI_", "security handshaker", "[SSL:"))
         hint = "; TLS failed: check ca_file, cert_file and key_file" if tls else ""
         return f"etcd at {endpoint} did not answer: {reason}{hint}"
     return f"etcd at {endpoint} refused the call: {reason}"
