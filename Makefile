@@ -37,7 +37,7 @@ cluster: $(VENV)/.ready
 
 # The suite against etcd in a container, then three members in containers; needs a Docker engine, and pulls nothing.
 docker: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[containers]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[containers,deploy]'
 	$(BIN)/python -m pytest --etcd=testcontainers $(FILES) -n 2 --dist worksteal \
 	  -m "not chaos and not cluster and not docker"
 	$(BIN)/python -m pytest -m docker

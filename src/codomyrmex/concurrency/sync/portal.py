@@ -71,7 +71,8 @@ class Portal:
                     return
                 yield item
         finally:
-            self.run(_close(items))
+            if threading.current_thread() is not self._thread:  # else it is garbage, and the loop closes what it held
+                self.run(_close(items))
 
     def close_default_session(self) -> None:
         """Release what the process's default session holds; the next call makes another."""
