@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from typing import Any
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # its image would have to be pulled
 
 import docker
-from docker.errors import DockerException
 from testcontainers.core.container import DockerContainer
 
 _TAG = "codomyrmex-etcd:local"
@@ -26,13 +27,13 @@ _PORT = 2379
 _NET = "10.213.78"
 
 
+@cache
 def missing() -> str | None:
     """Why there are no containers here, or None."""
-    try:
-        docker.from_env().ping()
-    except DockerException as error:
-        return f"no Docker engine answers: {str(error)[:200]}"
-    return None
+    if not shutil.which("docker"):
+        return "docker is not installed"
+    asked = subprocess.run(("docker", "info"), capture_output=True, text=True, check=False)
+    return f"no Docker engine answers: {asked.stderr.strip()[:200]}" if asked.returncode else None
 
 
 def image(binary: str | None = None) -> str:
@@ -98,8 +99,11 @@ class ContainerMember:
 @contextmanager
 def three(binary: str | None = None) -> Iterator[list[ContainerMember]]:
     """A cluster of three containers."""
-    client = docker.from_env()
-    chosen = image(binary)
+    with closing(docker.from_env()) as client:
+        yield from _three(client, image(binary))
+
+
+def _three(client: Any, chosen: str) -> Iterator[list[ContainerMember]]:
     stem = f"codomyrmex-{os.getpid()}"
     pool = docker.types.IPAMPool(subnet=f"{_NET}.0/24", gateway=f"{_NET}.254")
     network = client.networks.create(stem, ipam=docker.types.IPAMConfig(pool_configs=[pool]))
