@@ -41,7 +41,7 @@ class Member:
             *self._prefix,
             self._binary,
             f"--name={self.name}",
-            f"--data-dir={self._folder / self.name}",
+            f"--data-dir={self.data}",
             f"--listen-client-urls={self.endpoint}",
             f"--advertise-client-urls={self.endpoint}",
             f"--listen-peer-urls={self._listens}",
@@ -56,13 +56,17 @@ class Member:
             self._process = await asyncio.create_subprocess_exec(*_dying_with_us(command), stdout=log, stderr=log)
 
     @property
+    def data(self) -> Path:
+        return self._folder / self.name
+
+    @property
     def pid(self) -> int:
         assert self._process
         return self._process.pid
 
     def become_new(self) -> None:
         """Forget everything, to join as a member that did not exist before."""
-        shutil.rmtree(self._folder / self.name)
+        shutil.rmtree(self.data)
         self._state = "existing"
 
     def send(self, number: signal.Signals) -> None:

@@ -93,7 +93,8 @@ def deployed(folder: Path, request: pytest.FixtureRequest) -> Iterator[Deployed]
     processes = []
     try:
         for number in range(3):
-            its = {name: str(value) for name, value in services[f"etcd-{number + 1}"]["environment"].items()}
+            given = services[f"etcd-{number + 1}"]["environment"]
+            its = {name: re.sub(r"\$\{\w+:-(\w+)}", r"\1", str(value)) for name, value in given.items()}
             its = {name: value.replace("/certificates", str(folder / "certificates")) for name, value in its.items()}
             its |= {
                 "ETCD_DATA_DIR": str(folder / f"data-{number}"),

@@ -160,6 +160,7 @@ def test_certificates_name_every_replica_and_service(documents: list[Document]) 
         item["value"] for item in containers(etcd["spec"]["template"])[0]["env"] if item["name"] == "INITIAL_CLUSTER"
     ]
     assert set(re.findall(r"https://([^:]+):2380", cluster)) == members
+    assert "etcd-bootstrap" in {document["metadata"]["name"] for document in of(documents, "ConfigMap")}
     for certificate in of(documents, "Certificate"):
         if not certificate["spec"].get("isCA"):
             assert certificate["spec"].get("commonName") != "root"
