@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from benchmarks import dead_letters, floor, ours, pool
-from benchmarks.peers import go
+from benchmarks import dead_letters, floor, imports, pool
+from benchmarks.contest import contended, uncontended
+from benchmarks.peers import go, python
 from benchmarks.sample import Sample
 
 
@@ -20,6 +21,11 @@ class Case:
     run: Callable[[str, float], Awaitable[Sample]]
     metric: Literal["cycles", "handoffs"] = "cycles"
     peer: str | None = None
+    sessions: int = 1
+
+    @property
+    def server(self) -> str:
+        return python.SERVERS.get(self.peer or "", "etcd")
 
     def rate(self, sample: Sample) -> float:
         done: int = getattr(sample, self.metric)
@@ -28,11 +34,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Goal:
-    """``case`` reaches ``factor`` times ``base``; with ``stands_in``, only where that peer is missing."""
+    """``case`` reaches ``factor`` times ``base``; of several bases, the best of those that are fair.
+
+    With ``stands_in``, only where that peer is missing.
+    """
 
     case: str
     factor: float
-    base: str
+    base: str | tuple[str, ...]
     stands_in: str | None = None
 
     def reached(self, ratio: float) -> bool:
@@ -40,45 +49,89 @@ class Goal:
 
 
 # A peer's name, and what says why it cannot run here, or nothing.
-PEERS: dict[str, Callable[[], str | None]] = {"go": go.build}
+PEERS: dict[str, Callable[[], str | None]] = {
+    "go": go.build,
+    **{peer: partial(python.why_not, peer) for peer in python.PACKAGES},
+}
+
+
+def _uncontended(kind: str, workers: int) -> Case:
+    return Case(f"{kind}-{workers}", partial(uncontended, kind=kind, workers=workers), peer=_peer(kind))
+
+
+def _contended(kind: str, processes: int, sessions: int = 1) -> Case:
+    run = partial(contended, kind=kind, processes=processes, sessions=sessions)
+    number = processes * sessions
+    return Case(f"{kind}-contended-{number}", run, "handoffs", _peer(kind), number)
+
+
+def _peer(kind: str) -> str | None:
+    return kind if kind in PEERS else None
+
+
+def _go(mode: go.Mode, workers: int) -> Case:
+    run = partial(go.run, workers=workers, mode=mode)
+    if mode == "uncontended":
+        return Case(f"go-{workers}", run, peer="go")
+    return Case(f"go-contended-{workers}", run, "handoffs", "go", workers)
+
 
 # In the order they run in each round: what is compared runs side by side.
 CASES = (
     Case("floor-two-calls", floor.two_calls),
-    Case("ours-1", partial(ours.uncontended, workers=1)),
-    Case("go-1", partial(go.run, workers=1, mode="uncontended"), peer="go"),
-    Case("ours-16", partial(ours.uncontended, workers=16)),
-    Case("go-16", partial(go.run, workers=16, mode="uncontended"), peer="go"),
+    _uncontended("lock", 1),
+    _uncontended("lock+uvloop", 1),
+    _go("uncontended", 1),
+    *(_uncontended(peer, 1) for peer in python.PACKAGES),
+    _uncontended("lock", 16),
+    _go("uncontended", 16),
+    *(_uncontended(peer, 16) for peer in ("aetcd", "kazoo", "redis-py")),
     Case("floor-puts-128", partial(floor.puts, workers=128)),
-    Case("ours-128", partial(ours.uncontended, workers=128)),
-    Case("go-128", partial(go.run, workers=128, mode="uncontended"), peer="go"),
+    _uncontended("lock", 128),
+    _go("uncontended", 128),
+    _uncontended("redis-py", 128),
     Case("floor-puts", partial(floor.puts, workers=1)),
-    Case("ours-contended-2", partial(ours.contended, sessions=2), "handoffs"),
-    Case("go-contended-2", partial(go.run, workers=2, mode="contended"), "handoffs", "go"),
-    Case("ours-contended-8", partial(ours.contended, sessions=8), "handoffs"),
-    Case("go-contended-8", partial(go.run, workers=8, mode="contended"), "handoffs", "go"),
-    Case("semaphore-contended-2", partial(ours.contended, sessions=2, kind="semaphore"), "handoffs"),
-    Case("semaphore-contended-8", partial(ours.contended, sessions=8, kind="semaphore"), "handoffs"),
+    _contended("lock", 2),
+    _go("contended", 2),
+    *(_contended(peer, 2) for peer in python.PACKAGES),
+    _contended("lock", 8),
+    _go("contended", 8),
+    *(_contended(peer, 8) for peer in python.PACKAGES),
+    _contended("lock", 8, sessions=8),
+    _go("contended", 64),
+    _contended("semaphore", 2),
+    _contended("semaphore", 8),
     Case("pool-by-hand", pool.by_hand),
     Case("pool-by-hand-telling", partial(pool.by_hand, telling=True)),
     Case("pool", pool.ours),
     Case("dead-letters-added", dead_letters.adds),
     Case("dead-letters-one-at-a-time", dead_letters.one_at_a_time),
     Case("dead-letters-retried", dead_letters.retries),
+    Case("import", imports.ours),
+    Case("import-grpc-and-pydantic", imports.what_it_needs),
 )
 
+
+def _fair(sessions: int) -> tuple[str, ...]:
+    return tuple(f"{peer}-contended-{sessions}" for peer in python.PACKAGES)
+
+
 GOALS = (
-    Goal("ours-1", 0.95, "floor-two-calls"),
-    Goal("ours-16", 1.4, "go-16"),
-    Goal("ours-128", 2.0, "go-128"),
-    Goal("ours-128", 20_000 / 15_000, "floor-puts-128", stands_in="go"),
-    Goal("ours-contended-2", 500 / 1_000, "floor-puts"),
-    Goal("ours-contended-2", 20, "go-contended-2"),
-    Goal("ours-contended-8", 10, "go-contended-8"),
-    Goal("semaphore-contended-2", 0.8, "ours-contended-2"),
-    Goal("semaphore-contended-8", 0.8, "ours-contended-8"),
+    Goal("lock-1", 0.95, "floor-two-calls"),
+    Goal("lock-16", 1.4, "go-16"),
+    Goal("lock-128", 2.5, "go-128"),
+    Goal("lock-128", 20_000 / 15_000, "floor-puts-128", stands_in="go"),
+    Goal("lock-contended-2", 500 / 1_000, "floor-puts"),
+    Goal("lock-contended-2", 20, "go-contended-2"),
+    Goal("lock-contended-2", 1.5, _fair(2)),
+    Goal("lock-contended-8", 10, "go-contended-8"),
+    Goal("lock-contended-8", 1.5, _fair(8)),
+    Goal("lock-contended-64", 1.5, "go-contended-64"),
+    Goal("semaphore-contended-2", 0.8, "lock-contended-2"),
+    Goal("semaphore-contended-8", 0.8, "lock-contended-8"),
     Goal("pool", 1 / 1.5, "pool-by-hand"),
     Goal("pool", 1 / 1.5, "pool-by-hand-telling"),
     Goal("dead-letters-added", 5, "floor-puts"),
     Goal("dead-letters-retried", 5, "dead-letters-one-at-a-time"),
+    Goal("import", 1 / 1.3, "import-grpc-and-pydantic"),
 )

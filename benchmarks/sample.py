@@ -12,19 +12,20 @@ from pydantic import BaseModel
 
 
 class Sample(BaseModel, frozen=True):
-    """Work done in ``seconds``; the last three say how a contended lock was shared, and are 0 elsewhere."""
+    """Work done in ``seconds``; the last four say how a contended lock was shared, and are 0 elsewhere."""
 
     cycles: int
     seconds: float
     handoffs: int = 0  # how often the lock went to another session than before
     longest_wait_ms: float = 0.0
+    p99_wait_ms: float = 0.0
     busiest_share: float = 0.0
 
 
 class Granted(BaseModel, frozen=True):
-    """One grant, as the process that got it reports it; tokens put the grants of all processes in order."""
+    """One grant, as its holder reports it; ``at`` was read while it was held, on the clock that all processes share."""
 
-    token: int
+    at: float
     waited: float
 
 
@@ -47,14 +48,16 @@ async def repeat(cycles: Sequence[Callable[[], Awaitable[object]]], seconds: flo
 
 def shared(grants: Sequence[Sequence[Granted]], seconds: float) -> Sample:
     """How several holders, each with its own list of grants, took turns."""
-    tokens = sorted((grant.token, holder) for holder, own in enumerate(grants) for grant in own)
-    order = [holder for _, holder in tokens]
+    times = sorted((grant.at, holder) for holder, own in enumerate(grants) for grant in own)
+    order = [holder for _, holder in times]
     if not order:
         return Sample(cycles=0, seconds=seconds)
+    waits = sorted(1000 * grant.waited for own in grants for grant in own)
     return Sample(
         cycles=len(order),
         seconds=seconds,
         handoffs=sum(before != after for before, after in pairwise(order)),
-        longest_wait_ms=1000 * max(grant.waited for own in grants for grant in own),
+        longest_wait_ms=waits[-1],
+        p99_wait_ms=waits[int(0.99 * (len(waits) - 1))],
         busiest_share=max(Counter(order).values()) / len(order),
     )

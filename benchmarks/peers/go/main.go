@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ type report struct {
 	Seconds       float64 `json:"seconds"`
 	Handoffs      int     `json:"handoffs"`
 	LongestWaitMs float64 `json:"longest_wait_ms"`
+	P99WaitMs     float64 `json:"p99_wait_ms"`
 	BusiestShare  float64 `json:"busiest_share"`
 }
 
@@ -32,7 +34,7 @@ type tally struct {
 	perWorker []int
 	last      int
 	handoffs  int
-	longest   time.Duration
+	waits     []time.Duration
 }
 
 func (t *tally) granted(worker int, waited time.Duration) {
@@ -43,7 +45,7 @@ func (t *tally) granted(worker int, waited time.Duration) {
 		t.handoffs++
 	}
 	t.last = worker
-	t.longest = max(t.longest, waited)
+	t.waits = append(t.waits, waited)
 }
 
 func (t *tally) report(elapsed time.Duration) report {
@@ -52,13 +54,22 @@ func (t *tally) report(elapsed time.Duration) report {
 		cycles += count
 		busiest = max(busiest, count)
 	}
+	slices.Sort(t.waits)
 	return report{
 		Cycles:        cycles,
 		Seconds:       elapsed.Seconds(),
 		Handoffs:      t.handoffs,
-		LongestWaitMs: float64(t.longest.Microseconds()) / 1000,
+		LongestWaitMs: milliseconds(t.waits, 1),
+		P99WaitMs:     milliseconds(t.waits, 0.99),
 		BusiestShare:  float64(busiest) / float64(max(cycles, 1)),
 	}
+}
+
+func milliseconds(sorted []time.Duration, quantile float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return float64(sorted[int(quantile*float64(len(sorted)-1))].Microseconds()) / 1000
 }
 
 func openSession(endpoint string) *concurrency.Session {
