@@ -31,6 +31,14 @@ async def contended(endpoint: str, seconds: float, kind: str, processes: int, se
     return await _contest(endpoint, seconds, kind, [[name] * sessions for _ in range(processes)])
 
 
+async def crowd(endpoint: str, seconds: float, kind: str, processes: int, workers: int) -> Sample:
+    """Each process has so many locks of its own; with none, one that all want."""
+    if not workers:
+        return await contended(endpoint, seconds, kind, processes)
+    names = [[f"own-{uuid.uuid4().hex}" for _ in range(workers)] for _ in range(processes)]
+    return await _contest(endpoint, seconds, kind, names)
+
+
 async def _contest(endpoint: str, seconds: float, kind: str, names: Sequence[Sequence[str]]) -> Sample:
     contenders = [await _contender(kind, endpoint, own) for own in names]
     try:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import LockTimeout
 from codomyrmex.concurrency.hold import Hold, OnLoss
 from codomyrmex.concurrency.keys import Kind
@@ -89,15 +90,28 @@ class Claim:
         if not self.names:
             return Hold((), (), self.on_loss)
         session = await self.session()
+        queue = self._places[0].queue
+        if only_if_free and session.doors.crowded(queue):
+            return None
+        since, started = time.time(), clock.now()
+        await session.doors.enter(queue, self._kind.what)
+        try:
+            return await self._join(session, rule, since, started, only_if_free)
+        finally:
+            session.doors.leave(queue)
+
+    async def _join(
+        self, session: Session, rule: Rule, since: float, started: float, only_if_free: bool
+    ) -> Hold | None:
         # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
         task = asyncio.current_task()
         by = _quoted(task.get_name()) if task else '""'
-        value = f'{self._owner}{self._metadata},"task":{by},"since":{time.time():.3f}}}'.encode()
+        value = f'{self._owner}{self._metadata},"task":{by},"since":{since:.3f}}}'.encode()
         entries = [Entry(session, place, value, rule, self._terms) for place in self._places]
         if len(entries) > 1:
             for entry in entries:
                 entry.fellows = entries
-        grants = await acquire(entries, only_if_free=only_if_free)
+        grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss) if grants else None
 
 

@@ -32,6 +32,7 @@ from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, T
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
 from codomyrmex.concurrency.nonces import Nonces
+from codomyrmex.concurrency.doors import Doors
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Session:
         self._members: set[Member] = set()
         self._patrolling: asyncio.TimerHandle | None = None
         self.nonces = Nonces()
+        self.doors = Doors()
         self.transport: Transport
         self.hub: WatchHub
         self.committer: Committer
@@ -201,6 +203,7 @@ class Session:
                 await self._release_resources()
             return
         reason = SessionClosed("the session was closed")
+        self.doors.close(reason)
         for member in list(self._members):
             member.session_closing(reason)
         try:
@@ -313,6 +316,7 @@ class Session:
         self._trust.set()
         self.committer.abandon(reason)
         self.remover.abandon(reason)
+        self.doors.close(reason)
         for member in list(self._members):
             member.session_lost(reason)
         if self._keepalive:
@@ -320,7 +324,8 @@ class Session:
 
     def waits(self) -> list[tuple[str, float]]:
         """What its members wait for, and since when on ``clock``. Any thread may ask."""
-        return [waits for member in list(self._members) if (waits := member.waits())]
+        inside = [waits for member in list(self._members) if (waits := member.waits())]
+        return [*inside, *self.doors.waits()]
 
     async def _release_resources(self) -> None:
         open_sessions.discard(self)

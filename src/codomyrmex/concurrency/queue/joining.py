@@ -17,12 +17,12 @@ from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Action
 
 
-async def acquire(entries: Sequence[Entry], *, only_if_free: bool = False) -> list[Grant] | None:
-    """Join the queues and wait until each entry is granted; None if ``only_if_free`` and one was not.
+async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: bool = False) -> list[Grant] | None:
+    """Join the queues and wait until each entry is granted; None if ``only_if_free`` and one was not. ``started``: when
+    on ``clock`` the caller began to want them.
 
     However this ends otherwise, by an error or a cancel, no key stays behind.
     """
-    started = clock.now()
     if only_if_free and not await _all_grantable(entries):
         return None
     actions = await _join(entries)

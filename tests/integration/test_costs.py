@@ -1,0 +1,165 @@
+"""What things cost, counted and never timed: calls, events, batches, bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from codomyrmex.concurrency import DeadLetterQueue, DistributedLock, EmbeddedEtcd, LockTimeout, Semaphore, Session
+from codomyrmex.concurrency import session as session_module
+from codomyrmex.concurrency.doors import PLACES
+from codomyrmex.concurrency.etcd.commit import MAX_OPS
+from tests.helpers import Calls, counting, entries, eventually, queue_of
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No watch on own keys, which come by the clock and not by the handoff."""
+    monkeypatch.setattr(session_module, "PATROL", 600.0)
+
+
+async def drained(session: Session, name: str, count: int) -> Calls:
+    """What it costs to pass a lock on through so many tasks of one process, in order."""
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        async with DistributedLock(name, session):
+            order.append(number)
+
+    with counting(session) as calls:
+        async with DistributedLock(name, session):
+            tasks = [asyncio.create_task(wait(number)) for number in range(count)]
+            await queue_of(session, name, PLACES + 1, 20)
+            calls["range"] = 0
+        await asyncio.gather(*tasks)
+    assert order == list(range(count))
+    return calls
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_handoff_in_a_crowd_costs_the_same_however_large_the_crowd(session: Session) -> None:
+    small, large = await drained(session, "small", 100), await drained(session, "large", 600)
+    for calls, count in ((small, 100), (large, 600)):
+        assert calls["txn"] == calls["delete"] == count + 1
+        assert calls["created"] <= 1.1 * count and calls["events"] <= 2.1 * count and calls["range"] <= 4 * count
+    for what in ("created", "events", "range"):
+        assert large[what] / 600 <= 1.2 * small[what] / 100
+
+
+async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Session, other: Session) -> None:
+    async with DistributedLock("x", session):
+        tasks = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(3 * PLACES)]
+        await queue_of(session, "x", PLACES + 1, 20)
+        assert len(session.waits()) == 3 * PLACES
+        theirs = asyncio.create_task(DistributedLock("x", other).acquire())
+        await queue_of(session, "x", PLACES + 2)
+        assert await DistributedLock("x", session).try_acquire() is None
+        with pytest.raises(LockTimeout):
+            await DistributedLock("x", session).acquire(timeout=0.2)
+        assert len(await entries(session, "x")) == PLACES + 2
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert await asyncio.wait_for(theirs, 5)
+    await queue_of(session, "x", 1)
+    assert not session.waits() and not session.doors._inside
+
+
+async def test_who_waits_outside_is_told_of_the_end(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
+    async with DistributedLock("x", session):
+        crowded = Session(endpoints=etcd.endpoint, namespace=namespace)
+        async with crowded:
+            tasks = [asyncio.create_task(DistributedLock("x", crowded).acquire()) for _ in range(2 * PLACES)]
+            await queue_of(session, "x", PLACES + 1, 20)
+        ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert {type(end).__name__ for end in ends} == {"SessionClosed"}
+        await queue_of(session, "x", 1)
+
+
+async def test_permits_held_take_no_places_from_those_who_wait(session: Session) -> None:
+    semaphore = Semaphore("many", max_concurrent=3 * PLACES, session=session)
+    async with AsyncExitStack() as stack:
+        holds = (stack.enter_async_context(semaphore) for _ in range(3 * PLACES))
+        await asyncio.wait_for(asyncio.gather(*holds), 20)
+        assert await semaphore.available() == 0
+
+
+async def bytes_each(count: int, make: Callable[[], Awaitable[Any]], ready: Callable[[], bool]) -> float:
+    gc.collect()
+    tracemalloc.start()
+    tasks = [asyncio.ensure_future(make()) for _ in range(count)]
+    await eventually(ready, 30)
+    await asyncio.sleep(0.2)
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return held / count
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="not run: memory per waiter (a debugger or coverage is on)")
+async def test_a_waiter_takes_less_than_four_kib(session: Session) -> None:
+    bare = await bytes_each(1_000, asyncio.Event().wait, lambda: True)
+    async with DistributedLock("x", session):
+
+        async def wait() -> None:
+            await DistributedLock("x", session).acquire()
+
+        inside = await bytes_each(PLACES, wait, lambda: len(session.waits()) == PLACES)
+        crowd = await bytes_each(2_000, wait, lambda: len(session.waits()) == 2_000)
+    assert crowd - bare < 4096, f"{crowd - bare:.0f} bytes"
+    assert inside - bare < 4 * 4096, f"{inside - bare:.0f} bytes"  # with its entry, its key and its watch
+
+
+@pytest.mark.usefixtures("patient")
+async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with AsyncExitStack() as stack:
+        for size in (1, 10, 30):
+            opened = (Session(endpoints=etcd.endpoint, namespace=namespace) for _ in range(size))
+            members = [await stack.enter_async_context(member) for member in opened]
+            locks = [DistributedLock(f"x{size}", member) for member in members]
+            waiting = []
+            async with AsyncExitStack() as counted:
+                async with DistributedLock(f"x{size}", session):
+                    for number, lock in enumerate(locks):
+                        waiting.append(asyncio.create_task(lock.acquire()))
+                        await queue_of(session, f"x{size}", number + 2)
+                    await asyncio.sleep(0.5)  # the watches stand
+                    calls = [counted.enter_context(counting(member)) for member in members]
+                await asyncio.wait_for(waiting[0], 5)
+                await asyncio.sleep(0.1)
+            assert sum(call["events"] for call in calls) == 1
+            assert sum(call["range"] for call in calls) <= 1
+            for lock, task in zip(locks, waiting, strict=True):
+                await task
+                await lock.release()
+
+
+async def test_a_batch_is_as_full_as_etcd_takes_it(session: Session) -> None:
+    locks = [DistributedLock(f"n{number}", session) for number in range(1_000)]
+    with counting(session) as calls:
+        await asyncio.gather(*(lock.acquire() for lock in locks))
+        joined = calls["txn"]
+        await asyncio.gather(*(lock.release() for lock in locks))
+    # Two operations to join, one to leave; the first of each went ahead by itself.
+    assert joined <= 2 + 2 * 1_000 // (MAX_OPS - 2) + 1
+    assert calls["txn"] - joined <= 2 + 1_000 // MAX_OPS + 1
+
+
+async def test_dead_letters_added_together_share_transactions(session: Session) -> None:
+    queue = DeadLetterQueue("costs", session=session)
+    await queue.add(operation="warm", args={}, error="x")
+    with counting(session) as calls:
+        await asyncio.gather(*(queue.add(operation="send", args={"n": n}, error="x") for n in range(500)))
+    assert sum(calls[method] for method in ("txn", "range", "delete")) <= 500 / 25
