@@ -48,7 +48,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often every case runs (default 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long a case runs (default 2)")
-    parser.add_argument("--json", type=Path, default=_LATEST, help="where to write the figures; the picture is beside it")
+    parser.add_argument("--json", type=Path, default=_LATEST, help="for the figures; the picture is beside it")
     parser.add_argument("--compare", type=Path, metavar="JSON", help="the figures of an earlier run, to stand beside")
     parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES], help="only these cases")
     return parser.parse_args()

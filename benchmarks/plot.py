@@ -20,7 +20,9 @@ def draw(figures: dict[str, Any], target: Path) -> None:
     ]
     colours = ["#2a7f62" if goal["reached"] else "#b3541e" for goal in goals]
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(goals) + 1.2), dpi=110)
-    bars = axes.barh([f"{goal['case']} / {goal['against']}" for goal in goals], part, xerr=spread, color=colours, capsize=2)
+    bars = axes.barh(
+        [f"{goal['case']} / {goal['against']}" for goal in goals], part, xerr=spread, color=colours, capsize=2
+    )
     said = [f" {goal['median']:.2f} of {goal['factor']:.2f}" for goal in goals]
     axes.bar_label(bars, said, padding=4, fontsize=8)
     axes.axvline(1, color="black", linewidth=1)

@@ -1,6 +1,6 @@
 """How cost grows with size: ``python -m benchmarks.scale``. Curves, as tables, JSON and a picture.
 
-Waiters for one lock in one process; clients on one member and on three; dead letters in one queue; items through a pool.
+Waiters for one lock in one process; clients on one member and on three; dead letters in one queue; a pool's items.
 """
 
 from __future__ import annotations
@@ -125,7 +125,11 @@ async def dead_letters(count: int) -> Row:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert listed == count
-        return {"added a second": count / added, "listed a second": count / took, "peak while listing, MiB": peak / 2**20}
+        return {
+            "added a second": count / added,
+            "listed a second": count / took,
+            "peak while listing, MiB": peak / 2**20,
+        }
 
 
 async def pool_items(count: int) -> Row:

@@ -45,12 +45,11 @@ async def drained(session: Session, name: str, count: int) -> Calls:
 
 @pytest.mark.usefixtures("patient")
 async def test_a_handoff_in_a_crowd_costs_the_same_however_large_the_crowd(session: Session) -> None:
-    small, large = await drained(session, "small", 100), await drained(session, "large", 600)
-    for calls, count in ((small, 100), (large, 600)):
+    for count in (100, 600):
+        calls = await drained(session, f"x{count}", count)
         assert calls["txn"] == calls["delete"] == count + 1
-        assert calls["created"] <= 1.1 * count and calls["events"] <= 2.1 * count and calls["range"] <= 4 * count
-    for what in ("created", "events", "range"):
-        assert large[what] / 600 <= 1.2 * small[what] / 100
+        # Its own entries tell each other, but for one whose answer comes just before the next one's.
+        assert max(calls["created"], calls["events"], calls["range"]) <= 0.2 * count
 
 
 async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Session, other: Session) -> None:
@@ -85,10 +84,10 @@ async def test_who_waits_outside_is_told_of_the_end(etcd: EmbeddedEtcd, namespac
 
 async def test_permits_held_take_no_places_from_those_who_wait(session: Session) -> None:
     semaphore = Semaphore("many", max_concurrent=3 * PLACES, session=session)
-    async with AsyncExitStack() as stack:
-        holds = (stack.enter_async_context(semaphore) for _ in range(3 * PLACES))
-        await asyncio.wait_for(asyncio.gather(*holds), 20)
-        assert await semaphore.available() == 0
+    holds = (semaphore.acquire() for _ in range(3 * PLACES))
+    granted = await asyncio.wait_for(asyncio.gather(*holds), 20)
+    assert await semaphore.available() == 0
+    await asyncio.gather(*(permit.release() for permit in granted))
 
 
 async def bytes_each(count: int, make: Callable[[], Awaitable[Any]], ready: Callable[[], bool]) -> float:

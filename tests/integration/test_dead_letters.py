@@ -302,7 +302,7 @@ async def test_an_entry_that_kills_its_workers_is_parked_before_it_runs_again(se
     for crashes in (1, 2, 3):
         stored = await store.get(entry_id)
         assert stored and await store.claim(stored)
-        await session.remover.removed(store.claim_key(entry_id), lambda: None)  # as a lease's end does
+        await session.remover.removed(store.claim_key(entry_id), lambda _: None)  # as a lease's end does
         async with dlq.worker():
             entry = await reaches(dlq, entry_id, "parked" if crashes == 3 else "waiting")
         assert entry.crash_count == crashes
@@ -513,7 +513,7 @@ async def test_a_handler_learns_that_its_claim_is_gone(dlq: DeadLetterQueue, ses
     entry_id = await store_one(dlq)
     async with dlq.worker():
         await began.wait()
-        await session.remover.removed(Store(session, "default", 1).claim_key(entry_id), lambda: None)
+        await session.remover.removed(Store(session, "default", 1).claim_key(entry_id), lambda _: None)
         await eventually(lambda: told)
 
 

@@ -182,7 +182,7 @@ async def test_a_block_whose_permits_are_lost_is_cancelled(session: Session, oth
     sem = semaphore(other)
     with pytest.raises(LockLost, match="semaphore 'provider'"):
         async with sem.hold(permits=2) as grant:
-            await session.remover.removed(grant.key.encode(), lambda: None)
+            await session.remover.removed(grant.key.encode(), lambda _: None)
             await asyncio.sleep(5)
     with pytest.raises((LockLost, SessionLost)):
         async with sem:
@@ -238,7 +238,7 @@ async def test_a_limit_that_was_deleted_is_said(session: Session) -> None:
     sem = semaphore(session)
     await sem.available()
     key = limit_key(session.layout.queue("provider", SEMAPHORE), 3)
-    await session.remover.removed(key, lambda: None)
+    await session.remover.removed(key, lambda _: None)
     with pytest.raises(LimitMismatch, match="deleted from etcd"):
         await sem.acquire()
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import ValidationError
 
 from codomyrmex.concurrency import clock, telemetry
+from codomyrmex.concurrency.doors import Doors
 from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.connect import transport_for
@@ -32,7 +33,6 @@ from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, T
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
 from codomyrmex.concurrency.nonces import Nonces
-from codomyrmex.concurrency.doors import Doors
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Session:
         self._patrolling: asyncio.TimerHandle | None = None
         self.nonces = Nonces()
         self.doors = Doors()
+        self.places: dict[bytes, Member] = {}  # those of its members that stand in a queue, by key
         self.transport: Transport
         self.hub: WatchHub
         self.committer: Committer

@@ -1,6 +1,6 @@
 """Deleting entries: delete-only transactions, batched, repeated until etcd has answered.
 
-A key is removed by nobody else, and used again only after ``freed`` was called: its removal was answered at the first
+A key is removed by nobody else, and used again only if ``gone`` said so: its removal was answered at the first
 attempt, so no late one can be under way. That is why a release needs no compare and cannot be refused, why its lost
 answer needs no fence, and why it works in a full database, where anything that may put is refused.
 """
@@ -20,18 +20,21 @@ from codomyrmex.concurrency.etcd.transport import Delete, Deleted, Transport
 
 _PAUSE = 0.1
 
+Gone = Callable[[bool], object]
+"""Called when a key is gone, with whether it may be used again."""
+
 
 @dataclass(slots=True, eq=False)
 class _Removal:
     key: bytes
-    freed: Callable[[], object] | None
+    gone: Gone | None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     repeated: bool = False
     asked_at: float = field(default_factory=time.monotonic)
 
     def answer(self, existed: bool) -> None:
-        if self.freed and not self.repeated:
-            self.freed()
+        if self.gone:
+            self.gone(not self.repeated)
         if not self.done.done():
             # After a lost answer a missing key says nothing: the first attempt may have deleted it.
             self.done.set_result(existed or self.repeated)
@@ -52,20 +55,20 @@ class Remover:
         self._batcher: Batcher[_Removal] = Batcher(_next_batch, self._send, DEPTH)
         self._closed: ConcurrencyError | None = None
 
-    def remove(self, key: bytes, freed: Callable[[], object] | None = None) -> asyncio.Future[bool]:
+    def remove(self, key: bytes, gone: Gone | None = None) -> asyncio.Future[bool]:
         """Delete ``key``; the result says whether it was still there."""
-        removal = _Removal(key, freed)
+        removal = _Removal(key, gone)
         if self._closed:
             removal.fail(self._closed)
         else:
             self._batcher.submit(removal)
         return removal.done
 
-    async def removed(self, key: bytes, freed: Callable[[], object]) -> bool:
+    async def removed(self, key: bytes, gone: Gone) -> bool:
         """``remove``, and wait for it; by itself it is sent from the caller's own task."""
         if self._closed or not self._batcher.free:
-            return await self.remove(key, freed)
-        removal = _Removal(key, freed)
+            return await self.remove(key, gone)
+        removal = _Removal(key, gone)
         await self._batcher.send_now(removal)
         return await removal.done
 

@@ -88,6 +88,7 @@ class Entry:
     __slots__ = (
         "_aged",
         "_alarm",
+        "_behind",
         "_checking",
         "_failure",
         "_guard",
@@ -104,6 +105,7 @@ class Entry:
         "_waiter",
         "contended",
         "fellows",
+        "granted",
         "key",
         "on_lost",
         "place",
@@ -132,10 +134,12 @@ class Entry:
         self._guard: Subscription | None = None
         self._aged = False
         self._checking: asyncio.Task[None] | None = None
+        self._behind: set[Entry] | None = None  # those of this session who wait for its end
         self._nonce = session.nonces.take(place.queue)
         self.key = session.layout.entry(place.queue, session.id, self._nonce, rule.claim)
         self.token = 0
         self.state = State.NEW
+        self.granted = False
         self.contended = False
         self.fellows: Sequence[Entry] = ()  # held with it, all or none
         self._lost_with: Entry | None = None
@@ -157,6 +161,7 @@ class Entry:
     def grant(self, waited: float) -> Grant:
         """It is granted: hold it."""
         self.state = State.HELD
+        self.granted = True
         self._since = clock.now()
         if telemetry.observers:
             telemetry.tell("granted", self.place.what, self.place.name, waited, self.contended)
@@ -185,7 +190,7 @@ class Entry:
             if self.fellows:
                 await self.remove()
             else:
-                await self.session.remover.removed(self.key, self.free_nonce)
+                await self.session.remover.removed(self.key, self._gone)
 
     def begin_release(self) -> asyncio.Future[bool] | None:
         """The same for one of several that are released together: it has begun when this returns."""
@@ -289,6 +294,7 @@ class Entry:
         self.state = State.WAITING
         self._since = clock.now()
         self.session.join(self)
+        self.session.places[self.key] = self
         if self.session.lost.is_set():
             self._lose(self.session.lost.reason or SessionLost("the session is over"))
         return self._turn.seen(view)
@@ -307,6 +313,7 @@ class Entry:
         queue, end = self.place.queue, self.place.queue_end
         follow: Follow | None = None
         watched: bytes | None = None
+        ahead: Entry | None = None
         try:
             while action is not Action.GRANT:
                 self.raise_if_lost()
@@ -315,14 +322,23 @@ class Entry:
                 if watched != self._turn.key:  # that is what WATCH means, whatever else has happened since
                     if follow:
                         follow.end(queue)
+                        follow = None
+                    if ahead:
+                        ahead.behind.discard(self)
                     watched = key = self._turn.key
-                    follow = self.session.hub.follow(key or queue, b"" if key else end, self._notice)
-                    # While a watch is being set up, have a look: the way may have become free already.
-                    action = self._turn.watching(follow.revision) if follow.in_step else Action.LOOK
+                    if ahead := self._own_ahead():
+                        ahead.behind.add(self)
+                        action = Action.WAIT
+                    else:
+                        follow = self.session.hub.follow(key or queue, b"" if key else end, self._notice)
+                        # While a watch is being set up, have a look: the way may have become free already.
+                        action = self._turn.watching(follow.revision) if follow.in_step else Action.LOOK
                 elif action is Action.LOOK:
                     action = self._turn.seen(await self.look())
                 else:
                     action = await self._wait_for_news()
+                    if ahead and self not in ahead.behind:
+                        ahead = watched = None
                 if self._failure:
                     raise self._failure
                 news, self._news = self._news, None
@@ -331,6 +347,34 @@ class Entry:
         finally:
             if follow:
                 follow.end(queue)
+            if ahead:
+                ahead.behind.discard(self)
+
+    @property
+    def behind(self) -> set[Entry]:
+        """The entries of this session that wait for the end of this one, and need no watch for it."""
+        if self._behind is None:
+            self._behind = set()
+        return self._behind
+
+    def _own_ahead(self) -> Entry | None:
+        """The entry to wait for, if it is one of this session's: it will tell, and etcd need not."""
+        ahead = self._turn.ahead
+        entry = self.session.places.get(ahead.key) if ahead else None
+        if ahead and isinstance(entry, Entry) and entry.token == ahead.create_revision:
+            return None if entry.state is State.LOST else entry
+        return None
+
+    def _ahead_left(self, gone: bool, granted: bool) -> None:
+        """The entry of this session that it waited for is gone from the queue, or can tell no more.
+
+        One that was granted alone had nobody ahead, and nobody can have come between.
+        """
+        if gone and granted:
+            self._news = Action.GRANT
+        else:
+            self._news = self._turn.forget()
+        self._wake()
 
     async def _wait_for_news(self) -> Action:
         """After some seconds without any, what is known is read again.
@@ -459,6 +503,7 @@ class Entry:
             if telemetry.observers:
                 telemetry.tell("lost", what, name, clock.now() - self._since)
         self._finish(State.LOST)
+        self._tell_behind(gone=False)
         self.lost.tell(reason)
         self._wake()
         if self.on_lost:
@@ -484,7 +529,21 @@ class Entry:
             self.remove()
 
     def remove(self) -> asyncio.Future[bool]:
-        return self.session.remover.remove(self.key, self.free_nonce)
+        return self.session.remover.remove(self.key, self._gone)
+
+    def _gone(self, reusable: bool) -> None:
+        """Its key is no longer in etcd."""
+        if reusable:
+            self.free_nonce()
+        if self.session.places.get(self.key) is self:
+            del self.session.places[self.key]
+        self._tell_behind(gone=True)
+
+    def _tell_behind(self, *, gone: bool) -> None:
+        behind, self._behind = self._behind, None
+        alone = self.granted and not keys.is_reader(self.key)
+        for entry in behind or ():
+            entry._ahead_left(gone, alone)
 
     def free_nonce(self) -> None:
         self.session.nonces.give_back(self.place.queue, self._nonce)

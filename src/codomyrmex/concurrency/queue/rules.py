@@ -162,6 +162,7 @@ class Turn:
         watching(rev)      LOOK if the view is older than the watch | WAIT
         deleted(key, rev)  WAIT if the view is newer; what the rule says without that entry; LOOK if part is unseen
         missed()           LOOK
+        forget()           LOOK, then WATCH again
     """
 
     __slots__ = ("_rule", "_view", "_watch_revision", "key", "needed", "reason")
@@ -178,6 +179,16 @@ class Turn:
     def watched(self) -> bool:
         """Whether the watch on ``key`` is known to have begun."""
         return self._watch_revision > 0
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """The entry whose end it waits for, if it is one."""
+        return next((entry for entry in reversed(self._view.entries) if entry.key == self.key), None)
+
+    def forget(self) -> Action:
+        """Nothing is watched any more."""
+        self.key, self._watch_revision = None, 0
+        return self.missed()
 
     def seen(self, view: View) -> Action:
         """The queue was read."""
