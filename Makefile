@@ -5,9 +5,9 @@ BIN     = $(VENV)/bin
 SECONDS ?= 60
 FILES   ?= tests/integration tests/sync
 
-.PHONY: help demo test lint bench chaos cluster docker deploy-check mutants versions proto clean
+.PHONY: help demo test lint bench scale chaos cluster docker deploy-check mutants versions proto clean
 help:
-	@echo "make demo | test | lint | bench | chaos SECONDS=600 | cluster | docker | deploy-check | mutants | versions | proto | clean"
+	@echo "make demo | test | lint | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | mutants | versions | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,12 @@ bench:
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(VENV)-bench/bin/python -m benchmarks $(BENCH)
+
+# How cost grows with size; some ten minutes.
+scale:
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(VENV)-bench/bin/python -m benchmarks.scale $(BENCH)
 
 chaos: $(VENV)/.ready
 	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0

@@ -21,7 +21,7 @@ from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 
 Samples = dict[Case, list[Sample]]
 Left = dict[str, str]
-_LATEST = Path(__file__).parent / "results" / "latest.json"
+_LATEST = Path(__file__).parent / "results" / "ratios.json"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The ratios as a picture: how far each is from its goal."""
+"""Pictures: how far each ratio is from its goal, and how cost grows with size."""
 
 from __future__ import annotations
 
@@ -32,6 +32,24 @@ def draw(figures: dict[str, Any], target: Path) -> None:
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(target)
+    pyplot.close(figure)
+
+
+def draw_curves(figures: dict[str, dict[str, dict[str, float]]], target: Path) -> None:
+    """Every figure of a curve beside its first one, so that what is flat looks flat."""
+    figure, every = pyplot.subplots(1, len(figures), figsize=(4.2 * len(figures), 4.2), dpi=110, squeeze=False)
+    for axes, (curve, rows) in zip(every[0], figures.items(), strict=True):
+        first = next(iter(rows.values()))
+        for name, start in first.items():
+            axes.plot(list(rows), [row[name] / (start or 1) for row in rows.values()], marker="o", label=name)
+        axes.set_title(curve, fontsize=9)
+        axes.set_yscale("log")
+        axes.tick_params(labelsize=7)
+        axes.tick_params(axis="x", rotation=60)
+        axes.legend(fontsize=6)
+    every[0][0].set_ylabel("beside the first point (log)", fontsize=8)
     figure.tight_layout()
     figure.savefig(target)
     pyplot.close(figure)

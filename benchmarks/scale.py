@@ -196,6 +196,12 @@ def main() -> None:
     figures: dict[str, Any] = asyncio.run(_measure(options.curve, options.seconds, console))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    try:
+        from benchmarks.plot import draw_curves
+    except ImportError:
+        console.print("no picture: matplotlib is not installed (extra `bench`)")
+    else:
+        draw_curves(figures, options.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ MUTANTS = (
     ),
     Mutant(
         "delete an overstaying entry's key whoever has it by now",
-        "etcd/grpc.py",
+        "etcd/calls.py",
         "wire.txn_request((same,), (Delete(key),), ())",
         "wire.txn_request((), (Delete(key),), ())",
         "tests/integration/test_terms.py",
@@ -225,6 +225,41 @@ MUTANTS = (
         '        self._ended["cancelled"] += 1\n',
         "",
         "tests/unit/test_pool.py",
+    ),
+    Mutant(
+        "grant a writer when one of several readers of its process ends",
+        "queue/entry.py",
+        "alone = self.granted and not keys.is_reader(self.key)",
+        "alone = self.granted",
+        "tests/integration/test_own_waiters.py",
+    ),
+    Mutant(
+        "take an entry that gave up for one that was served",
+        "queue/entry.py",
+        "alone = self.granted and not keys.is_reader(self.key)",
+        "alone = not keys.is_reader(self.key)",
+        "tests/integration/test_own_waiters.py",
+    ),
+    Mutant(
+        "leave those behind a lost entry to themselves",
+        "queue/entry.py",
+        "self._tell_behind(gone=False)",
+        "pass",
+        "tests/integration/test_own_waiters.py",
+    ),
+    Mutant(
+        "lose a place that was given to somebody just cancelled",
+        "doors.py",
+        "self.leave(queue)  # it was given",
+        "pass  # it was given",
+        "tests/unit/test_doors.py",
+    ),
+    Mutant(
+        "let everybody into the queue",
+        "doors.py",
+        "PLACES = 64",
+        "PLACES = 1 << 30",
+        "tests/integration/test_costs.py",
     ),
 )
 
