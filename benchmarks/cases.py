@@ -107,8 +107,7 @@ CASES = (
     Case("dead-letters-added", dead_letters.adds),
     Case("dead-letters-one-at-a-time", dead_letters.one_at_a_time),
     Case("dead-letters-retried", dead_letters.retries),
-    Case("import", imports.ours),
-    Case("import-grpc-and-pydantic", imports.what_it_needs),
+    *(Case(name, partial(imports.run, name=name)) for name in imports.STATEMENTS),
 )
 
 
@@ -134,4 +133,5 @@ GOALS = (
     Goal("dead-letters-added", 5, "floor-puts"),
     Goal("dead-letters-retried", 5, "dead-letters-one-at-a-time"),
     Goal("import", 1 / 1.3, "import-grpc-and-pydantic"),
+    Goal("import-names", 1 / 1.3, "import-names-of-those"),
 )

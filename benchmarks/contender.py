@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from importlib import import_module
 
+OURS = "benchmarks.ours"
 KINDS = {
-    "lock": "benchmarks.ours",
-    "semaphore": "benchmarks.ours",
+    "lock": OURS,
+    "semaphore": OURS,
     "aetcd": "benchmarks.peers.aetcd",
     "python-etcd3": "benchmarks.peers.etcd3",
     "kazoo": "benchmarks.peers.kazoo",
@@ -31,7 +32,7 @@ _THREADED = {"python-etcd3", "kazoo"}
 def main(kind: str, endpoint: str, *names: str) -> None:
     kind, _, loop = kind.partition("+")
     module = import_module(KINDS[kind])
-    opened = getattr(module, f"{kind}s" if module.__name__ == "benchmarks.ours" else "locks")(endpoint, names)
+    opened = getattr(module, f"{kind}s" if KINDS[kind] == OURS else "locks")(endpoint, names)
     if kind in _THREADED:
         grants = _threads(opened)
     else:

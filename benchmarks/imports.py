@@ -8,13 +8,17 @@ from functools import partial
 
 from benchmarks.sample import Sample, repeat
 
+STATEMENTS = {
+    "import": "import codomyrmex.concurrency",
+    "import-grpc-and-pydantic": "import grpc, pydantic",
+    # Both packages put off most of their own imports until a name of theirs is used.
+    "import-names": "from codomyrmex.concurrency import DistributedLock, Session",
+    "import-names-of-those": "import grpc.aio; from pydantic import BaseModel; from pydantic_settings import BaseSettings",
+}
 
-async def ours(endpoint: str, seconds: float) -> Sample:
-    return await repeat([partial(_import, "from codomyrmex.concurrency import DistributedLock, Session")], seconds)
 
-
-async def what_it_needs(endpoint: str, seconds: float) -> Sample:
-    return await repeat([partial(_import, "import grpc, pydantic")], seconds)
+async def run(endpoint: str, seconds: float, name: str) -> Sample:
+    return await repeat([partial(_import, STATEMENTS[name])], seconds)
 
 
 async def _import(statement: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,19 +11,35 @@ import pytest
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session
 from codomyrmex.concurrency import session as session_module
 from codomyrmex.concurrency.etcd.transport import Delete
-from tests.helpers import counting, entries, queue_of
+from tests.helpers import counting, entries, eventually, queue_of
+
+Waiters = Callable[..., Awaitable[list[asyncio.Future[Any]]]]
 
 
-async def waiters(session: Session, count: int, place: int = 1) -> list[asyncio.Future[Any]]:
-    """So many who wait for "x", one behind the other, each with a manager's grant as its result."""
-    tasks: list[asyncio.Future[Any]] = []
-    for number in range(count):
-        tasks.append(asyncio.ensure_future(LockManager(session).acquire("x")))
-        await queue_of(session, "x", place + number + 1)
-    return tasks
+@pytest.fixture
+async def waiters(session: Session, other: Session) -> AsyncIterator[Waiters]:
+    """Starts so many who wait for "x", one behind the other, each with a grant as its result."""
+    for own in (session, other):
+        await eventually(lambda own=own: all(watch.in_step for watch in own.hub._subscriptions))
+    made: list[asyncio.Future[Any]] = []
+
+    async def start(session: Session, count: int, place: int = 1) -> list[asyncio.Future[Any]]:
+        started = []
+        for number in range(count):
+            started.append(asyncio.ensure_future(LockManager(session).acquire("x")))
+            made.append(started[-1])
+            await queue_of(session, "x", place + number + 1)
+        return started
+
+    yield start
+    for waiter in made:
+        waiter.cancel()
+    await asyncio.gather(*made, return_exceptions=True)
 
 
-async def test_they_need_no_watch_and_no_look(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_they_need_no_watch_and_no_look(
+    session: Session, monkeypatch: pytest.MonkeyPatch, waiters: Waiters
+) -> None:
     monkeypatch.setattr(session_module, "PATROL", 600.0)
     manager = LockManager(session)
     grant = await manager.acquire("x")
@@ -37,7 +54,7 @@ async def test_they_need_no_watch_and_no_look(session: Session, monkeypatch: pyt
     assert not calls["created"] and not calls["events"] and not calls["range"]
 
 
-async def test_one_that_gives_up_in_the_middle_lets_nobody_pass(session: Session) -> None:
+async def test_one_that_gives_up_in_the_middle_lets_nobody_pass(session: Session, waiters: Waiters) -> None:
     manager = LockManager(session)
     grant = await manager.acquire("x")
     waiting = await waiters(session, 4)
@@ -54,7 +71,9 @@ async def test_one_that_gives_up_in_the_middle_lets_nobody_pass(session: Session
     assert (await asyncio.wait_for(waiting[3], 5)).token > first.token
 
 
-async def test_somebody_of_another_process_in_between_is_served_in_between(session: Session, other: Session) -> None:
+async def test_somebody_of_another_process_in_between_is_served_in_between(
+    session: Session, other: Session, waiters: Waiters
+) -> None:
     manager = LockManager(session)
     grant = await manager.acquire("x")
     [ours] = await waiters(session, 1)
@@ -71,14 +90,16 @@ async def test_somebody_of_another_process_in_between_is_served_in_between(sessi
     assert await asyncio.wait_for(last, 5)
 
 
-async def test_a_holder_whose_key_is_deleted_by_hand_makes_way(session: Session, other: Session) -> None:
+async def test_a_holder_whose_key_is_deleted_by_hand_makes_way(
+    session: Session, other: Session, waiters: Waiters
+) -> None:
     await LockManager(session).acquire("x")
     [waiting] = await waiters(session, 1)
     await other.transport.delete(Delete((await entries(other, "x"))[0].key))
     assert await asyncio.wait_for(waiting, 3)
 
 
-async def test_a_forced_release_makes_way(session: Session, other: Session) -> None:
+async def test_a_forced_release_makes_way(session: Session, other: Session, waiters: Waiters) -> None:
     grant = await LockManager(session).acquire("x")
     waiting = await waiters(session, 2)
     await asyncio.sleep(1.2)  # it is looked after
@@ -87,7 +108,9 @@ async def test_a_forced_release_makes_way(session: Session, other: Session) -> N
     assert grant.lost.is_set() and not waiting[1].done()
 
 
-async def test_one_whose_place_is_deleted_by_hand_lets_nobody_pass(session: Session, other: Session) -> None:
+async def test_one_whose_place_is_deleted_by_hand_lets_nobody_pass(
+    session: Session, other: Session, waiters: Waiters
+) -> None:
     manager = LockManager(session)
     grant = await manager.acquire("x")
     waiting = await waiters(session, 2)
@@ -99,7 +122,7 @@ async def test_one_whose_place_is_deleted_by_hand_lets_nobody_pass(session: Sess
 
 
 async def test_who_holds_for_too_long_and_never_lets_go_makes_way(
-    etcd: EmbeddedEtcd, namespace: str, session: Session
+    etcd: EmbeddedEtcd, namespace: str, session: Session, waiters: Waiters
 ) -> None:
     async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as brief:
         lock = DistributedLock("x", brief, on_loss="notify", max_hold=0.5)
@@ -108,7 +131,7 @@ async def test_who_holds_for_too_long_and_never_lets_go_makes_way(
         assert await asyncio.wait_for(waiting, 0.5 + 1 + 2)
 
 
-async def test_a_writer_waits_for_all_readers_of_its_process(session: Session) -> None:
+async def test_a_writer_waits_for_all_readers_of_its_process(session: Session, waiters: Waiters) -> None:
     manager = LockManager(session)
     readers = [await manager.acquire("x", shared=True) for _ in range(3)]
     [writer] = await waiters(session, 1, place=3)
@@ -120,7 +143,7 @@ async def test_a_writer_waits_for_all_readers_of_its_process(session: Session) -
     assert await asyncio.wait_for(writer, 5)
 
 
-async def test_readers_enter_together_behind_a_writer_of_their_process(session: Session) -> None:
+async def test_readers_enter_together_behind_a_writer_of_their_process(session: Session, waiters: Waiters) -> None:
     manager = LockManager(session)
     writer = await manager.acquire("x")
     readers = [asyncio.ensure_future(manager.acquire("x", shared=True)) for _ in range(3)]
@@ -135,7 +158,7 @@ async def test_readers_enter_together_behind_a_writer_of_their_process(session: 
 
 
 async def test_a_release_whose_answer_is_lost_makes_way_all_the_same(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch, waiters: Waiters
 ) -> None:
     manager = LockManager(session)
     grant = await manager.acquire("x")
