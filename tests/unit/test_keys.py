@@ -13,6 +13,7 @@ from codomyrmex.concurrency.keys import (
     Layout,
     check_name,
     escape,
+    is_writer,
     prefix_end,
     session_of,
     unescape,
@@ -90,3 +91,19 @@ def test_a_name_is_accepted_or_refused_with_a_reason(name: str) -> None:
         assert "a name m" in str(error)
     else:
         assert 0 < len(name.encode()) <= MAX_NAME_BYTES and "\0" not in name and "\n" not in name
+
+
+def test_only_entries_of_exclusive_holders_and_waiters_are_writers() -> None:
+    layout = Layout("n")
+    queue = layout.queue("a.r-0000000000000001-0")
+    assert is_writer(layout.entry(queue, 7, 3))
+    assert not is_writer(layout.entry(queue, 7, 3, b".r"))
+    assert not is_writer(layout.entry(queue, 7, 3, b".2"))
+    assert not is_writer(queue + b"7f3a")  # etcdctl's
+
+
+def test_a_baton_lies_outside_all_queues_and_tells_them_apart() -> None:
+    layout = Layout("n")
+    entry = layout.entry(layout.queue("a"), 7, 3)
+    assert layout.baton(entry) == b"/n/v1/baton/lock/a/0000000000000007-3"
+    assert layout.is_ours(layout.baton(entry)) and layout.name_of(layout.baton(entry)) is None

@@ -44,6 +44,7 @@ class Queue:
         self.lossy = seed % 2 == 0  # then waiters also look without a reason; else they must get along without
         self.history: list[tuple[list[Ahead], int | None]] = [([], limit)]
         self.deleted: list[tuple[bytes, int]] = []
+        self.batons: list[tuple[bytes, int]] = []
 
     @property
     def revision(self) -> int:
@@ -65,6 +66,12 @@ class Queue:
         self.entries.remove(entry)
         self.happened()
         self.deleted.append((entry.key, self.revision))
+
+    def pass_on(self, entry: Ahead) -> None:
+        """A writer that held alone says so in the transaction of its release; not each of them does."""
+        if not is_reader(entry.key) and self.random.random() < 0.7:
+            self.batons.append(entry)
+        self.remove(entry)
 
     def resize(self, limit: int) -> None:
         assert self.limit is not None
@@ -101,6 +108,8 @@ class Waiter:
         if self.watched_from is None:
             return [self.watch] if self.action is Action.WATCH else [self.look]
         steps: list[Callable[[], None]] = [self.look] if self.action is Action.LOOK else []
+        # Of a key's batons any may be the last that was heard, those of its earlier lives too.
+        steps += [partial(self.hear, token) for key, token in self.queue.batons if key == self.turn.key][-2:]
         for key, revision in self.queue.deleted:
             if revision > self.watched_from and revision not in self.told and self.turn.key in (b"", key):
                 return [*steps, partial(self.tell, key, revision)]
@@ -128,6 +137,10 @@ class Waiter:
         if action is not Action.WAIT or self.action is not Action.LOOK:  # a look that is asked for is still made
             self.apply(action)
 
+    def hear(self, token: int) -> None:
+        if self.turn.passed_on(token) is Action.GRANT:
+            self.apply(Action.GRANT)
+
     def miss(self) -> None:
         self.apply(self.turn.missed())
 
@@ -148,7 +161,10 @@ def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, round
 
             def leave(waiter: Waiter = waiter) -> None:
                 living.remove(waiter)
-                queue.remove(waiter.entry)
+                if waiter.granted:
+                    queue.pass_on(waiter.entry)
+                else:
+                    queue.remove(waiter.entry)
 
             choices.append(leave)
         if limit is not None and joining and queue.random.random() < 0.05:
@@ -169,7 +185,7 @@ def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, round
         done = [w for w in living if w.granted]
         if done and queue.random.random() < 0.5:
             living.remove(done[0])
-            queue.remove(done[0].entry)
+            queue.pass_on(done[0].entry)
     return "somebody waits for ever"
 
 
@@ -259,6 +275,32 @@ def test_the_checker_catches_a_turn_that_believes_old_news(monkeypatch: pytest.M
     assert any(violations(seed, [exclusive]) for seed in range(200))
 
 
+class _Credulous(Turn):
+    """Takes any baton of the key that it watches for one of the entry ahead."""
+
+    __slots__ = ()
+
+    def passed_on(self, token: int) -> Action:
+        return Action.GRANT
+
+
+def test_the_checker_catches_a_turn_that_believes_an_earlier_lifes_baton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Turn", _Credulous)
+    assert any(violations(seed, [exclusive]) for seed in range(200))
+
+
+def test_the_checker_catches_a_baton_of_one_that_did_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Queue, "remove", _passes_on_whatever_it_was)
+    assert any(violations(seed, [exclusive]) for seed in range(200))
+
+
+def _passes_on_whatever_it_was(queue: Queue, entry: Ahead) -> None:
+    queue.entries.remove(entry)
+    queue.happened()
+    queue.deleted.append((entry.key, queue.revision))
+    queue.batons.append(entry)
+
+
 def test_a_view_older_than_the_watch_is_read_again() -> None:
     turn = Turn(exclusive)
     assert turn.seen(View(5, [Ahead(b"a", 1)], 1)) is Action.WATCH
@@ -280,6 +322,13 @@ def test_the_end_of_a_predecessor_in_mid_queue_grants_nothing() -> None:
     assert turn.seen(View(5, [Ahead(b"b", 2)], 2)) is Action.WATCH
     assert turn.watching(5) is Action.WAIT
     assert turn.deleted(b"b", 6) is Action.LOOK and turn.needed == 6
+
+
+def test_the_baton_of_the_one_ahead_is_the_grant_however_many_were_ahead() -> None:
+    turn = Turn(exclusive)
+    assert turn.seen(View(5, [Ahead(b"b", 2)], 7)) is Action.WATCH and not turn.sees_all
+    assert turn.passed_on(1) is Action.WAIT
+    assert turn.passed_on(2) is Action.GRANT
 
 
 def test_a_changed_limit_is_read_before_anything_else_counts() -> None:

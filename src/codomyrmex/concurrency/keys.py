@@ -4,6 +4,7 @@
     /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
     /<namespace>/v1/semaphore/<name>/<entry>       the same
     /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a key of another name when it changes
+    /<namespace>/v1/baton/lock/<name>/<entry>      for a moment: the token with which that entry held, and released
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
 
 An entry is ``<lease>-<nonce>``, the lease id in hex and what tells the entries of one session in one queue apart; then
@@ -75,6 +76,11 @@ def is_reader(entry: bytes) -> bool:
     return entry.endswith(b".r")
 
 
+def is_writer(entry: bytes) -> bool:
+    """Whether an entry's key is that of this library's exclusive holder or waiter."""
+    return entry.count(b".", entry.rfind(b"/")) == 0 and session_of(entry) is not None
+
+
 def permits_of(entry: bytes) -> int:
     """How many permits an entry's key claims; 1 where it names none."""
     number = entry.rpartition(b"/")[2].partition(b".")[2]
@@ -143,6 +149,10 @@ class Layout:
 
     def entry(self, queue: bytes, lease_id: int, nonce: int, claim: bytes = b"") -> bytes:
         return queue + b"%016x-%x%b" % (lease_id, nonce, claim)
+
+    def baton(self, entry: bytes) -> bytes:
+        """Where the entry says that it held and has released; of a queue, what those of its entries begin with."""
+        return self.root + b"baton/" + entry.removeprefix(self.root)
 
     def audit(self, name: str) -> bytes:
         return (self._audit + escape(name)).encode()

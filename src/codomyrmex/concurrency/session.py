@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import ValidationError
 
 from codomyrmex.concurrency import clock, telemetry
+from codomyrmex.concurrency.batons import Batons
 from codomyrmex.concurrency.doors import Doors
 from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
@@ -102,6 +103,7 @@ class Session:
         self._patrolling: asyncio.TimerHandle | None = None
         self.nonces = Nonces()
         self.doors = Doors()
+        self.batons = Batons()
         self.places: dict[bytes, Member] = {}  # those of its members that stand in a queue, by key
         self.transport: Transport
         self.hub: WatchHub
@@ -169,7 +171,10 @@ class Session:
     def _patrol(self) -> None:
         for member in list(self._members):
             member.looked_after()
-        again = self._members and not self.lost.is_set()
+        if not self.lost.is_set():
+            for key in self.batons.stale(clock.now()):
+                self.remover.remove(key, lambda _, key=key: self.batons.gone(key))  # type: ignore[misc]
+        again = (self._members or self.batons) and not self.lost.is_set()
         self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol) if again else None
 
     async def outliving(self, seconds: float) -> int:
@@ -210,7 +215,6 @@ class Session:
         try:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
                 await self.committer.idle()
-                await self.remover.idle()
         except TimeoutError:
             pass  # the lease's end takes the keys along
         if self._keepalive:
@@ -259,7 +263,7 @@ class Session:
         self._keepalive.start()
         await self._write_key(fence)
         self.committer = Committer(self.transport, fence, settings.request_timeout, self._give_up)
-        self.remover = Remover(self.transport, settings.request_timeout)
+        self.remover = self.committer.remover
         self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
         self.is_open = True
         open_sessions.add(self)
@@ -316,7 +320,6 @@ class Session:
                 telemetry.tell("session_lost", self.id)
         self._trust.set()
         self.committer.abandon(reason)
-        self.remover.abandon(reason)
         self.doors.close(reason)
         for member in list(self._members):
             member.session_lost(reason)
@@ -337,7 +340,6 @@ class Session:
         if self.is_open:
             self.is_open = False
             await self.committer.close()
-            await self.remover.close()
         if hasattr(self, "hub"):
             await self.hub.close()
         if hasattr(self, "transport"):

@@ -1,6 +1,7 @@
 """Group commit, and the rule "never in doubt".
 
-Requests that meet travel in one transaction, each answered by its own share of the results. Every transaction
+Requests that meet travel in one transaction, each answered by its own share of the results; the removals of
+``removal.py`` that are waiting go along. Every transaction
 compares the version of the session's leased key. When an answer is lost the transaction may have been applied, or may
 still be applied later; so nothing new is sent, the session key is written first (its version moves on: a straggler
 can no longer commit), and then each request in doubt is sent again in a form that is harmless to repeat and tells
@@ -27,7 +28,9 @@ from codomyrmex.concurrency.errors import (
     SessionLost,
 )
 from codomyrmex.concurrency.etcd.batch import Batcher
+from codomyrmex.concurrency.etcd.removal import Removal, Remover, answer, deletions, notes
 from codomyrmex.concurrency.etcd.transport import (
+    MAX_OPS,
     Compare,
     Get,
     GetResult,
@@ -39,7 +42,6 @@ from codomyrmex.concurrency.etcd.transport import (
     TxnResult,
 )
 
-MAX_OPS = 128  # etcd's default --max-txn-ops
 MAX_BYTES = 1 << 20  # of values in one transaction; etcd takes requests of 1.5 MiB
 DEPTH = 2
 _PAUSE = 0.1
@@ -112,7 +114,8 @@ class Committer:
         # The head of each group is with the batcher, or under way, or waits to be the head of its other groups too; the
         # others line up behind it. A request joins all its lines at once, so these waits cannot form a cycle.
         self._lines: dict[bytes, deque[Request] | None] = {}
-        self._batcher: Batcher[Request] = Batcher(self._next_batch, self._send, DEPTH)
+        self._batcher: Batcher[Request | Removal] = Batcher(self._next_batch, self._send, DEPTH)
+        self.remover = Remover(transport, self._batcher, limit)
 
     def submit(self, request: Request) -> asyncio.Future[Reply]:
         if self._closed:
@@ -149,6 +152,7 @@ class Committer:
     def abandon(self, error: ConcurrencyError) -> None:
         """The session is gone: every request not answered yet fails with ``error``."""
         self._closed = error
+        self.remover.abandon(error)
         waiting = [request for line in self._lines.values() for request in line or ()]
         for request in [*self._batcher.empty_queue(), *waiting, *(request for request, _ in self._doubtful)]:
             request.fail(error)
@@ -160,32 +164,46 @@ class Committer:
             await asyncio.gather(self._settling, return_exceptions=True)
         await self._batcher.close()
 
-    async def _send(self, batch: list[Request]) -> None:
+    async def _send(self, batch: list[Request | Removal]) -> None:
         if telemetry.observers:
             telemetry.tell("committed", len(batch))
-        if len(batch) == 1:
-            await self._send_alone(batch[0], again=False)
-            return
+        requests = [item for item in batch if isinstance(item, Request)]
+        removals = [item for item in batch if isinstance(item, Removal)]
+        if not requests:
+            await self.remover.send(removals)
+        elif len(batch) == 1:
+            await self._send_alone(requests[0], again=False)
+        else:
+            await self._send_together(requests, removals)
+
+    async def _send_together(self, requests: Sequence[Request], removals: Sequence[Removal]) -> None:
+        # Removals come first: who joins a queue in the same transaction must not find what leaves it.
+        then = deletions(removals)
+        otherwise = [Get(self._fence.key), *then]
+        then += notes(removals)
         compares = [self._guard()]
-        then: list[Op] = []
-        for request in batch:
+        for request in requests:
             compares.extend(request.compares)
             then.extend(request.then)
         try:
-            result = await self._transport.txn(compares, then, (Get(self._fence.key),))
+            result = await self._transport.txn(compares, then, otherwise)
         except EtcdError as error:
-            self._failed(batch, error)
+            self._failed(requests, error)
+            await self.remover.failed(removals, error)
             return
         except asyncio.CancelledError:
-            self._interrupted(batch)
+            self.remover.interrupted(removals)
+            self._interrupted(requests)
             raise
+        start = len(then) - sum(len(request.then) for request in requests)
         if not result.succeeded:
+            answer(removals, result.results[1:])
             # One refused request must not fail its neighbours.
-            for request in batch:
+            for request in requests:
                 await self._send_alone(request, again=False)
             return
-        start = 0
-        for request in batch:
+        answer(removals, result.results)
+        for request in requests:
             end = start + len(request.then)
             request.answer(Reply(True, result.revision, result.results[start:end]))
             self._finished(request)
@@ -280,9 +298,7 @@ class Committer:
                         self._tell_doubtful()
                         for request in [request for line in self._lines.values() for request in line or ()]:
                             request.fail(error)  # it stays in line, and is left out when its turn comes
-                        for request in self._batcher.empty_queue():
-                            request.fail(error)
-                            self._finished(request)
+                        self._tell_queued(error)
                     await asyncio.sleep(_PAUSE)
                     continue
                 except SessionLost as error:
@@ -300,6 +316,14 @@ class Committer:
             self._settling = None
         self._batcher.resume()
 
+    def _tell_queued(self, error: EtcdError) -> None:
+        for item in self._batcher.empty_queue():
+            item.fail(error)
+            if isinstance(item, Request):
+                self._finished(item)
+            else:
+                self._batcher.submit(item)  # it goes on
+
     def _tell_doubtful(self) -> None:
         for request, cause in self._doubtful:
             request.fail(cause)
@@ -313,22 +337,28 @@ class Committer:
             # An earlier attempt, its answer lost too, has moved it already; any newer version will do.
             self._guarded(result)
 
-    def _next_batch(self, queue: deque[Request]) -> list[Request]:
-        """As many requests as fit one transaction, leaving out those whose callers have gone."""
-        batch: list[Request] = []
+    def _next_batch(self, queue: deque[Request | Removal]) -> list[Request | Removal]:
+        """As many as fit one transaction, leaving out requests whose callers have gone."""
+        batch: list[Request | Removal] = []
         ops = compares = 1
         size = 0
         while queue:
-            request = queue[0]
-            if request.reply.done():
-                self._finished(queue.popleft())
+            item = queue[0]
+            alone = False
+            if isinstance(item, Removal):
+                ops += 2 if item.note else 1
+            elif item.reply.done():
+                queue.popleft()
+                self._finished(item)
                 continue
-            ops += len(request.then)
-            compares += len(request.compares)
-            size += request.size
-            if batch and (request.alone or ops > MAX_OPS or compares > MAX_OPS or size > MAX_BYTES):
+            else:
+                alone = item.alone
+                ops += len(item.then)
+                compares += len(item.compares)
+                size += item.size
+            if batch and (alone or ops > MAX_OPS or compares > MAX_OPS or size > MAX_BYTES):
                 break
             batch.append(queue.popleft())
-            if request.alone:
+            if alone:
                 break
         return batch

@@ -1,22 +1,22 @@
-"""Deleting entries: delete-only transactions, batched, repeated until etcd has answered.
+"""Deleting entries, repeated until etcd has answered. ``commit.py`` sends a removal along with what else is to be sent;
+removals alone travel in delete-only transactions.
 
 A key is removed by nobody else, and used again only if ``gone`` said so: its removal was answered at the first
-attempt, so no late one can be under way. That is why a release needs no compare and cannot be refused, why its lost
-answer needs no fence, and why it works in a full database, where anything that may put is refused.
+attempt, so no late one can be under way. That is why a release needs no compare and cannot be refused (in a shared
+transaction it stands in both branches), why its lost answer needs no fence, and why it works in a full database, where
+anything that may put is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded
-from codomyrmex.concurrency.etcd.batch import Batcher
-from codomyrmex.concurrency.etcd.commit import DEPTH, MAX_OPS
-from codomyrmex.concurrency.etcd.transport import Delete, Deleted, Transport
+from codomyrmex.concurrency.etcd.transport import Delete, Deleted, Op, OpResult, Put, Transport
 
 _PAUSE = 0.1
 
@@ -25,9 +25,12 @@ Gone = Callable[[bool], object]
 
 
 @dataclass(slots=True, eq=False)
-class _Removal:
+class Removal:
+    """``note`` is written together with the deletion; it is left out where it cannot be written."""
+
     key: bytes
     gone: Gone | None
+    note: Put | None = None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     repeated: bool = False
     asked_at: float = field(default_factory=time.monotonic)
@@ -45,85 +48,103 @@ class _Removal:
             self.done.exception()
 
 
+class Lane(Protocol):
+    """Where removals line up to be sent."""
+
+    @property
+    def free(self) -> bool: ...
+    def submit(self, item: Removal) -> None: ...
+    async def send_now(self, item: Removal) -> None: ...
+
+
 class Remover:
     """Deletes keys. A removal goes on until it is done or the session ends, also after its caller was told of an
     error, after ``limit`` seconds, or has gone."""
 
-    def __init__(self, transport: Transport, limit: float) -> None:
+    def __init__(self, transport: Transport, lane: Lane, limit: float) -> None:
         self._transport = transport
+        self._lane = lane
         self._limit = limit
-        self._batcher: Batcher[_Removal] = Batcher(_next_batch, self._send, DEPTH)
         self._closed: ConcurrencyError | None = None
 
-    def remove(self, key: bytes, gone: Gone | None = None) -> asyncio.Future[bool]:
+    def remove(self, key: bytes, gone: Gone | None = None, note: Put | None = None) -> asyncio.Future[bool]:
         """Delete ``key``; the result says whether it was still there."""
-        removal = _Removal(key, gone)
+        removal = Removal(key, gone, note)
         if self._closed:
             removal.fail(self._closed)
         else:
-            self._batcher.submit(removal)
+            self._lane.submit(removal)
         return removal.done
 
-    async def removed(self, key: bytes, gone: Gone) -> bool:
+    async def removed(self, key: bytes, gone: Gone, note: Put | None = None) -> bool:
         """``remove``, and wait for it; by itself it is sent from the caller's own task."""
-        if self._closed or not self._batcher.free:
-            return await self.remove(key, gone)
-        removal = _Removal(key, gone)
-        await self._batcher.send_now(removal)
+        if self._closed or not self._lane.free:
+            return await self.remove(key, gone, note)
+        removal = Removal(key, gone, note)
+        await self._lane.send_now(removal)
         return await removal.done
 
-    async def idle(self) -> None:
-        await self._batcher.idle()
-
     def abandon(self, error: ConcurrencyError) -> None:
+        """The session is gone, and its lease takes every key along."""
         self._closed = error
-        for removal in self._batcher.empty_queue():
-            removal.fail(error)
 
-    async def close(self) -> None:
-        await self._batcher.close()
-
-    async def _send(self, batch: list[_Removal]) -> None:
+    async def send(self, batch: Sequence[Removal]) -> None:
+        """Removals that travel alone."""
         try:
-            if len(batch) == 1:  # costs etcd less than a transaction
-                existed = [await self._transport.delete(Delete(batch[0].key)) > 0]
+            if len(batch) == 1 and not batch[0].note:  # costs etcd less than a transaction
+                existed = await self._transport.delete(Delete(batch[0].key)) > 0
+                batch[0].answer(existed)
             else:
-                result = await self._transport.txn((), [Delete(removal.key) for removal in batch])
-                existed = [isinstance(deleted, Deleted) and deleted.keys > 0 for deleted in result.results]
-        except EtcdQuotaExceeded:
-            # Before 3.4.20 and 3.5.7 a full database refuses every transaction; plain deletes still work.
-            await self._one_by_one(batch)
+                result = await self._transport.txn((), [*deletions(batch), *notes(batch)])
+                answer(batch, result.results)
         except EtcdError as error:
-            self._later(batch, error)
+            await self.failed(batch, error)
         except asyncio.CancelledError:
-            # The session closes, or a caller was cancelled in the middle of its own sending: the removal goes on.
-            for removal in batch:
-                removal.done.cancel()
-            self._again(batch)
+            self.interrupted(batch)
             raise
-        else:
-            for removal, was_there in zip(batch, existed, strict=True):
-                removal.answer(was_there)
 
-    async def _one_by_one(self, batch: list[_Removal]) -> None:
+    async def failed(self, batch: Sequence[Removal], error: EtcdError) -> None:
+        """What carried them failed: they are sent again."""
+        if not isinstance(error, EtcdQuotaExceeded):
+            self._later(batch, error)
+            return
+        # A full database refuses whatever may put, and before 3.4.20 and 3.5.7 every transaction; plain deletes work.
         for removal in batch:
             try:
                 removal.answer(await self._transport.delete(Delete(removal.key)) > 0)
-            except EtcdError as error:
-                self._later([removal], error)
+            except EtcdError as another:
+                self._later([removal], another)
 
-    def _later(self, batch: list[_Removal], error: EtcdError) -> None:
+    def interrupted(self, batch: Sequence[Removal]) -> None:
+        """The session closes, or a caller was cancelled in the middle of its own sending: the removal goes on."""
+        for removal in batch:
+            removal.done.cancel()
+        self._again(batch)
+
+    def _later(self, batch: Sequence[Removal], error: EtcdError) -> None:
         for removal in batch:
             if time.monotonic() - removal.asked_at >= self._limit or not error.retryable:
                 removal.fail(error)
         asyncio.get_running_loop().call_later(_PAUSE, self._again, batch)
 
-    def _again(self, batch: list[_Removal]) -> None:
-        if not self._closed:
-            for removal in batch:
-                removal.repeated = True
-                self._batcher.submit(removal)
+    def _again(self, batch: Sequence[Removal]) -> None:
+        for removal in batch:
+            removal.repeated = True
+            if self._closed:
+                removal.fail(self._closed)
+            else:
+                self._lane.submit(removal)
 
 
-def _next_batch(queue: deque[_Removal]) -> list[_Removal]:
-    return [queue.popleft() for _ in range(min(MAX_OPS, len(queue)))]
+def deletions(batch: Sequence[Removal]) -> list[Op]:
+    return [Delete(removal.key) for removal in batch]
+
+
+def notes(batch: Sequence[Removal]) -> list[Op]:
+    return [removal.note for removal in batch if removal.note]
+
+
+def answer(batch: Sequence[Removal], results: Sequence[OpResult]) -> None:
+    """Each removal's share of a transaction's results, which begin with those of its ``deletions``."""
+    for removal, deleted in zip(batch, results, strict=False):
+        removal.answer(isinstance(deleted, Deleted) and deleted.keys > 0)

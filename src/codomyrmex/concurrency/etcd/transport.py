@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+MAX_OPS = 128  # in one transaction: etcd's default --max-txn-ops
+
 
 class Target(IntEnum):
     """What a ``Compare`` looks at; the values are etcd's."""

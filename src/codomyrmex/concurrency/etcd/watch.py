@@ -5,7 +5,7 @@ served only every 100 ms. It is told the revision it began at; a reader whose vi
 nothing. A broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last
 revision it saw; where etcd has compacted that away, the watch starts anew and says so.
 
-``follow`` shares a watch for deletions among all who want the same, and keeps it for a second after the last of them:
+``follow`` shares a watch among all who want the same, and keeps it for a second after the last of them:
 whoever waits for the same key again soon finds it in step.
 """
 
@@ -88,7 +88,7 @@ class WatchHub:
         self._wake = asyncio.Event()
         self._stream: WatchStream | None = None
         self._task: asyncio.Task[None] | None = None
-        self._shared: dict[tuple[bytes, bytes], _Shared] = {}
+        self._shared: dict[WatchRequest, _Shared] = {}
         self._lingering: dict[bytes, tuple[_Shared, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -100,11 +100,11 @@ class WatchHub:
         self._post(subscription)
         return subscription
 
-    def follow(self, key: bytes, end: bytes, sink: Callable[[Notice], None]) -> Follow:
-        """Watch for deletions of ``key``, or of the range up to ``end``, together with all others who do."""
-        shared = self._shared.get((key, end))
+    def follow(self, request: WatchRequest, sink: Callable[[Notice], None]) -> Follow:
+        """Watch ``request`` together with all others who do."""
+        shared = self._shared.get(request)
         if shared is None or not shared.watch.active:
-            shared = self._shared[key, end] = _Shared(self, key, end)
+            shared = self._shared[request] = _Shared(self, request)
         return Follow(shared, sink)
 
     def linger(self, group: bytes, shared: _Shared) -> None:
@@ -129,8 +129,8 @@ class WatchHub:
     def _let_go(self, shared: _Shared) -> None:
         if not shared.sinks:
             shared.watch.cancel()
-            if self._shared.get(shared.range) is shared:
-                del self._shared[shared.range]
+            if self._shared.get(shared.request) is shared:
+                del self._shared[shared.request]
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.discard(subscription)
@@ -268,15 +268,18 @@ class WatchHub:
 
 
 class _Shared:
-    """One watch for deletions and those who follow it."""
+    """One watch and those who follow it."""
 
-    def __init__(self, hub: WatchHub, key: bytes, end: bytes) -> None:
+    def __init__(self, hub: WatchHub, request: WatchRequest) -> None:
         self.hub = hub
-        self.range = key, end
+        self.request = request
         self.sinks: dict[Follow, Callable[[Notice], None]] = {}
-        self.watch = hub.subscribe(WatchRequest(key, end, deletes_only=True), self._tell)
+        self.last: Event | None = None
+        self.watch = hub.subscribe(request, self._tell)
 
     def _tell(self, notice: Notice) -> None:
+        if isinstance(notice, Changed):
+            self.last = notice.events[-1]
         for sink in list(self.sinks.values()):
             sink(notice)
 
@@ -298,6 +301,11 @@ class Follow:
     @property
     def revision(self) -> int:
         return self._shared.watch.revision
+
+    @property
+    def last(self) -> Event | None:
+        """The last event of the watch, which may have come before this follower."""
+        return self._shared.last
 
     def end(self, group: bytes) -> None:
         """No notice comes after. The watch itself lingers, as the last one of its ``group``."""

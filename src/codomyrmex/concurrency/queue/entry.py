@@ -1,4 +1,4 @@
-"""One entry's life in a queue: joined, granted, and gone; the thin shell that runs ``rules.py`` over a session.
+"""One entry's life in a queue: joined, granted, and gone. ``rules.py`` says when, ``waiting.py`` waits for it.
 
     state       on                                   becomes
     NEW         its put is committed                 WAITING
@@ -30,7 +30,6 @@ from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     EtcdUnavailable,
     FencedWriteRejected,
-    LimitMismatch,
     LockLost,
     SessionLost,
 )
@@ -47,17 +46,17 @@ from codomyrmex.concurrency.etcd.transport import (
     TxnResult,
     WatchRequest,
 )
-from codomyrmex.concurrency.etcd.watch import Changed, Follow, Notice, Refused, Started, Subscription
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, Subscription
 from codomyrmex.concurrency.models import ForcedRelease
 from codomyrmex.concurrency.queue.grant import Grant
+from codomyrmex.concurrency.queue.reading import entries_in, whole
 from codomyrmex.concurrency.queue.rules import Action, Ahead, Rule, Turn, View
 from codomyrmex.concurrency.queue.terms import Terms
+from codomyrmex.concurrency.queue.waiting import Waiting, look
 from codomyrmex.concurrency.session import Loss, Session, SessionClosed
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_LOOK_AGAIN = 10.0  # seconds; etcd may lose a delete at a compacted revision (etcd#18089)
-_LOOK_SOON = 0.005  # seconds
 _PAUSE = 0.1
 
 
@@ -90,29 +89,28 @@ class Entry:
         "_alarm",
         "_behind",
         "_checking",
-        "_failure",
         "_guard",
-        "_hurry",
+        "_in_a_crowd",
         "_lingers",
         "_loss",
         "_lost_with",
-        "_news",
         "_nonce",
-        "_rule",
+        "_passes_on",
         "_since",
-        "_turn",
         "_until",
-        "_waiter",
+        "_waiting",
         "contended",
         "fellows",
         "granted",
         "key",
         "on_lost",
         "place",
+        "rule",
         "session",
         "state",
         "terms",
         "token",
+        "turn",
         "value",
     )
 
@@ -124,17 +122,15 @@ class Entry:
         self._since = 0.0  # when it joined; once it holds, when it was granted
         self._until = math.inf
         self._alarm: asyncio.TimerHandle | None = None
-        self._rule = rule
-        self._turn = Turn(rule)
+        self.rule = rule
+        self.turn = Turn(rule)
         self._loss: Loss | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._news: Action | None = None
-        self._failure: ConcurrencyError | None = None
-        self._hurry = False
+        self._waiting: Waiting | None = None
+        self._in_a_crowd = self._passes_on = False
         self._guard: Subscription | None = None
         self._aged = False
         self._checking: asyncio.Task[None] | None = None
-        self._behind: set[Entry] | None = None  # those of this session who wait for its end
+        self._behind: set[Waiting] | None = None
         self._nonce = session.nonces.take(place.queue)
         self.key = session.layout.entry(place.queue, session.id, self._nonce, rule.claim)
         self.token = 0
@@ -190,7 +186,16 @@ class Entry:
             if self.fellows:
                 await self.remove()
             else:
-                await self.session.remover.removed(self.key, self._gone)
+                await self.session.remover.removed(self.key, self._gone, self._baton())
+
+    def _baton(self) -> Put | None:
+        """What says, in the transaction of a release, that it held: whoever waits behind it need not read the queue to
+        tell this from a departure in mid-queue. Only worth it where many wait, and the next is not of this session."""
+        if not self._in_a_crowd or self._behind:
+            return None
+        key = self.session.layout.baton(self.key)
+        self._passes_on = self.session.batons.take(key)
+        return Put(key, b"%d" % self.token, self.session.id) if self._passes_on else None
 
     def begin_release(self) -> asyncio.Future[bool] | None:
         """The same for one of several that are released together: it has begun when this returns."""
@@ -257,16 +262,16 @@ class Entry:
     def ask(self) -> tuple[Op, Op]:
         """Read the queue, then join it. The read comes first, so it shows the queue as it is ahead."""
         _, _, queue, end = self.place
-        ahead = Get(queue, end) if self._rule.needs_all else Get(queue, end, limit=1, newest_first=True)
+        ahead = Get(queue, end) if self.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
         return ahead, Put(self.key, self.value, self.session.id)
 
     def joined(self, revision: int, found: OpResult) -> Action:
         """The put was applied at ``revision``, behind what was found."""
         assert isinstance(found, GetResult)
         self.token = revision
-        if self._rule.needs_all:
-            return self._enter(self._whole(revision, found))
-        nearest = _entries(found)
+        if self.rule.needs_all:
+            return self._enter(whole(found, revision))
+        nearest = entries_in(found)
         if found.total and not nearest:
             return self._enter(View(0, (Ahead(found.kvs[0].key, 0),), 2))  # not an entry: the queue must be read
         return self._enter(View(revision, nearest, found.total))
@@ -278,171 +283,51 @@ class Entry:
         if own is None:
             return None
         self.token = own.create_revision
-        return self._enter(self._whole(revision, found))
+        return self._enter(whole(found, self.token))
 
     async def grantable(self) -> bool:
         """Whether it would be granted if it joined now; for a try."""
         _, _, queue, end = self.place
-        found = await self.session.transport.get(Get(queue, end))
-        return Turn(self._rule).seen(self._whole(found.revision, found)) is Action.GRANT
+        return Turn(self.rule).seen(whole(await self.session.transport.get(Get(queue, end)))) is Action.GRANT
 
     async def granted_now(self) -> bool:
         """Whether it is granted already, having joined."""
-        return self._turn.seen(await self.look()) is Action.GRANT
+        return self.turn.seen(await look(self)) is Action.GRANT
 
     def _enter(self, view: View) -> Action:
         self.state = State.WAITING
         self._since = clock.now()
         self.session.join(self)
         self.session.places[self.key] = self
+        self._in_a_crowd = view.total > 1 and not self.rule.needs_all
         if self.session.lost.is_set():
             self._lose(self.session.lost.reason or SessionLost("the session is over"))
-        return self._turn.seen(view)
+        return self.turn.seen(view)
 
-    def _whole(self, revision: int, found: GetResult) -> View:
-        ahead = sorted(_entries(found), key=lambda entry: (entry.create_revision, entry.key))
-        if self.token:
-            ahead = [entry for entry in ahead if entry.create_revision < self.token]
-        limits = [limit for kv in found.kvs if not kv.lease and (limit := keys.limit_of(kv.key)) is not None]
-        return View(revision, ahead, len(ahead), limits[0] if limits else None)
-
-    # Waiting
+    # Waiting; ``waiting.py`` does it
 
     async def wait(self, action: Action) -> None:
         """Until it is granted; raises when it is lost, or never will be."""
-        queue, end = self.place.queue, self.place.queue_end
-        follow: Follow | None = None
-        watched: bytes | None = None
-        ahead: Entry | None = None
+        self._waiting = Waiting(self)
         try:
-            while action is not Action.GRANT:
-                self.raise_if_lost()
-                if action is Action.FAIL:
-                    raise LimitMismatch(f"{self.place.what} {self.place.name!r}: {self._turn.reason}")
-                if watched != self._turn.key:  # that is what WATCH means, whatever else has happened since
-                    if follow:
-                        follow.end(queue)
-                        follow = None
-                    if ahead:
-                        ahead.behind.discard(self)
-                    watched = key = self._turn.key
-                    if ahead := self._own_ahead():
-                        ahead.behind.add(self)
-                        action = Action.WAIT
-                    else:
-                        follow = self.session.hub.follow(key or queue, b"" if key else end, self._notice)
-                        # While a watch is being set up, have a look: the way may have become free already.
-                        action = self._turn.watching(follow.revision) if follow.in_step else Action.LOOK
-                elif action is Action.LOOK:
-                    action = self._turn.seen(await self.look())
-                else:
-                    action = await self._wait_for_news()
-                    if ahead and self not in ahead.behind:
-                        ahead = watched = None
-                if self._failure:
-                    raise self._failure
-                news, self._news = self._news, None
-                if news and (news is Action.GRANT or action is Action.WAIT):
-                    action = news
+            await self._waiting.until_granted(action)
         finally:
-            if follow:
-                follow.end(queue)
-            if ahead:
-                ahead.behind.discard(self)
+            self._waiting = None
 
-    @property
-    def behind(self) -> set[Entry]:
-        """The entries of this session that wait for the end of this one, and need no watch for it."""
-        if self._behind is None:
-            self._behind = set()
-        return self._behind
-
-    def _own_ahead(self) -> Entry | None:
+    def own_ahead(self) -> Entry | None:
         """The entry to wait for, if it is one of this session's: it will tell, and etcd need not."""
-        ahead = self._turn.ahead
+        ahead = self.turn.ahead
         entry = self.session.places.get(ahead.key) if ahead else None
         if ahead and isinstance(entry, Entry) and entry.token == ahead.create_revision:
             return None if entry.state is State.LOST else entry
         return None
 
-    def _ahead_left(self, gone: bool, granted: bool) -> None:
-        """The entry of this session that it waited for is gone from the queue, or can tell no more.
-
-        One that was granted alone had nobody ahead, and nobody can have come between.
-        """
-        if gone and granted:
-            self._news = Action.GRANT
-        else:
-            self._news = self._turn.forget()
-        self._wake()
-
-    async def _wait_for_news(self) -> Action:
-        """After some seconds without any, what is known is read again.
-
-        The first wait after a watch began is a short one. etcd takes "from now" as the revision after the one it read
-        just before, and a write that slips in between leaves the watch behind: its events come up to 100 ms late.
-        """
-        patience, self._hurry = (_LOOK_SOON if self._hurry else _LOOK_AGAIN), False
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(patience):
-                await self._waiter
-        except TimeoutError:
-            return self._turn.missed()
-        finally:
-            self._waiter = None
-        return Action.WAIT
-
-    def _notice(self, notice: Notice) -> None:
-        """What happened to the key, or queue, that is watched; what means nothing to this entry wakes nobody."""
-        action = Action.WAIT
-        if isinstance(notice, Changed):
-            for event in notice.events:
-                step = self._turn.deleted(event.kv.key, event.kv.mod_revision)
-                action = action if step is Action.WAIT else step
-                if step is Action.GRANT:
-                    break
-            if action is Action.WAIT:
-                return
-        elif isinstance(notice, Started):
-            action = self._turn.watching(notice.revision)
-            if notice.resumed or notice.gap:
-                action = self._turn.missed()
-            self._hurry = True
-        else:
-            assert isinstance(notice, Refused)
-            self._failure = notice.error
-        if self._news is not Action.GRANT:
-            self._news = action
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def look(self) -> View:
-        """The queue ahead as it is at ``Turn.needed`` or later; waits out an etcd that is away."""
-        _, _, queue, end = self.place
-        whole = Get(queue, end, serializable=True)
-        nearest = whole._replace(limit=2, newest_first=True, before=self.token)
-        while True:
-            try:
-                found = await self._read(whole if self._rule.needs_all else nearest)
-                if not self._rule.needs_all and len(_entries(found)) < len(found.kvs):
-                    found = await self._read(nearest._replace(limit=0))
-            except EtcdUnavailable:
-                self.raise_if_lost()
-                await asyncio.sleep(_PAUSE)
-                continue
-            view = self._whole(found.revision, found)
-            # The nearest two tell whether there is one ahead or more; how many more, nobody needs to know.
-            return view if self._rule.needs_all or view.total < 2 else View(view.revision, view.entries[-1:], 2)
-
-    async def _read(self, get: Get) -> GetResult:
-        found = await self.session.transport.get(get)
-        if found.revision < self._turn.needed:
-            found = await self.session.transport.get(get._replace(serializable=False))
-        return found
+    @property
+    def behind(self) -> set[Waiting]:
+        """Those of this session that wait for the end of this one, and need no watch for it."""
+        if self._behind is None:
+            self._behind = set()
+        return self._behind
 
     # Its own key
 
@@ -505,7 +390,8 @@ class Entry:
         self._finish(State.LOST)
         self._tell_behind(gone=False)
         self.lost.tell(reason)
-        self._wake()
+        if self._waiting:
+            self._waiting.wake()
         if self.on_lost:
             self.on_lost()
         for fellow in self.fellows:
@@ -533,6 +419,8 @@ class Entry:
 
     def _gone(self, reusable: bool) -> None:
         """Its key is no longer in etcd."""
+        if self._passes_on:
+            self.session.batons.written(self.session.layout.baton(self.key), clock.now())
         if reusable:
             self.free_nonce()
         if self.session.places.get(self.key) is self:
@@ -542,8 +430,8 @@ class Entry:
     def _tell_behind(self, *, gone: bool) -> None:
         behind, self._behind = self._behind, None
         alone = self.granted and not keys.is_reader(self.key)
-        for entry in behind or ():
-            entry._ahead_left(gone, alone)
+        for waiting in behind or ():
+            waiting.ahead_left(gone, alone)
 
     def free_nonce(self) -> None:
         self.session.nonces.give_back(self.place.queue, self._nonce)
@@ -579,26 +467,3 @@ class Entry:
         return FencedWriteRejected(
             f"{self.place.name!r} is no longer held with token {self.token}; nothing was written"
         )
-
-
-_warned: set[bytes] = set()
-
-
-def _entries(found: object) -> list[Ahead]:
-    """The entries among what was read. A key without a lease is nobody's place in a queue: it is skipped, with one
-    warning, since it would never go away."""
-    assert isinstance(found, GetResult)
-    entries = []
-    for kv in found.kvs:
-        if kv.lease:
-            entries.append(Ahead(kv.key, kv.create_revision))
-        elif keys.limit_of(kv.key) is None:
-            warn_foreign(kv.key)
-    return entries
-
-
-def warn_foreign(key: bytes) -> None:
-    """Say once per key that it is skipped."""
-    if key not in _warned and len(_warned) < 1000:
-        _warned.add(key)
-        log.warning("skipping %r: it lies among lock entries but is not one (no lease, or no lock's name)", key)

@@ -34,7 +34,7 @@ from codomyrmex.concurrency.keys import (
     session_of,
 )
 from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
-from codomyrmex.concurrency.queue.entry import warn_foreign
+from codomyrmex.concurrency.queue.reading import warn_foreign
 from codomyrmex.concurrency.queue.rules import holding
 from codomyrmex.concurrency.session import Session
 

@@ -161,6 +161,7 @@ class Turn:
         seen(view)         what the rule says: GRANT | FAIL | WATCH another key | LOOK if the watch is newer | WAIT
         watching(rev)      LOOK if the view is older than the watch | WAIT
         deleted(key, rev)  WAIT if the view is newer; what the rule says without that entry; LOOK if part is unseen
+        passed_on(token)   GRANT if the entry ahead has that token: it held, and has released
         missed()           LOOK
         forget()           LOOK, then WATCH again
     """
@@ -179,6 +180,16 @@ class Turn:
     def watched(self) -> bool:
         """Whether the watch on ``key`` is known to have begun."""
         return self._watch_revision > 0
+
+    @property
+    def revision(self) -> int:
+        """How new its view is."""
+        return self._view.revision
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether there is nobody ahead whom it does not know."""
+        return self._view.complete
 
     @property
     def ahead(self) -> Ahead | None:
@@ -224,6 +235,11 @@ class Turn:
         if self.key == b"" or isinstance(self._rule(left), Granted):
             return self.seen(left)
         return self._look(revision)  # whoever else has left was not watched
+
+    def passed_on(self, token: int) -> Action:
+        """The entry of this token has said that it held the lock, alone, and has released it. If that is the one ahead,
+        nobody was ahead of it, and nobody can have come between."""
+        return Action.GRANT if self.ahead and self.ahead.create_revision == token else Action.WAIT
 
     def missed(self) -> Action:
         """Events may have been missed."""
