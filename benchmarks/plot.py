@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 
 def draw(figures: dict[str, Any], target: Path) -> None:
@@ -28,6 +28,9 @@ def draw(figures: dict[str, Any], target: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(0.1, 2.2 * max([*part, 1.0]))
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlabel("ratio / its goal (log); the line is the goal, whiskers are the slowest and fastest round")
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):

@@ -17,8 +17,8 @@ from codomyrmex.concurrency import (
     FencedWriteRejected,
     Session,
 )
-from codomyrmex.concurrency.etcd.transport import Put
 from tests.helpers import eventually, queue_of
+from tests.integration.test_together import fill
 
 
 async def test_in_a_full_database_held_locks_renew_and_can_be_released(namespace: str) -> None:
@@ -29,12 +29,7 @@ async def test_in_a_full_database_held_locks_renew_and_can_be_released(namespace
         lock = DistributedLock("held", session, on_loss="notify")
         grant = await lock.acquire()
 
-        async def fill() -> None:
-            for number in range(100):
-                await session.transport.txn((), (Put(b"/filler/%d" % number, b"x" * (1 << 20)),))
-
-        with pytest.raises(EtcdQuotaExceeded):
-            await fill()
+        await fill(session)
         with pytest.raises(EtcdQuotaExceeded):
             await DeadLetterQueue("q", session=session).add(operation="x", args={}, error="e")
         await asyncio.sleep(4)  # longer than the lease

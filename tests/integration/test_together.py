@@ -1,0 +1,98 @@
+"""What joins and what leaves in one transaction: each is answered by itself, and neither fails for the other."""
+
+from __future__ import annotations
+
+import asyncio
+
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, EtcdQuotaExceeded, LockManager, Session
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transport import Put
+from tests.helpers import counting, entries, queue_of
+from tests.integration.test_faults import behind_proxy
+
+
+async def test_who_joins_as_the_holder_leaves_is_granted_at_once(session: Session) -> None:
+    lock = DistributedLock("x", session)
+    for _ in range(20):
+        await lock.acquire()
+        busy = [asyncio.create_task(DistributedLock(f"busy{n}", session).acquire()) for n in range(2)]
+        await asyncio.sleep(0)  # two calls are under way, so what comes now travels together
+        with counting(session) as calls:
+            release, join = asyncio.create_task(lock.release()), asyncio.create_task(lock.acquire())
+            grants = await asyncio.wait_for(asyncio.gather(join, release, *busy), 2)
+        assert calls["range"] == calls["delete"] == 0
+        assert [kv.create_revision for kv in await entries(session, "x")] == [grants[0].token]
+        await lock.release()
+        await session.committer.idle()
+        for number in range(2):
+            await session.remover.remove((await entries(session, f"busy{number}"))[0].key)
+
+
+async def test_a_refused_request_does_not_keep_anybody_from_leaving(session: Session) -> None:
+    grants = [await DistributedLock(f"n{number}", session).acquire() for number in range(3)]
+    no_such_lease = Request((b"other",), (Put(session.layout.queue("bad") + b"x", b"", 12345),))
+    refused = session.committer.submit(no_such_lease)
+    leaving = [session.remover.remove(grant.key.encode()) for grant in grants]
+    assert await asyncio.wait_for(asyncio.gather(*leaving), 2) == [True] * 3
+    assert isinstance(refused.exception(), EtcdError) and "lease" in str(refused.exception())
+
+
+async def test_what_leaves_is_gone_even_if_the_session_was_fenced(session: Session) -> None:
+    """A transaction with an old version of the session's key is refused; what it was to delete is deleted."""
+    lock = DistributedLock("x", session)
+    grant = await lock.acquire()
+    session.committer._version = 99
+    joining = asyncio.create_task(DistributedLock("y", session).acquire())
+    blocked = asyncio.create_task(DistributedLock("z", session).acquire())
+    await asyncio.sleep(0)
+    leaving = session.remover.remove(grant.key.encode())
+    assert await asyncio.wait_for(leaving, 2)
+    assert (await asyncio.wait_for(joining, 2)).token > grant.token and await asyncio.wait_for(blocked, 2)
+
+
+async def test_a_lost_answer_is_settled_for_those_who_join_and_those_who_leave(
+    etcd: EmbeddedEtcd, namespace: str, other: Session
+) -> None:
+    async with behind_proxy(etcd, namespace) as (proxy, session):
+        held = [DistributedLock(f"old{number}", session) for number in range(10)]
+        for lock in held:
+            await lock.acquire()
+        new = [DistributedLock(f"new{number}", session) for number in range(10)]
+        proxy.drop_next_answer(session.layout.queue("new9"))
+        await asyncio.gather(*(lock.release() for lock in held), *(lock.acquire() for lock in new))
+        assert proxy.dropped == 1
+        for lock in held:
+            assert await DistributedLock(lock.name, other).try_acquire()
+        for lock in new:
+            assert lock.grant
+            assert [kv.create_revision for kv in await entries(other, lock.name)] == [lock.grant.token]
+
+
+async def test_a_full_database_lets_a_crowd_take_turns(namespace: str) -> None:
+    """A release that cannot write its baton is a release all the same."""
+    async with EmbeddedEtcd(args=[f"--quota-backend-bytes={16 << 20}"]) as own:
+        settings = {"endpoints": own.endpoint, "namespace": namespace}
+        async with Session(**settings) as first, Session(**settings) as second:
+            sessions = [first, second, first, second, first]
+            managers = [LockManager(session) for session in sessions]
+            waiting = []
+            for number, manager in enumerate(managers):
+                waiting.append(asyncio.ensure_future(manager.acquire("x")))
+                await queue_of(first, "x", number + 1)
+            await fill(first)
+            for manager, grant in zip(managers, waiting, strict=True):
+                await manager.release(await asyncio.wait_for(grant, 2))
+            await queue_of(first, "x", 0)
+            assert isinstance(
+                (await asyncio.gather(DistributedLock("y", first).acquire(), return_exceptions=True))[0],
+                EtcdQuotaExceeded,
+            )
+
+
+async def fill(session: Session) -> None:
+    try:
+        for number in range(100):
+            await session.transport.txn((), (Put(b"/filler/%d" % number, b"x" * (1 << 20)),))
+    except EtcdQuotaExceeded:
+        return
+    raise AssertionError("the database is not full")
