@@ -20,14 +20,13 @@ def draw(figures: dict[str, Any], target: Path) -> None:
     ]
     colours = ["#2a7f62" if goal["reached"] else "#b3541e" for goal in goals]
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(goals) + 1.2), dpi=110)
-    bars = axes.barh(
-        [f"{goal['case']} / {goal['against']}" for goal in goals], part, xerr=spread, color=colours, capsize=2
-    )
-    said = [f" {goal['median']:.2f} of {goal['factor']:.2f}" for goal in goals]
-    axes.bar_label(bars, said, padding=4, fontsize=8)
+    axes.barh([f"{goal['case']} / {goal['against']}" for goal in goals], part, xerr=spread, color=colours, capsize=2)
     axes.axvline(1, color="black", linewidth=1)
+    for row, goal in enumerate(goals):
+        beside = 1.06 * max(goal["high"] / goal["factor"], 1.0)
+        axes.text(beside, row, f"{goal['median']:.2f} of {goal['factor']:.2f}", va="center", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlim(0.1, 2.2 * max([*part, 1.0]))
+    axes.set_xlim(0.1, 2.4 * max([*part, 1.0]))
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())

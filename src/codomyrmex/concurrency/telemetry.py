@@ -28,7 +28,7 @@ class Observer:
         """A fenced write was refused, because the grant no longer held."""
 
     def committed(self, requests: int) -> None:
-        """So many requests were sent to etcd in one transaction."""
+        """So many requests, of those who join and those who leave, were sent to etcd together."""
 
     def session_lost(self, session: int) -> None:
         """The lease of that id is gone, and not because the session was closed."""

@@ -1,11 +1,11 @@
 """Group commit, and the rule "never in doubt".
 
 Requests that meet travel in one transaction, each answered by its own share of the results; the removals of
-``removal.py`` that are waiting go along. Every transaction
-compares the version of the session's leased key. When an answer is lost the transaction may have been applied, or may
-still be applied later; so nothing new is sent, the session key is written first (its version moves on: a straggler
-can no longer commit), and then each request in doubt is sent again in a form that is harmless to repeat and tells
-what happened. Callers therefore see each request take effect exactly once or not at all.
+``removal.py`` that wait meanwhile go along. Every transaction with requests compares the version of the session's
+leased key. When an answer is lost the transaction may have been applied, or may still be applied later; so nothing new
+is sent, the session key is written first (its version moves on: a straggler can no longer commit), and then each
+request in doubt is sent again in a form that is harmless to repeat and tells what happened. Callers therefore see each
+request take effect exactly once or not at all.
 
 A request whose caller is gone by the time its answer is here is taken back by its ``undo``.
 """
