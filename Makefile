@@ -26,12 +26,10 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# An environment of its own: one of the peers and the gateway's library call themselves by one name. And python-etcd3 asks
-# for a tenacity of 6.1 or later, although its lock works with 5 alone.
+# An environment of its own: one of the peers and the gateway's library call themselves by one name.
 $(VENV)-bench/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
-	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check --no-deps 'tenacity<6'
 	@touch $@
 
 bench: $(VENV)-bench/.ready
