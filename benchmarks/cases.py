@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from benchmarks import dead_letters, floor, imports, pool
 from benchmarks.contest import contended, uncontended
+from benchmarks.far import far
 from benchmarks.peers import go, python
 from benchmarks.sample import Sample
 
@@ -76,6 +77,10 @@ def _go(mode: go.Mode, workers: int) -> Case:
     return Case(f"go-contended-{workers}", run, "handoffs", "go", workers)
 
 
+def _far(case: Case) -> Case:
+    return replace(case, name=f"{case.name}-far", run=partial(far, run=case.run))
+
+
 # In the order they run in each round: what is compared runs side by side.
 CASES = (
     Case("floor-two-calls", floor.two_calls),
@@ -101,6 +106,8 @@ CASES = (
     *(_contended(peer, 8) for peer in python.PACKAGES),
     _contended("lock", 8, sessions=8),
     _go("contended", 64),
+    _far(_contended("lock", 8)),
+    _far(_go("contended", 8)),
     _contended("semaphore", 2),
     _contended("semaphore", 8),
     Case("pool-by-hand", pool.by_hand),

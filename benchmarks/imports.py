@@ -13,7 +13,7 @@ STATEMENTS = {
     "import-grpc-and-pydantic": "import grpc, pydantic",
     # Both packages put off most of their own imports until a name of theirs is used.
     "import-names": "from codomyrmex.concurrency import DistributedLock, Session",
-    "import-names-of-those": "import grpc.aio; from pydantic import BaseModel; from pydantic_settings import BaseSettings",
+    "import-names-of-those": "import grpc.aio; from pydantic import BaseModel; import pydantic_settings.main",
 }
 
 
