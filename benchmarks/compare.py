@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from rich.table import Table
@@ -25,4 +26,4 @@ def compared(earlier: Figures, now: Figures) -> Table:
 
 
 def _key(goal: Figures) -> tuple[str, str]:
-    return goal["case"], str(goal["base"])
+    return goal["case"], json.dumps(goal["base"])

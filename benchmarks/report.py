@@ -44,6 +44,9 @@ class Report:
 
     def print(self, console: Console) -> None:
         console.print(self._cases(), self._goals())
+        for goal, base, ratio in self._ratios():
+            if goal.why and not goal.reached(ratio.median):
+                console.print(f"missed: {goal.case} against {base.name}: {goal.why}", markup=False)
         for peer, reason in self.left_out.items():
             console.print(f"left out: {peer} ({reason})", markup=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 from rich.console import Console
@@ -50,7 +51,8 @@ def test_a_missed_goal_is_called_missed() -> None:
     screen = Console(file=io.StringIO(), width=120)
     report.print(screen)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "missed" in text and "left out: go (go is not installed)" in text
+    assert "missed: lock-1 against floor-two-calls: all but some" in text
+    assert "left out: go (go is not installed)" in text
 
 
 def test_how_a_lock_was_shared_is_read_from_the_times_of_the_grants() -> None:
@@ -62,9 +64,11 @@ def test_how_a_lock_was_shared_is_read_from_the_times_of_the_grants() -> None:
 
 
 def test_two_runs_stand_beside_one_another() -> None:
-    then = Report(samples({"lock-1": 800, "floor-two-calls": 1_000}), {}).json()
-    now = Report(samples({"lock-1": 880, "floor-two-calls": 1_000, "pool": 5, "pool-by-hand": 10}), {}).json()
+    contended = {"lock-contended-2": 600, "kazoo-contended-2": 400}
+    then = Report(samples({"lock-1": 800, "floor-two-calls": 1_000, **contended}), {}).json()
+    rates = {"lock-1": 880, "floor-two-calls": 1_000, "lock-contended-2": 720, "kazoo-contended-2": 400, "pool": 5}
+    now = Report(samples({**rates, "pool-by-hand": 10}), {}).json()
     screen = Console(file=io.StringIO(), width=120)
-    screen.print(compared(then, now))
+    screen.print(compared(json.loads(json.dumps(then)), now))
     text = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert "0.80" in text and "0.88" in text and "+10%" in text and "new" in text
+    assert "0.80" in text and "0.88" in text and "+10%" in text and "+20%" in text and text.count("new") == 1
