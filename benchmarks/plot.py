@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,16 @@ def draw_curves(figures: dict[str, dict[str, dict[str, float]]], target: Path) -
     """Every figure of a curve beside its first one, so that what is flat looks flat."""
     figure, every = pyplot.subplots(1, len(figures), figsize=(4.2 * len(figures), 4.2), dpi=110, squeeze=False)
     for axes, (curve, rows) in zip(every[0], figures.items(), strict=True):
-        first = next(iter(rows.values()))
-        for name, start in first.items():
-            axes.plot(list(rows), [row[name] / (start or 1) for row in rows.values()], marker="o", label=name)
+        for name in next(iter(rows.values())):
+            values = [row[name] or nan for row in rows.values()]  # what one alone cannot have is 0
+            start = next(value for value in values if value == value)
+            axes.plot(list(rows), [value / start for value in values], marker="o", label=name)
         axes.set_title(curve, fontsize=9)
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.2), max(high, 5))
+        axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.tick_params(labelsize=7)
         axes.tick_params(axis="x", rotation=60)
         axes.legend(fontsize=6)

@@ -155,10 +155,11 @@ def curves(seconds: float) -> dict[str, dict[str, Callable[[], Awaitable[Row]]]]
     return {
         "items through a pool": {f"{n:,}": partial(pool_items, n) for n in (10_000, 100_000, 1_000_000)},
         "waiters in one process": {f"{n:,}": partial(waiters, n) for n in (100, 1_000, 10_000)},
-        "client processes": {
-            f"{n}, {members} member{'s' * (members > 1)}": partial(clients, n, members, seconds)
+        **{
+            f"client processes, {members} member{'s' * (members > 1)}": {
+                f"{n}": partial(clients, n, members, seconds) for n in (1, 2, 4, 8, 16, 32)
+            }
             for members in (1, 3)
-            for n in (1, 2, 4, 8, 16, 32)
         },
         "dead letters in one queue": {f"{n:,}": partial(dead_letters, n) for n in (1_000, 10_000, 100_000)},
     }
