@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "believe the baton of another life of the key",
         "queue/rules.py",
-        "if self.ahead and self.ahead.create_revision == token else",
-        "if self.ahead else",
+        'if ahead and baton == b"%d" % ahead.create_revision else',
+        "if ahead else",
         "tests/unit/test_rules.py",
     ),
     Mutant(

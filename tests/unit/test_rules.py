@@ -138,7 +138,7 @@ class Waiter:
             self.apply(action)
 
     def hear(self, token: int) -> None:
-        if self.turn.passed_on(token) is Action.GRANT:
+        if self.turn.passed_on(b"%d" % token) is Action.GRANT:
             self.apply(Action.GRANT)
 
     def miss(self) -> None:
@@ -280,7 +280,7 @@ class _Credulous(Turn):
 
     __slots__ = ()
 
-    def passed_on(self, token: int) -> Action:
+    def passed_on(self, baton: bytes) -> Action:
         return Action.GRANT
 
 
@@ -327,8 +327,9 @@ def test_the_end_of_a_predecessor_in_mid_queue_grants_nothing() -> None:
 def test_the_baton_of_the_one_ahead_is_the_grant_however_many_were_ahead() -> None:
     turn = Turn(exclusive)
     assert turn.seen(View(5, [Ahead(b"b", 2)], 7)) is Action.WATCH and not turn.sees_all
-    assert turn.passed_on(1) is Action.WAIT
-    assert turn.passed_on(2) is Action.GRANT
+    for other in (b"1", b"", b"02", b"2 ", b"9" * 5000, b"\xff"):
+        assert turn.passed_on(other) is Action.WAIT
+    assert turn.passed_on(b"2") is Action.GRANT
 
 
 def test_a_changed_limit_is_read_before_anything_else_counts() -> None:

@@ -161,7 +161,7 @@ class Turn:
         seen(view)         what the rule says: GRANT | FAIL | WATCH another key | LOOK if the watch is newer | WAIT
         watching(rev)      LOOK if the view is older than the watch | WAIT
         deleted(key, rev)  WAIT if the view is newer; what the rule says without that entry; LOOK if part is unseen
-        passed_on(token)   GRANT if the entry ahead has that token: it held, and has released
+        passed_on(baton)   GRANT if it is that of the entry ahead: it held, and has released
         missed()           LOOK
         forget()           LOOK, then WATCH again
     """
@@ -175,11 +175,6 @@ class Turn:
         self.key: bytes | None = None
         self.needed = 0
         self.reason = ""
-
-    @property
-    def watched(self) -> bool:
-        """Whether the watch on ``key`` is known to have begun."""
-        return self._watch_revision > 0
 
     @property
     def revision(self) -> int:
@@ -236,10 +231,11 @@ class Turn:
             return self.seen(left)
         return self._look(revision)  # whoever else has left was not watched
 
-    def passed_on(self, token: int) -> Action:
-        """The entry of this token has said that it held the lock, alone, and has released it. If that is the one ahead,
-        nobody was ahead of it, and nobody can have come between."""
-        return Action.GRANT if self.ahead and self.ahead.create_revision == token else Action.WAIT
+    def passed_on(self, baton: bytes) -> Action:
+        """An entry has said that it held the lock, alone, and has released it: its token, in digits. If that is the one
+        ahead, nobody was ahead of it, and nobody can have come between."""
+        ahead = self.ahead
+        return Action.GRANT if ahead and baton == b"%d" % ahead.create_revision else Action.WAIT
 
     def missed(self) -> Action:
         """Events may have been missed."""
