@@ -186,7 +186,7 @@ async def test_batons_are_removed_while_the_session_lives(
         await manager.release(await asyncio.wait_for(grant, 5))
     assert await batons(session)
     await eventually(lambda: gone(session))
-    assert not session.batons
+    await eventually(lambda: not session.batons)
 
 
 async def test_a_batch_is_as_full_as_etcd_takes_it(session: Session) -> None:

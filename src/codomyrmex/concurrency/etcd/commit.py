@@ -213,10 +213,11 @@ class Committer:
         repeat = (request.again or ()) if again else ()
         try:
             while True:
+                version = self._version
                 compares = (self._guard(), *request.compares, *repeat)
                 otherwise = (Get(self._fence.key), *request.otherwise)
                 result = await self._transport.txn(compares, request.then, otherwise)
-                if result.succeeded or self._guarded(result):
+                if result.succeeded or self._adopted(result) == version:
                     break
         except EtcdError as error:
             self._failed([request], error)
@@ -246,14 +247,14 @@ class Committer:
     def _guard(self) -> Compare:
         return Compare(self._fence.key, Target.VERSION, self._version)
 
-    def _guarded(self, refused: TxnResult) -> bool:
-        """Whether a refused transaction had the right session version; adopts the version that etcd has."""
+    def _adopted(self, refused: TxnResult) -> int:
+        """The session's version that etcd has, by a refused transaction; it is the one to use from here on."""
         session = refused.results[0]
         assert isinstance(session, GetResult)
         if not session.kvs:
             raise SessionLost("the session's lease is gone: its key is no longer in etcd")
-        known, self._version = self._version, session.kvs[0].version
-        return known == self._version
+        self._version = session.kvs[0].version
+        return self._version
 
     def _interrupted(self, requests: Sequence[Request]) -> None:
         """The session closes, or the caller was cancelled in the middle of its own sending: then it is gone, but what
@@ -335,7 +336,7 @@ class Committer:
             self._version += 1
         else:
             # An earlier attempt, its answer lost too, has moved it already; any newer version will do.
-            self._guarded(result)
+            self._adopted(result)
 
     def _next_batch(self, queue: deque[Request | Removal]) -> list[Request | Removal]:
         """As many as fit one transaction, leaving out requests whose callers have gone."""
