@@ -68,6 +68,21 @@ async def test_a_lost_answer_is_settled_for_those_who_join_and_those_who_leave(
             assert [kv.create_revision for kv in await entries(other, lock.name)] == [lock.grant.token]
 
 
+async def test_joins_that_are_cancelled_before_they_are_sent_leave_nothing_behind(session: Session) -> None:
+    for _ in range(5):
+        joining = [asyncio.create_task(DistributedLock(f"n{number}", session).acquire()) for number in range(50)]
+        same = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(50)]
+        await asyncio.sleep(0)
+        for task in (*joining[2:], *same[2:]):  # two calls are under way
+            task.cancel()
+        await asyncio.gather(*joining[2:], *same[2:], return_exceptions=True)
+        for task in (*joining[:2], *same[:2]):
+            grant = await asyncio.wait_for(task, 2)
+            await grant._entry.release()
+    await session.committer.idle()
+    assert not session.nonces._queues
+
+
 async def test_a_full_database_lets_a_crowd_take_turns(namespace: str) -> None:
     """A release that cannot write its baton is a release all the same."""
     async with EmbeddedEtcd(args=[f"--quota-backend-bytes={16 << 20}"]) as own:

@@ -62,7 +62,8 @@ class Request:
     ``groups``: requests that share a group are sent one after another, in order, never together. ``alone``: it may be
     refused, so it travels by itself. ``again``: compares added when it is sent a second time, which make repeating
     it harmless; None if it must never be repeated. ``otherwise``: what to read when refused. ``undo``: called when
-    the request was applied but nobody waits for it any more. ``size``: bytes of its values, where they are not small.
+    the request was applied but nobody waits for it any more. ``unsent``: called when it was cancelled before it was
+    sent. ``size``: bytes of its values, where they are not small.
     """
 
     groups: Sequence[bytes]
@@ -72,6 +73,7 @@ class Request:
     again: Sequence[Compare] | None = None
     alone: bool = False
     undo: Callable[[], object] | None = None
+    unsent: Callable[[], object] | None = None
     size: int = 0
     ahead: int = 0  # in how many of its groups others come first
     reply: asyncio.Future[Reply] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -351,6 +353,8 @@ class Committer:
             elif item.reply.done():
                 queue.popleft()
                 self._finished(item)
+                if item.unsent and item.reply.cancelled():
+                    item.unsent()
                 continue
             else:
                 alone = item.alone

@@ -69,6 +69,7 @@ async def _put(entries: Sequence[Entry]) -> Reply:
         otherwise=[Get(entry.place.queue, entry.place.queue_end) for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
+        unsent=lambda: _free_nonces(entries),
     )
     reply = request.reply
     try:

@@ -165,6 +165,8 @@ class Waiting:
         if self._news is not Action.GRANT:
             self._news = action
         if action is Action.LOOK and isinstance(notice, Changed) and self._baton and self._baton.in_step:
+            if self._grace:
+                self._grace.cancel()
             self._grace = asyncio.get_running_loop().call_later(_BATON_FOLLOWS, self.wake)
         else:
             self.wake()
