@@ -70,10 +70,7 @@ class Remover:
     def remove(self, key: bytes, gone: Gone | None = None, note: Put | None = None) -> asyncio.Future[bool]:
         """Delete ``key``; the result says whether it was still there."""
         removal = Removal(key, gone, note)
-        if self._closed:
-            removal.fail(self._closed)
-        else:
-            self._lane.submit(removal)
+        self._line_up(removal)
         return removal.done
 
     async def removed(self, key: bytes, gone: Gone, note: Put | None = None) -> bool:
@@ -92,8 +89,7 @@ class Remover:
         """Removals that travel alone."""
         try:
             if len(batch) == 1 and not batch[0].note:  # costs etcd less than a transaction
-                existed = await self._transport.delete(Delete(batch[0].key)) > 0
-                batch[0].answer(existed)
+                await self._delete(batch[0])
             else:
                 result = await self._transport.txn((), [*deletions(batch), *notes(batch)])
                 answer(batch, result.results)
@@ -111,7 +107,7 @@ class Remover:
             return
         for removal in batch:
             try:
-                removal.answer(await self._transport.delete(Delete(removal.key)) > 0)
+                await self._delete(removal)
             except EtcdError as another:
                 self._later([removal], another)
 
@@ -130,10 +126,16 @@ class Remover:
     def _again(self, batch: Sequence[Removal]) -> None:
         for removal in batch:
             removal.repeated = True
-            if self._closed:
-                removal.fail(self._closed)
-            else:
-                self._lane.submit(removal)
+            self._line_up(removal)
+
+    def _line_up(self, removal: Removal) -> None:
+        if self._closed:
+            removal.fail(self._closed)
+        else:
+            self._lane.submit(removal)
+
+    async def _delete(self, removal: Removal) -> None:
+        removal.answer(await self._transport.delete(Delete(removal.key)) > 0)
 
 
 def deletions(batch: Sequence[Removal]) -> list[Op]:

@@ -178,8 +178,7 @@ class Waiting:
 
     def _passed_on(self, baton: Follow) -> Action:
         """What the baton's last life says; another entry's life of the same key has another token."""
-        said = baton.last.kv.value if baton.last else b""
-        return self._turn.passed_on(said)
+        return self._turn.passed_on(baton.last.kv.value) if baton.last else Action.WAIT
 
 
 async def look(entry: Entry) -> View:
