@@ -51,8 +51,9 @@ class Calls(ABC):
         the request for a new one: ``authenticate`` goes without."""
 
     @abstractmethod
-    async def _renewed(self) -> bool:
-        """After a failure: if the TLS files have been replaced, so are the connections; whether they were."""
+    def _renewed(self) -> bool:
+        """After a failure: if the TLS files have been replaced, new calls go over new connections, and what is under
+        way on the old ones ends there. Returns whether they were."""
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -126,7 +127,7 @@ class Calls(ABC):
                 return await self._call(self._endpoints[index], method, request, share)
             except EtcdError as error:
                 last = error
-                if await self._renewed() and error.applied == "no":
+                if self._renewed() and error.applied == "no":
                     continue
                 again = error.retryable and (repeatable or error.applied == "no")
                 if not isinstance(error, EtcdUnavailable):

@@ -20,13 +20,14 @@ import aiohttp
 import requests
 import semantic_version
 from etcd3 import AioClient, Client
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd import status, wire
 from codomyrmex.concurrency.etcd.calls import Calls, LeaseCalls, refused_as_stale
 from codomyrmex.concurrency.etcd.credentials import Tls, Token
+from codomyrmex.concurrency.etcd.links import Link, Links
 from codomyrmex.concurrency.etcd.transport import WatchMessage, WatchRequest
 from codomyrmex.concurrency.settings import EtcdSettings
 
@@ -102,7 +103,10 @@ def _answer(method: str, code: int, text: str, endpoint: str) -> Any:
     if not isinstance(told, dict):
         raise _no_gateway(code, endpoint)
     _raise_if_error(told, endpoint)
-    return ParseDict(told.get("result", told), _METHODS[method][1](), ignore_unknown_fields=True)
+    try:
+        return ParseDict(told.get("result", told), _METHODS[method][1](), ignore_unknown_fields=True)
+    except ParseError:
+        raise _no_gateway(code, endpoint) from None
 
 
 def _no_gateway(code: int, endpoint: str) -> EtcdError:
@@ -143,62 +147,76 @@ def _context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLCon
     return context
 
 
+class _Sender:
+    """The HTTP client of one endpoint, made at its first call."""
+
+    def __init__(self, endpoint: str, credentials: ssl.SSLContext | None) -> None:
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._client: Any = None
+
+    async def client(self) -> Any:
+        if self._client is None:
+            client = self._client = _Asking(**_address(self._endpoint))
+            its, connector = client.session, aiohttp.TCPConnector(limit=0, ssl=self._credentials or True)
+            client.session = aiohttp.ClientSession(connector=connector)
+            await its.close()  # it would not check whom it speaks to, nor keep more than thirty connections
+        return self._client
+
+    async def close(self) -> None:
+        if self._client:
+            await self._client.close()
+
+
 class GatewayTransport(Calls):
     """A ``Transport`` over HTTP/1.1 and JSON. Belongs to the event loop that first uses it."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         super().__init__(settings)
         self._tls = Tls(settings, _context)
-        self._clients: dict[str, Any] = {}
+        self._links = Links(lambda endpoint: _Sender(endpoint, self._tls.credentials), _Sender.close)
 
     async def watch(self) -> _GatewayWatchStream:
-        endpoint = await self._current_endpoint()
-        return _GatewayWatchStream(await self._client(endpoint), endpoint, self._token, self._settings.request_timeout)
+        link = self._links.to(await self._current_endpoint())
+        return _GatewayWatchStream(self._links, link, self._token, self._settings.request_timeout)
 
     def lease_client(self) -> GatewayLeaseClient:
         return GatewayLeaseClient(self._settings, self._current, self._token)
 
     async def close(self) -> None:
-        clients, self._clients = self._clients, {}
-        for client in clients.values():
-            await client.close()
+        await self._links.close()
 
     async def _once(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
-        client = await self._client(endpoint)
         headers = {"Authorization": self._token.value} if self._token.value and method != "authenticate" else {}
         limit = aiohttp.ClientTimeout(total=timeout)
-        asking = client.call_rpc(
-            _METHODS[method][0], _body(request), encode=False, raw=True, headers=headers, timeout=limit
-        )
-        try:
-            async with asking as response:
-                return _answer(method, response.status, await response.text(), endpoint)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _failed(error, endpoint) from None
+        with self._links.using(self._links.to(endpoint)) as sender:
+            client = await sender.client()
+            asking = client.call_rpc(
+                _METHODS[method][0], _body(request), encode=False, raw=True, headers=headers, timeout=limit
+            )
+            try:
+                async with asking as response:
+                    return _answer(method, response.status, await response.text(), endpoint)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise _failed(error, endpoint) from None
 
-    async def _renewed(self) -> bool:
+    def _renewed(self) -> bool:
         renewed = self._tls.refresh()
         if renewed:
-            await self.close()
+            self._links.renew()
         return renewed
-
-    async def _client(self, endpoint: str) -> Any:
-        client = self._clients.get(endpoint)
-        if client is None:
-            client = self._clients[endpoint] = _Asking(**_address(endpoint))
-            its, connector = client.session, aiohttp.TCPConnector(limit=0, ssl=self._tls.credentials or True)
-            client.session = aiohttp.ClientSession(connector=connector)
-            await its.close()  # it would not check whom it speaks to, nor keep more than thirty connections
-        return client
 
 
 class _GatewayWatchStream:
     """Many watches as if on one stream: each is a request whose answer does not end. When one breaks, all do, and the
     reader begins anew as it would with gRPC."""
 
-    def __init__(self, client: Any, endpoint: str, token: Token, timeout: float) -> None:
-        self.endpoint = endpoint
-        self._client = client
+    def __init__(self, links: Links[_Sender], link: Link[_Sender], token: Token, timeout: float) -> None:
+        self.endpoint = link.endpoint
+        self._links = links
+        self._link = link
+        self._open = True
+        links.enter(link)
         self._token = token
         self._token_since = token.since
         self._timeout = timeout
@@ -238,6 +256,9 @@ class _GatewayWatchStream:
             reading.cancel()
         self._reading.clear()
         self._messages.put_nowait(EtcdUnavailable("the watch stream was left", retryable=True))
+        if self._open:
+            self._open = False
+            self._links.leave(self._link)
 
     def _message(self, number: int, told: dict[str, Any]) -> WatchMessage:
         _raise_if_error(told, self.endpoint)
@@ -249,10 +270,9 @@ class _GatewayWatchStream:
     async def _read(self, number: int, request: pb.WatchRequest, answered: asyncio.Future[None]) -> None:
         headers = {**_REQUIRE_LEADER, **({"Authorization": self._token.value} if self._token.value else {})}
         forever = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout)
-        asking = self._client.call_rpc(
-            "/watch", _body(request), encode=False, raw=True, headers=headers, timeout=forever
-        )
         try:
+            client = await self._link.connection.client()
+            asking = client.call_rpc("/watch", _body(request), encode=False, raw=True, headers=headers, timeout=forever)
             async with asking as response:
                 if response.status != 200:
                     _answer("range", response.status, await response.text(), self.endpoint)
@@ -266,7 +286,7 @@ class _GatewayWatchStream:
             raise EtcdUnavailable(f"etcd at {self.endpoint} ended a watch", retryable=True)
         except EtcdError as error:
             self._messages.put_nowait(error)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except Exception as error:  # the connection broke, or an answer is not etcd's: the stream is of no more use
             self._messages.put_nowait(_failed(error, self.endpoint))
         finally:
             if not answered.done():

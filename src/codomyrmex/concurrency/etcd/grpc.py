@@ -21,7 +21,8 @@ from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd import status, wire
 from codomyrmex.concurrency.etcd.calls import Calls, LeaseCalls, refused_as_stale
 from codomyrmex.concurrency.etcd.credentials import Metadata, Tls, Token
-from codomyrmex.concurrency.etcd.overdue import Call, Overdue
+from codomyrmex.concurrency.etcd.links import Link, Links
+from codomyrmex.concurrency.etcd.overdue import Call, CallCancelled, Overdue
 from codomyrmex.concurrency.etcd.transport import (
     WatchMessage,
     WatchRequest,
@@ -99,70 +100,76 @@ class GrpcTransport(Calls):
         _check_fork()
         super().__init__(settings)
         self._tls = Tls(settings, _ssl_credentials)
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._stubs: dict[tuple[str, str], Callable[..., Call[Any]]] = {}
+        self._links = Links(lambda endpoint: _Channel(endpoint, self._tls.credentials), _Channel.close)
         self._overdue = Overdue()
 
     async def watch(self) -> _GrpcWatchStream:
         endpoint = await self._current_endpoint()
-        opener = self._channel(endpoint).stream_stream(
-            "/etcdserverpb.Watch/Watch",
-            request_serializer=_serialize,
-            response_deserializer=pb.WatchResponse.FromString,
-        )
-        return _GrpcWatchStream(opener(metadata=_REQUIRE_LEADER + self._token.metadata()), endpoint, self._token)
+        return _GrpcWatchStream(self._links, self._links.to(endpoint), self._token)
 
     def lease_client(self) -> GrpcLeaseClient:
         return GrpcLeaseClient(self._settings, self._current, self._token)
 
     async def close(self) -> None:
-        await self._close_channels()
-
-    async def _close_channels(self) -> None:
-        channels, self._channels = self._channels, {}
-        self._stubs.clear()
-        for channel in channels.values():
-            await channel.close()
+        await self._links.close()
 
     async def _once(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
+        link = self._links.to(endpoint)
+        self._links.enter(link)
         try:
-            call = self._stub(endpoint, method)(request, metadata=token or None)
+            call = link.connection.stub(method)(request, metadata=token or None)
             return await self._overdue.answer(call, timeout)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
+        except CallCancelled as error:
+            raise status.to_error("CANCELLED", str(error), endpoint) from None
         except TimeoutError as error:
             raise status.to_error("DEADLINE_EXCEEDED", str(error), endpoint) from None
+        finally:
+            self._links.leave(link)
 
-    async def _renewed(self) -> bool:
+    def _renewed(self) -> bool:
         renewed = self._tls.refresh()
         if renewed:
-            await self._close_channels()
+            self._links.renew()
         return renewed
 
-    def _channel(self, endpoint: str) -> grpc.aio.Channel:
-        channel = self._channels.get(endpoint)
-        if channel is None:
-            if self._tls.credentials:
-                channel = grpc.aio.secure_channel(_target(endpoint), self._tls.credentials, options=_OPTIONS)
-            else:
-                channel = grpc.aio.insecure_channel(_target(endpoint), options=_OPTIONS)
-            self._channels[endpoint] = channel
-        return channel
 
-    def _stub(self, endpoint: str, method: str) -> Callable[..., Call[Any]]:
-        stub = self._stubs.get((endpoint, method))
+class _Channel:
+    """A channel to one endpoint, and its stubs."""
+
+    def __init__(self, endpoint: str, credentials: grpc.ChannelCredentials | None) -> None:
+        if credentials:
+            self.channel = grpc.aio.secure_channel(_target(endpoint), credentials, options=_OPTIONS)
+        else:
+            self.channel = grpc.aio.insecure_channel(_target(endpoint), options=_OPTIONS)
+        self._stubs: dict[str, Callable[..., Call[Any]]] = {}
+
+    def stub(self, method: str) -> Callable[..., Call[Any]]:
+        stub = self._stubs.get(method)
         if stub is None:
-            stub = self._stubs[endpoint, method] = _unary(self._channel(endpoint), method)
+            stub = self._stubs[method] = _unary(self.channel, method)
         return stub
+
+    async def close(self) -> None:
+        await self.channel.close()
 
 
 class _GrpcWatchStream:
     """A watch stream; the token it was opened with is its own, so a stale one ends it."""
 
-    def __init__(self, call: Any, endpoint: str, token: Token) -> None:
-        self._call = call
-        self.endpoint = endpoint
+    def __init__(self, links: Links[_Channel], link: Link[_Channel], token: Token) -> None:
+        self._links = links
+        self._link = link
+        opener: Any = link.connection.channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=_serialize,
+            response_deserializer=pb.WatchResponse.FromString,
+        )
+        self._call = opener(metadata=_REQUIRE_LEADER + token.metadata())
+        links.enter(link)
+        self.endpoint = link.endpoint
         self._token = token
         self._token_since = token.since
         self._writing = asyncio.Lock()
@@ -180,6 +187,9 @@ class _GrpcWatchStream:
                 await self._call.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
             raise EtcdUnavailable(f"the watch stream to {self.endpoint} broke", retryable=True) from None
+        except asyncio.CancelledError:
+            self._raise_unless_cancelled()
+            raise
 
     async def receive(self) -> WatchMessage:
         try:
@@ -187,8 +197,7 @@ class _GrpcWatchStream:
         except grpc.RpcError as error:
             raise _error(error, self.endpoint) from None
         except asyncio.CancelledError:
-            if self._closed and not _being_cancelled():
-                raise EtcdUnavailable("the watch stream was left", retryable=True) from None
+            self._raise_unless_cancelled()
             raise
         if response is grpc.aio.EOF:
             raise EtcdUnavailable(f"etcd at {self.endpoint} ended the watch stream", retryable=True)
@@ -199,14 +208,17 @@ class _GrpcWatchStream:
         return message
 
     def close(self) -> None:
-        self._closed = True
-        self._call.cancel()
+        if not self._closed:
+            self._closed = True
+            self._call.cancel()
+            self._links.leave(self._link)
 
-
-def _being_cancelled() -> bool:
-    """Whether the current task is being cancelled, and not just the call it reads from: grpcio says both alike."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    def _raise_unless_cancelled(self) -> None:
+        """gRPC says alike that the stream was cancelled and that the current task is; only the first is an error."""
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            why = "left" if self._closed else "cancelled"
+            raise EtcdUnavailable(f"the watch stream to {self.endpoint} was {why}", retryable=True) from None
 
 
 class GrpcLeaseClient(LeaseCalls):

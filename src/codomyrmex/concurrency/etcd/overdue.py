@@ -22,6 +22,10 @@ class Call(Awaitable[T_co], Protocol[T_co]):
     def cancel(self) -> object: ...
 
 
+class CallCancelled(Exception):
+    """A call was cancelled, but the task that awaits it was not: its connection was closed."""
+
+
 class Overdue:
     """The calls under way in one event loop and when each must have ended."""
 
@@ -30,7 +34,8 @@ class Overdue:
         self._ticking = False
 
     async def answer(self, call: Call[T_co], limit: float) -> T_co:
-        """The call's answer; cancels it and raises ``TimeoutError`` after ``limit`` seconds."""
+        """The call's answer; cancels it and raises ``TimeoutError`` after ``limit`` seconds. A call that is cancelled
+        by anybody else raises ``CallCancelled``: a bare ``CancelledError`` means that the current task is cancelled."""
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         self._deadlines[call] = time.monotonic() + limit
@@ -40,17 +45,21 @@ class Overdue:
         try:
             return await call
         except asyncio.CancelledError:
-            if call in self._deadlines or (task and task.cancelling() > cancels):
+            if task and task.cancelling() > cancels:
                 raise
+            if call in self._deadlines:
+                raise CallCancelled("the connection was closed before the answer came") from None
             raise TimeoutError(f"no answer within {limit:g} s") from None
         finally:
             self._deadlines.pop(call, None)
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for call in [call for call, deadline in self._deadlines.items() if deadline <= now]:
+        due = [call for call, deadline in self._deadlines.items() if deadline <= now]
+        for call in due:
             del self._deadlines[call]
-            call.cancel()
         self._ticking = bool(self._deadlines)
-        if self._ticking:
+        if self._ticking:  # before the calls are cancelled: one that objects must not stop the clock of the others
             asyncio.get_running_loop().call_later(_TICK, self._tick)
+        for call in due:
+            call.cancel()
