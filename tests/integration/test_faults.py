@@ -154,7 +154,7 @@ async def test_an_acquire_cancelled_at_any_await_point_leaves_no_key(
         holder = DistributedLock("x", other)
         if not lingering:
             for shared, _ in session.hub._lingering.values():
-                shared.watch.cancel()
+                shared.subscription.cancel()
         if contended:
             await holder.acquire()
             asyncio.get_running_loop().call_later(0.05, lambda: releases.append(asyncio.create_task(holder.release())))

@@ -337,7 +337,7 @@ async def test_an_acquire_that_waits_costs_a_transaction_a_watch_and_two_looks(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "PATROL", 60.0)  # else a slow machine adds the watch on its own key
-    await eventually(lambda: all(watch.in_step for watch in other.hub._subscriptions))
+    await eventually(lambda: all(watch.in_step for watch in other.hub._sinks))
     async with DistributedLock("x", session):
         with counting(other) as calls:
             waiting = asyncio.create_task(DistributedLock("x", other).acquire())
@@ -368,11 +368,11 @@ async def test_a_watch_lingers_for_a_second_and_no_longer(session: Session, othe
     async with DistributedLock("x", session):
         waiting = asyncio.create_task(DistributedLock("x", other).acquire())
         await queue_of(session, "x", 2)
-        await eventually(lambda: len(hub._subscriptions) == 2)  # the session's own and this one
+        await eventually(lambda: len(hub._sinks) == 2)  # the session's own and this one
     await waiting
-    assert len(hub._subscriptions) == 2
+    assert len(hub._sinks) == 2
     await other.remover.removed(waiting.result().key.encode(), lambda _: None)
-    await eventually(lambda: len(hub._subscriptions) == 1)
+    await eventually(lambda: len(hub._sinks) == 1)
 
 
 async def test_a_release_wakes_one_waiter_only(session: Session, other: Session) -> None:

@@ -20,7 +20,7 @@ Waiters = Callable[..., Awaitable[list[asyncio.Future[Any]]]]
 async def waiters(session: Session, other: Session) -> AsyncIterator[Waiters]:
     """Starts so many who wait for "x", one behind the other, each with a grant as its result."""
     for own in (session, other):
-        await eventually(lambda own=own: all(watch.in_step for watch in own.hub._subscriptions))
+        await eventually(lambda own=own: all(watch.in_step for watch in own.hub._sinks))
     made: list[asyncio.Future[Any]] = []
 
     async def start(session: Session, count: int, place: int = 1) -> list[asyncio.Future[Any]]:

@@ -135,3 +135,27 @@ async def test_followers_of_locks_and_dead_letters_are_told_the_truth_after_a_co
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
+
+
+async def many(session: Session, first: int, last: int) -> None:
+    """Puts in as many revisions, many at a time."""
+    for start in range(first, last, 100):
+        await asyncio.gather(*(put(session, number) for number in range(start, min(last, start + 100))))
+
+
+async def test_a_watcher_that_lags_by_thousands_of_revisions_misses_nothing(
+    etcd: EmbeddedEtcd, namespace: str, other: Session
+) -> None:
+    """etcd serves it in batches of 1,000 revisions, each under a header with the store's current revision."""
+    async with behind_proxy(etcd, namespace) as (proxy, session):
+        told = Told(session)
+        await eventually(lambda: told.starts)
+        await put(other, 0)
+        await eventually(lambda: told.values)
+        proxy.refuse()
+        proxy.cut()
+        await many(other, 1, 3500)
+        proxy.resume()
+        await eventually(lambda: len(told.values) >= 3500, 20)
+        assert sorted(told.values) == list(range(3500))
+        assert not any(start.gap for start in told.starts)

@@ -14,7 +14,11 @@ class Sender:
     def __init__(self, depth: int = 2) -> None:
         self.sent: list[list[int]] = []
         self.under_way: list[asyncio.Event] = []
-        self.batcher: Batcher[int] = Batcher(self._take, self._send, depth)
+        self.failures: list[tuple[str, BaseException]] = []
+        self.batcher: Batcher[int] = Batcher(self._take, self._send, depth, self._broken)
+
+    def _broken(self, name: str, error: BaseException) -> None:
+        self.failures.append((name, error))
 
     @staticmethod
     def _take(queue: deque[int]) -> list[int]:

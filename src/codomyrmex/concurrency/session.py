@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,12 +24,13 @@ from pydantic import ValidationError
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.batons import Batons
 from codomyrmex.concurrency.doors import Doors
-from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost, text_of
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.connect import transport_for
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.overstay import Overstays
 from codomyrmex.concurrency.etcd.removal import Remover
+from codomyrmex.concurrency.etcd.supervision import guarded
 from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
@@ -101,6 +102,7 @@ class Session:
         self.host = socket.gethostname()
         self._members: set[Member] = set()
         self._patrolling: asyncio.TimerHandle | None = None
+        self._patrol = guarded(self._look_after_members, "looking after what is held", self._broken)
         self.nonces = Nonces()
         self.doors = Doors()
         self.batons = Batons()
@@ -168,7 +170,7 @@ class Session:
     def leave(self, member: Member) -> None:
         self._members.discard(member)
 
-    def _patrol(self) -> None:
+    def _look_after_members(self) -> None:
         for member in list(self._members):
             member.looked_after()
         if not self.lost.is_set():
@@ -210,8 +212,7 @@ class Session:
             return
         reason = SessionClosed("the session was closed")
         self.doors.close(reason)
-        for member in list(self._members):
-            member.session_closing(reason)
+        self._tell_members(lambda member: member.session_closing(reason))
         try:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
                 await self.committer.idle()
@@ -246,12 +247,14 @@ class Session:
             settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})
         self.transport = transport_for(settings)
         self._loop = asyncio.get_running_loop()
-        self.hub = WatchHub(self.transport)
+        self.hub = WatchHub(self.transport, self._broken)
         await self.transport.connect(self.layout.leases)
         sent_at = clock.now()
         self._lease = await self.transport.grant(settings.session_ttl)
         self.ttl = self._lease.ttl
         fence = Fence(self.layout.lease(self.id), self._describe(), self.id)
+        self.committer = Committer(self.transport, fence, settings.request_timeout, self._give_up, self._broken)
+        self.remover = self.committer.remover
         self._keepalive = Keepalive(
             self.transport.lease_client(),
             self._lease,
@@ -259,11 +262,10 @@ class Session:
             asyncio.get_running_loop(),
             self._lease_changed,
             self._keepalive_failed,
+            self._broken,
         )
         self._keepalive.start()
         await self._write_key(fence)
-        self.committer = Committer(self.transport, fence, settings.request_timeout, self._give_up)
-        self.remover = self.committer.remover
         self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
         self.is_open = True
         open_sessions.add(self)
@@ -293,8 +295,7 @@ class Session:
             reason = SessionLost(
                 f"no keepalive was answered for two thirds of the lease's {self.ttl} s; it can no longer be trusted"
             )
-            for member in list(self._members):
-                member.untrusted(reason)
+            self._tell_members(lambda member: member.untrusted(reason))
 
     def _keepalive_failed(self, endpoint: str) -> None:
         """What hangs for the keepalive hangs for the watches too, and they would not notice for long."""
@@ -307,6 +308,22 @@ class Session:
         if self._keepalive:
             self._keepalive.stop(revoke=True)
         self._end(SessionLost(f"the lease was given up, because a transaction's fate could not be settled: {reason}"))
+
+    def _broken(self, name: str, error: BaseException) -> None:
+        """Something in the background has ended although nobody ended it: without it nothing that the session promises
+        holds. The lease is left to expire, so that those who are told now can come to an end before others begin."""
+        if self.lost.is_set() and isinstance(self.lost.reason, SessionClosed):
+            return
+        log.error("%s of the session %016x failed", name, self.id, exc_info=error)
+        self._end(SessionLost(f"{name} of this session failed: {type(error).__name__}: {text_of(error)}"))
+
+    def _tell_members(self, tell: Callable[[Member], None]) -> None:
+        """One that fails at being told keeps nobody else from it."""
+        for member in list(self._members):
+            try:
+                tell(member)
+            except Exception:
+                log.exception("a member of the session %016x failed when it was told", self.id)
 
     def _end(self, reason: SessionLost) -> None:
         if self.lost.is_set():
@@ -321,8 +338,7 @@ class Session:
         self._trust.set()
         self.committer.abandon(reason)
         self.doors.close(reason)
-        for member in list(self._members):
-            member.session_lost(reason)
+        self._tell_members(lambda member: member.session_lost(reason))
         if self._keepalive:
             self._keepalive.stop(revoke=False)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from codomyrmex.concurrency.etcd.supervision import Broken, guarded, supervise
 
 T = TypeVar("T")
 
@@ -13,12 +15,18 @@ T = TypeVar("T")
 class Batcher(Generic[T]):
     """Hands waiting items to ``send``, at most ``depth`` batches at a time; under load batches grow by themselves.
 
-    ``take`` removes the next batch from the queue and returns it.
+    ``take`` removes the next batch from the queue and returns it; ``broken`` is told what it, or ``send``, raises.
     """
 
     def __init__(
-        self, take: Callable[[deque[T]], list[T]], send: Callable[[list[T]], Awaitable[None]], depth: int
+        self,
+        take: Callable[[deque[T]], list[T]],
+        send: Callable[[list[T]], Coroutine[Any, Any, None]],
+        depth: int,
+        broken: Broken,
     ) -> None:
+        self._broken = broken
+        self._flush_soon = guarded(self._flush, "gathering batches", broken)
         self._take = take
         self._send = send
         self._depth = depth
@@ -86,7 +94,7 @@ class Batcher(Generic[T]):
     def _wake(self) -> None:
         if not self._scheduled and not self._paused and self._active < self._depth:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_soon)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -95,7 +103,7 @@ class Batcher(Generic[T]):
             if not batch:
                 return
             self._active += 1
-            task = asyncio.create_task(self._run(batch))
+            task = supervise(self._run(batch), "sending a batch", self._broken)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

@@ -7,7 +7,8 @@ is sent, the session key is written first (its version moves on: a straggler can
 request in doubt is sent again in a form that is harmless to repeat and tells what happened. Callers therefore see each
 request take effect exactly once or not at all.
 
-A request whose caller is gone by the time its answer is here is taken back by its ``undo``.
+A request whose caller is gone by the time its answer is here is taken back by its ``undo``; so is one whose caller was
+told that its fate is unknown: it is not carried out afterwards.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from codomyrmex.concurrency.errors import (
 )
 from codomyrmex.concurrency.etcd.batch import Batcher
 from codomyrmex.concurrency.etcd.removal import Removal, Remover, answer, deletions, notes
+from codomyrmex.concurrency.etcd.supervision import Broken, supervise
 from codomyrmex.concurrency.etcd.transport import (
     MAX_OPS,
     Compare,
@@ -100,24 +102,32 @@ class Fence(NamedTuple):
 
 class Committer:
     """Sends requests in shared transactions; see the module's text. ``hopeless`` is called when the rule cannot
-    be kept (the fence cannot be written for want of space): the session must then give up its lease."""
+    be kept (the fence cannot be written for want of space): the session must then give up its lease. ``broken`` is
+    called when sending or settling fails in a way that nobody expected; the session ends then, and ``abandon`` answers
+    everybody who waits."""
 
     def __init__(
-        self, transport: Transport, fence: Fence, limit: float, hopeless: Callable[[ConcurrencyError], None]
+        self,
+        transport: Transport,
+        fence: Fence,
+        limit: float,
+        hopeless: Callable[[ConcurrencyError], None],
+        broken: Broken,
     ) -> None:
         self._transport = transport
         self._fence = fence
         self._version = 1
         self._limit = limit
         self._hopeless = hopeless
-        self._doubtful: list[tuple[Request, EtcdError]] = []
+        self._broken = broken
+        self._doubtful: deque[tuple[Request, EtcdError]] = deque()
         self._settling: asyncio.Task[None] | None = None
         self._closed: ConcurrencyError | None = None
         # The head of each group is with the batcher, or under way, or waits to be the head of its other groups too; the
         # others line up behind it. A request joins all its lines at once, so these waits cannot form a cycle.
         self._lines: dict[bytes, deque[Request] | None] = {}
-        self._batcher: Batcher[Request | Removal] = Batcher(self._next_batch, self._send, DEPTH)
-        self.remover = Remover(transport, self._batcher, limit)
+        self._batcher: Batcher[Request | Removal] = Batcher(self._next_batch, self._send, DEPTH, broken)
+        self.remover = Remover(transport, self._batcher, limit, broken)
 
     def submit(self, request: Request) -> asyncio.Future[Reply]:
         if self._closed:
@@ -167,6 +177,14 @@ class Committer:
         await self._batcher.close()
 
     async def _send(self, batch: list[Request | Removal]) -> None:
+        try:
+            await self._send_batch(batch)
+        except Exception as error:
+            self._broken("group commit", error)
+            for item in batch:
+                item.fail(self._closed or SessionLost("the session is over"))
+
+    async def _send_batch(self, batch: list[Request | Removal]) -> None:
         if telemetry.observers:
             telemetry.tell("committed", len(batch))
         requests = [item for item in batch if isinstance(item, Request)]
@@ -190,7 +208,10 @@ class Committer:
         try:
             result = await self._transport.txn(compares, then, otherwise)
         except EtcdError as error:
-            self._failed(requests, error)
+            if len(requests) > 1 and error.applied == "no" and not error.retryable:
+                await self._send_each(requests)  # one of them is to blame
+            else:
+                self._failed(requests, error)
             await self.remover.failed(removals, error)
             return
         except asyncio.CancelledError:
@@ -200,9 +221,7 @@ class Committer:
         start = len(then) - sum(len(request.then) for request in requests)
         if not result.succeeded:
             answer(removals, result.results[1:])
-            # One refused request must not fail its neighbours.
-            for request in requests:
-                await self._send_alone(request, again=False)
+            await self._send_each(requests)
             return
         answer(removals, result.results)
         for request in requests:
@@ -210,6 +229,15 @@ class Committer:
             request.answer(Reply(True, result.revision, result.results[start:end]))
             self._finished(request)
             start = end
+
+    async def _send_each(self, requests: Sequence[Request]) -> None:
+        """A refused request must not fail its neighbours."""
+        for number, request in enumerate(requests):
+            try:
+                await self._send_alone(request, again=False)
+            except asyncio.CancelledError:
+                self._interrupted(requests[number + 1 :])
+                raise
 
     async def _send_alone(self, request: Request, *, again: bool) -> None:
         repeat = (request.again or ()) if again else ()
@@ -278,16 +306,18 @@ class Committer:
                 if error.applied != "no" and request.undo:
                     request.undo()
             return
-        self._doubtful.extend((request, error) for request in requests)
+        loop = asyncio.get_running_loop()
+        for request in requests:
+            self._doubtful.append((request, error))
+            loop.call_later(self._limit, request.fail, error)
         self._batcher.pause()
         if self._settling is None:
-            self._settling = asyncio.create_task(self._settle())
+            self._settling = supervise(self._settle(), "settling what is in doubt", self._broken)
 
     async def _settle(self) -> None:
         """Fence off stragglers, then learn the fate of each request in doubt."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        timer = loop.call_later(self._limit, self._tell_doubtful)
         try:
             await self._batcher.quiet()
             while self._doubtful:
@@ -298,7 +328,6 @@ class Committer:
                     return
                 except EtcdError as error:
                     if loop.time() - began >= self._limit:  # they have waited long enough
-                        self._tell_doubtful()
                         for request in [request for line in self._lines.values() for request in line or ()]:
                             request.fail(error)  # it stays in line, and is left out when its turn comes
                         self._tell_queued(error)
@@ -307,17 +336,23 @@ class Committer:
                 except SessionLost as error:
                     self.abandon(error)
                     return
-                doubtful, self._doubtful = self._doubtful, []
-                for request, cause in doubtful:
-                    if request.again is None:
-                        request.fail(cause)
-                        self._finished(request)
-                    else:
-                        await self._send_alone(request, again=True)
+                for _ in range(len(self._doubtful)):  # what fails again joins the end, behind the next fence
+                    await self._settle_one(*self._doubtful[0])
+                    self._doubtful.popleft()
         finally:
-            timer.cancel()
             self._settling = None
         self._batcher.resume()
+
+    async def _settle_one(self, request: Request, cause: EtcdError) -> None:
+        """Nothing of it can be under way any more: carry it out, or find that it was carried out. One whose caller was
+        told of the error, or has gone, is not carried out any more, and taken back if it was."""
+        if request.again is not None and not request.reply.done():
+            await self._send_alone(request, again=True)
+            return
+        if request.undo and request.reply.done():
+            request.undo()
+        request.fail(cause)
+        self._finished(request)
 
     def _tell_queued(self, error: EtcdError) -> None:
         for item in self._batcher.empty_queue():
@@ -326,10 +361,6 @@ class Committer:
                 self._finished(item)
             else:
                 self._batcher.submit(item)  # it goes on
-
-    def _tell_doubtful(self) -> None:
-        for request, cause in self._doubtful:
-            request.fail(cause)
 
     async def _move_fence(self) -> None:
         key, value, lease = self._fence

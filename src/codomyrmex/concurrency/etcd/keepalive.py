@@ -13,11 +13,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError
 from codomyrmex.concurrency.etcd.overstay import Overstays
 from codomyrmex.concurrency.etcd.status import LEASE_NOT_FOUND
+from codomyrmex.concurrency.etcd.supervision import Broken
 from codomyrmex.concurrency.etcd.transport import Lease, LeaseClient
 
 _TICK = 0.25  # how soon a suspend, a closed loop or a stop is noticed
@@ -28,7 +30,7 @@ class Keepalive(threading.Thread):
     """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed; with it, leases that outlive it.
 
     ``changed`` is called in the event loop whenever trust is lost, regained, or the lease gone; ``failed``, with
-    the endpoint, after each keepalive that was not answered.
+    the endpoint, after each keepalive that was not answered; ``broken`` if the thread ends of anything unexpected.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Keepalive(threading.Thread):
         loop: asyncio.AbstractEventLoop,
         changed: Callable[[], None],
         failed: Callable[[str], None],
+        broken: Broken,
     ) -> None:
         super().__init__(name=f"etcd-keepalive-{lease.id:x}", daemon=True)
         self._client = client
@@ -48,6 +51,7 @@ class Keepalive(threading.Thread):
         self._loop = loop
         self._changed = changed
         self._failed = failed
+        self._broken = broken
         self._deadline = sent_at + lease.ttl * 2 / 3
         self._next = sent_at + lease.ttl / 3
         self._trusted = True
@@ -86,6 +90,8 @@ class Keepalive(threading.Thread):
                     return
             if self._revoke:
                 self._give_back()
+        except Exception as error:
+            self._tell(partial(self._broken, "the keepalive", error))
         finally:
             self._client.close()
             _running.discard(self)
@@ -137,7 +143,7 @@ class Keepalive(threading.Thread):
         self._tell(self._changed)
         return False
 
-    def _tell(self, callback: Callable[[], None]) -> None:
+    def _tell(self, callback: Callable[[], object]) -> None:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the loop closed just now; the next turn notices

@@ -10,15 +10,20 @@ anything that may put is refused.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded
+from codomyrmex.concurrency.etcd.supervision import Broken, guarded
 from codomyrmex.concurrency.etcd.transport import Delete, Deleted, Op, OpResult, Put, Transport
 
-_PAUSE = 0.1
+log = logging.getLogger("codomyrmex.concurrency")
+
+_PAUSE, _LONG_PAUSE = 0.1, 1.0  # seconds
 
 Gone = Callable[[bool], object]
 """Called when a key is gone, with whether it may be used again."""
@@ -33,6 +38,7 @@ class Removal:
     note: Put | None = None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     repeated: bool = False
+    late: bool = False  # it was said that it takes long
     asked_at: float = field(default_factory=time.monotonic)
 
     def answer(self, existed: bool) -> None:
@@ -59,12 +65,13 @@ class Lane(Protocol):
 
 class Remover:
     """Deletes keys. A removal goes on until it is done or the session ends, also after its caller was told of an
-    error, after ``limit`` seconds, or has gone."""
+    error, after ``limit`` seconds, or has gone. ``broken`` is called when it cannot go on."""
 
-    def __init__(self, transport: Transport, lane: Lane, limit: float) -> None:
+    def __init__(self, transport: Transport, lane: Lane, limit: float, broken: Broken) -> None:
         self._transport = transport
         self._lane = lane
         self._limit = limit
+        self._broken = broken
         self._closed: ConcurrencyError | None = None
 
     def remove(self, key: bytes, gone: Gone | None = None, note: Put | None = None) -> asyncio.Future[bool]:
@@ -119,9 +126,15 @@ class Remover:
 
     def _later(self, batch: Sequence[Removal], error: EtcdError) -> None:
         for removal in batch:
-            if time.monotonic() - removal.asked_at >= self._limit or not error.retryable:
+            if (time.monotonic() - removal.asked_at >= self._limit or not error.retryable) and not removal.late:
+                removal.late = True
+                log.warning(
+                    "%r could not be deleted yet, and is tried again while the session lasts: %s", removal.key, error
+                )
                 removal.fail(error)
-        asyncio.get_running_loop().call_later(_PAUSE, self._again, batch)
+        pause = _LONG_PAUSE if all(removal.late for removal in batch) else _PAUSE
+        again = guarded(partial(self._again, batch), "removing keys", self._broken)
+        asyncio.get_running_loop().call_later(pause, again)
 
     def _again(self, batch: Sequence[Removal]) -> None:
         for removal in batch:

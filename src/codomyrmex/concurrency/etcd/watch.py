@@ -3,7 +3,8 @@
 A watch begins now, with no start revision: etcd then has it in step at once, where one that starts in the past is
 served only every 100 ms. It is told the revision it began at; a reader whose view is at least that new has missed
 nothing. A broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last
-revision it saw; where etcd has compacted that away, the watch starts anew and says so.
+revision it saw; where etcd has compacted that away, the watch starts anew and says so. ``watch_state.py`` decides all
+that; this module sends and receives.
 
 ``follow`` shares a watch among all who want the same, and keeps it for a second after the last of them:
 whoever waits for the same key again soon finds it in step.
@@ -12,95 +13,71 @@ whoever waits for the same key again soon finds it in step.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
 
-from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
+from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError, EtcdUnavailable, text_of
+from codomyrmex.concurrency.etcd.supervision import Broken, supervise
 from codomyrmex.concurrency.etcd.transport import Event, Transport, WatchMessage, WatchRequest, WatchStream
+from codomyrmex.concurrency.etcd.watch_state import Changed, Notice, Refused, Started, Watch, WatchState
+
+__all__ = ["Changed", "Follow", "Notice", "Refused", "Started", "Subscription", "WatchHub"]
+
+log = logging.getLogger("codomyrmex.concurrency")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _LINGER = 1.0  # seconds
 
-
-class Changed(NamedTuple):
-    """Events of a watch, in order, none of them delivered before."""
-
-    revision: int
-    events: Sequence[Event]
+Sink = Callable[[Notice], None]
+"""Called with each notice in the event loop; must not block. One that raises ends its own watch, and is told so."""
 
 
-class Started(NamedTuple):
-    """The watch covers everything after ``revision``. ``resumed``: a break lies behind it, so what is known should
-    be read again. ``gap``: etcd had compacted events away, so what is known must be read again."""
-
-    revision: int
-    resumed: bool
-    gap: bool
-
-
-class Refused(NamedTuple):
-    """etcd will not serve this watch."""
-
-    error: EtcdError
-
-
-Notice = Changed | Started | Refused
-
-
-@dataclass(slots=True, eq=False)
 class Subscription:
-    """One watch. ``sink`` is called with each notice in the event loop and must not block."""
+    """One watch and its sink."""
 
-    hub: WatchHub
-    request: WatchRequest
-    sink: Callable[[Notice], None]
-    revision: int = 0
-    watch_id: int | None = None
-    active: bool = True
-    resumed: bool = False
-    gap: bool = False
+    __slots__ = ("_hub", "watch")
 
-    @property
-    def in_step(self) -> bool:
-        """Whether it is known to cover everything after ``revision``."""
-        return self.watch_id is not None and self.active
+    def __init__(self, hub: WatchHub, watch: Watch) -> None:
+        self._hub = hub
+        self.watch = watch
 
     def cancel(self) -> None:
         """End the watch; no notice comes after."""
-        if self.active:
-            self.active = False
-            self.hub.forget(self)
+        self._hub.forget(self.watch)
 
 
 class WatchHub:
-    """The watch stream of a session and the subscriptions it carries. The stream opens with the first of them."""
+    """The watch stream of a session and the subscriptions it carries. The stream opens with the first of them.
 
-    def __init__(self, transport: Transport) -> None:
+    ``broken`` is called if the stream's task ends although nobody closed the hub.
+    """
+
+    def __init__(self, transport: Transport, broken: Broken) -> None:
         self._transport = transport
-        self._subscriptions: set[Subscription] = set()
-        self._by_id: dict[int, Subscription] = {}
-        self._asked: deque[Subscription] = deque()
-        self._outbox: deque[Subscription | int] = deque()
+        self._broken = broken
+        self._state = WatchState()
+        self._sinks: dict[Watch, Sink] = {}
         self._wake = asyncio.Event()
         self._stream: WatchStream | None = None
+        self._pause = _FIRST_PAUSE
         self._task: asyncio.Task[None] | None = None
         self._shared: dict[WatchRequest, _Shared] = {}
         self._lingering: dict[bytes, tuple[_Shared, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def subscribe(self, request: WatchRequest, sink: Callable[[Notice], None]) -> Subscription:
-        subscription = Subscription(self, request, sink, revision=max(0, request.start - 1))
-        self._subscriptions.add(subscription)
+    def subscribe(self, request: WatchRequest, sink: Sink) -> Subscription:
+        watch = Watch(request, revision=max(0, request.start - 1))
+        self._sinks[watch] = sink
+        self._state.add(watch)
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        self._post(subscription)
-        return subscription
+            self._task = supervise(self._run(), "the watch stream", self._broken)
+        self._wake.set()
+        return Subscription(self, watch)
 
-    def follow(self, request: WatchRequest, sink: Callable[[Notice], None]) -> Follow:
+    def follow(self, request: WatchRequest, sink: Sink) -> Follow:
         """Watch ``request`` together with all others who do."""
         shared = self._shared.get(request)
         if shared is None or not shared.watch.active:
@@ -128,15 +105,15 @@ class WatchHub:
 
     def _let_go(self, shared: _Shared) -> None:
         if not shared.sinks:
-            shared.watch.cancel()
+            shared.subscription.cancel()
             if self._shared.get(shared.request) is shared:
                 del self._shared[shared.request]
 
-    def forget(self, subscription: Subscription) -> None:
-        self._subscriptions.discard(subscription)
-        if subscription.watch_id is not None:
-            self._by_id.pop(subscription.watch_id, None)
-            self._post(subscription.watch_id)
+    def forget(self, watch: Watch) -> None:
+        """No notice for ``watch`` comes after."""
+        if self._sinks.pop(watch, None):
+            self._state.remove(watch)
+            self._wake.set()
 
     def leave(self, endpoint: str) -> None:
         """Leave the stream for a new one if it is with ``endpoint``, which seems to hang."""
@@ -144,127 +121,106 @@ class WatchHub:
             self._stream.close()
 
     async def close(self) -> None:
-        self._subscriptions.clear()
+        self._sinks.clear()
+        self._state.clear()
         if self._timer:
             self._timer.cancel()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _post(self, item: Subscription | int) -> None:
-        self._outbox.append(item)
-        self._wake.set()
-
     async def _run(self) -> None:
-        pause = _FIRST_PAUSE
         while True:
             endpoint = ""
             try:
-                self._stream = await self._transport.watch()
-                endpoint = self._stream.endpoint
-                writer = asyncio.create_task(self._write(self._stream))
-                try:
-                    while True:
-                        message = await self._receive(self._stream)
-                        self._dispatch(message)
-                        pause = _FIRST_PAUSE
-                finally:
-                    self._stream.close()
-                    self._stream = None
-                    writer.cancel()
-                    await asyncio.gather(writer, return_exceptions=True)
+                stream = await self._transport.watch()
+                endpoint = stream.endpoint
+                await self._serve(stream)
             except EtcdError as error:
                 if isinstance(error, EtcdAuthError) and not error.retryable:
                     self._refuse_all(error)
                 self._transport.suspect(endpoint)
-            self._reset()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(_LONGEST_PAUSE, pause * 2)
+            self._state.broke()
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+            self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+
+    async def _serve(self, stream: WatchStream) -> None:
+        """Read and write until the stream ends; raises why. The end of either side is the end of both."""
+        self._stream = stream
+        sides = [asyncio.create_task(self._write(stream)), asyncio.create_task(self._read(stream))]
+        try:
+            ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in ended:
+                if side.cancelled():
+                    raise EtcdUnavailable("the watch stream was cancelled", retryable=True)
+                side.result()
+        finally:
+            self._stream = None
+            stream.close()
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
 
     async def _write(self, stream: WatchStream) -> None:
         while True:
-            while self._outbox:
-                item = self._outbox.popleft()
+            self._wake.clear()
+            for item in self._state.to_send():
                 if isinstance(item, int):
                     await stream.cancel(item)
-                elif item.active:
-                    self._asked.append(item)
-                    start = item.revision + 1 if item.revision else 0
-                    await stream.create(item.request._replace(start=start))
-            self._wake.clear()
+                else:
+                    await stream.create(item)
             await self._wake.wait()
 
-    @staticmethod
-    async def _receive(stream: WatchStream) -> WatchMessage:
-        """The next message, put together again if etcd sent it in fragments."""
-        message = await stream.receive()
-        if not message.fragment:
-            return message
-        events = list(message.events)
-        while message.fragment:
-            message = await stream.receive()
-            events.extend(message.events)
-        message.events = events
-        return message
+    async def _read(self, stream: WatchStream) -> None:
+        while True:
+            message = await _receive(stream)
+            self._dispatch(message)
+            self._pause = _FIRST_PAUSE
 
     def _dispatch(self, message: WatchMessage) -> None:
-        if message.created:
-            self._created(message)
-            return
-        subscription = self._by_id.get(message.watch_id)
-        if subscription is None:
-            return
-        if message.canceled:
-            del self._by_id[message.watch_id]
-            subscription.watch_id = None
-            if message.compact_revision:
-                # What lies between is gone for good: begin anew from now.
-                subscription.revision, subscription.gap = 0, True
-            self._post(subscription)
-            return
-        events = [event for event in message.events if event.kv.mod_revision > subscription.revision]
-        if events:
-            subscription.revision = max(message.revision, events[-1].kv.mod_revision)
-            subscription.sink(Changed(subscription.revision, events))
+        if told := self._state.received(message):
+            self._tell(*told)
+        if self._state.has_requests:
+            self._wake.set()
 
-    def _created(self, message: WatchMessage) -> None:
-        # Answers come in the order of the requests; a refused one carries no usable id.
-        subscription = self._asked.popleft()
-        if message.canceled:
-            if message.compact_revision and subscription.active:
-                subscription.revision, subscription.gap = 0, True
-                self._post(subscription)
-            elif subscription.active:
-                subscription.active = False
-                self._subscriptions.discard(subscription)
-                subscription.sink(Refused(EtcdAuthError(f"etcd refused a watch: {message.reason}")))
+    def _tell(self, watch: Watch, notice: Notice) -> None:
+        sink = self._sinks.get(watch)
+        if sink is None:
             return
-        if not subscription.active:
-            self._post(message.watch_id)
-            return
-        subscription.watch_id = message.watch_id
-        self._by_id[message.watch_id] = subscription
-        if not subscription.revision:
-            subscription.revision = message.revision
-        resumed, gap = subscription.resumed, subscription.gap
-        subscription.resumed = subscription.gap = False
-        subscription.sink(Started(subscription.revision, resumed, gap))
-
-    def _reset(self) -> None:
-        """Ask for every watch again on the next stream."""
-        self._by_id.clear()
-        self._asked.clear()
-        self._outbox.clear()
-        for subscription in self._subscriptions:
-            subscription.watch_id = None
-            subscription.resumed = True
-            self._post(subscription)
+        if isinstance(notice, Refused):
+            del self._sinks[watch]
+        deliver(sink, notice, partial(self.forget, watch))
 
     def _refuse_all(self, error: EtcdError) -> None:
-        subscriptions, self._subscriptions = self._subscriptions, set()
-        for subscription in subscriptions:
-            subscription.active = False
-            subscription.sink(Refused(error))
+        for watch in self._state.clear():
+            self._tell(watch, Refused(error))
+
+
+async def _receive(stream: WatchStream) -> WatchMessage:
+    """The next message, put together again if etcd sent it in fragments."""
+    message = await stream.receive()
+    if not message.fragment:
+        return message
+    events = list(message.events)
+    while message.fragment:
+        message = await stream.receive()
+        events.extend(message.events)
+    message.events = events
+    return message
+
+
+def deliver(sink: Sink, notice: Notice, end: Callable[[], object]) -> None:
+    """Call a sink. If it raises, nobody else is harmed: ``end`` is called to end its watch, and it is told."""
+    try:
+        sink(notice)
+    except Exception as error:
+        log.exception("a watcher failed at a notice, and its watch is over")
+        end()
+        if not isinstance(notice, Refused):
+            failure = EtcdError(
+                f"the watch is over, because its watcher failed: {type(error).__name__}: {text_of(error)}"
+            )
+            deliver(sink, Refused(failure), lambda: None)
 
 
 class _Shared:
@@ -273,15 +229,19 @@ class _Shared:
     def __init__(self, hub: WatchHub, request: WatchRequest) -> None:
         self.hub = hub
         self.request = request
-        self.sinks: dict[Follow, Callable[[Notice], None]] = {}
+        self.sinks: dict[Follow, Sink] = {}
         self.last: Event | None = None
-        self.watch = hub.subscribe(request, self._tell)
+        self.subscription = hub.subscribe(request, self._tell)
+
+    @property
+    def watch(self) -> Watch:
+        return self.subscription.watch
 
     def _tell(self, notice: Notice) -> None:
         if isinstance(notice, Changed):
             self.last = notice.events[-1]
-        for sink in list(self.sinks.values()):
-            sink(notice)
+        for follow, sink in list(self.sinks.items()):
+            deliver(sink, notice, partial(self.sinks.pop, follow, None))
 
 
 class Follow:
@@ -289,7 +249,7 @@ class Follow:
 
     __slots__ = ("_shared",)
 
-    def __init__(self, shared: _Shared, sink: Callable[[Notice], None]) -> None:
+    def __init__(self, shared: _Shared, sink: Sink) -> None:
         self._shared = shared
         shared.sinks[self] = sink
 
