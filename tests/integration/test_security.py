@@ -23,6 +23,7 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
+from codomyrmex.concurrency.etcd.transport import Put
 from tests.helpers import eventually, gateway, queue_of
 
 PASSWORD = "correct horse"
@@ -215,6 +216,46 @@ async def test_certificates_and_authority_may_be_replaced_under_a_holder(tmp_pat
             assert not grant.lost.is_set()
     finally:
         server.stop()
+
+
+async def test_replacing_the_files_harms_nothing_that_is_under_way(tmp_path: Path) -> None:
+    """Any call may fail at that moment, whatever for: calls go on, waiters wait on, and the watches live."""
+    its = Certificates(tmp_path)
+    server = TlsEtcd(tmp_path, its)
+    files = {"ca_file": its.ca, "cert_file": its.cert, "key_file": its.key}
+    try:
+        async with (
+            Session(endpoints=server.url, **files, dial_timeout=10) as session,
+            Session(endpoints=server.url, **files, dial_timeout=10) as other,
+        ):
+            blocking = DistributedLock("x", other)
+            await blocking.acquire()
+            waiting = [asyncio.create_task(_hold(session, "x")) for _ in range(20)]
+            await queue_of(other, "x", 21)
+            stream = session.hub._stream
+            for round_ in range(3):
+                for file in (its.ca, its.cert, its.key):
+                    file.write_bytes(file.read_bytes())
+                calls = [asyncio.create_task(_hold(session, f"{round_}-{number}")) for number in range(50)]
+                await asyncio.sleep(0)
+                with pytest.raises(EtcdError, match="lease not found"):
+                    await session.transport.txn((), (Put(b"/codomyrmex/any", b"", 1),))
+                await asyncio.wait_for(asyncio.gather(*calls), 10)
+            links = session.transport._links
+            assert session.hub._stream is stream, "the stream under way was left alone"
+            assert len(links._old) == 1, "of the old connections only the stream's is open"
+            await blocking.release()
+            await asyncio.wait_for(asyncio.gather(*waiting), 10)
+            session.hub.leave(server.url)
+            await eventually(lambda: not links._old)
+            assert session.alive and not session.lost.is_set()
+    finally:
+        server.stop()
+
+
+async def _hold(session: Session, name: str) -> None:
+    async with DistributedLock(name, session):
+        pass
 
 
 async def _written(grant: Grant) -> bool:

@@ -164,9 +164,7 @@ class ForgetsAfterABreak(WatchState):
         self._outbox.clear()
 
 
-@pytest.mark.parametrize(
-    "broken", [BelievesTheHeader, ResumesFromNow, SilentAboutGaps, TellsTwice, ForgetsAfterABreak]
-)
+@pytest.mark.parametrize("broken", [BelievesTheHeader, ResumesFromNow, SilentAboutGaps, TellsTwice, ForgetsAfterABreak])
 def test_the_checker_rejects_broken_variants(broken: Callable[[], WatchState]) -> None:
     assert any(run(seed, broken())[0] for seed in range(1500))
 
