@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codomyrmex.concurrency.dead_letters.handling import Attempt as Attempt
+    from codomyrmex.concurrency.dead_letters.handling import Discard as Discard
+    from codomyrmex.concurrency.dead_letters.handling import Park as Park
+    from codomyrmex.concurrency.dead_letters.handling import Retry as Retry
     from codomyrmex.concurrency.dead_letters.queue import DeadLetterQueue as DeadLetterQueue
     from codomyrmex.concurrency.dead_letters.record import AttemptRecord as AttemptRecord
     from codomyrmex.concurrency.dead_letters.record import DeadLetter as DeadLetter
-    from codomyrmex.concurrency.dead_letters.worker import Attempt as Attempt
-    from codomyrmex.concurrency.dead_letters.worker import Discard as Discard
-    from codomyrmex.concurrency.dead_letters.worker import Park as Park
-    from codomyrmex.concurrency.dead_letters.worker import Retry as Retry
     from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
     from codomyrmex.concurrency.errors import DeadLetterNotFound as DeadLetterNotFound
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
@@ -66,7 +66,7 @@ _HOME = {
         "TaskResult",
     ),
     "pool.pool": ("AsyncWorkerPool",),
-    "dead_letters.worker": (
+    "dead_letters.handling": (
         "Attempt",
         "Retry",
         "Park",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("codomyrmex.concurrency")
 
 open_sessions: set[Session] = set()  # of this process, for those who look on
+_ENDING = 1.0  # seconds for what works on the session to end when it is closed
 PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
 
 
@@ -101,6 +102,7 @@ class Session:
         self.lost = Loss()
         self.host = socket.gethostname()
         self._members: set[Member] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._patrolling: asyncio.TimerHandle | None = None
         self._patrol = guarded(self._look_after_members, "looking after what is held", self._broken)
         self.nonces = Nonces()
@@ -166,6 +168,11 @@ class Session:
         self._members.add(member)
         if self._patrolling is None:
             self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol)
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Own a task that works on the session: it is cancelled when the session is closed."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def leave(self, member: Member) -> None:
         self._members.discard(member)
@@ -353,6 +360,7 @@ class Session:
             self._patrolling.cancel()
         if self._keepalive:
             self._keepalive.stop(revoke=not self.is_open)
+        await self._end_tasks()
         if self.is_open:
             self.is_open = False
             await self.committer.close()
@@ -362,6 +370,13 @@ class Session:
             await self.transport.close()
         if self._embedded:
             await self._embedded.stop()
+
+    async def _end_tasks(self) -> None:
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks and (await asyncio.wait(tasks, timeout=_ENDING))[1]:
+            log.error("work on the session %016x goes on after its end, for it ignores that it was cancelled", self.id)
 
 
 def make_settings(settings: EtcdSettings | None, overrides: dict[str, Any]) -> EtcdSettings:

@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
@@ -16,10 +17,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store, Stored
-from codomyrmex.concurrency.dead_letters.worker import Handler, Worker
+from codomyrmex.concurrency.dead_letters.worker_handle import Work, WorkerHandle
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
@@ -40,8 +42,6 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 WEEK = 7 * 86_400.0
 _TRIES = 20
-_PAUSE = 1.0
-_BRIEFLY = 0.05
 _SEND_EVERY = 2.0  # seconds between tries to send what was spilled
 
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
@@ -81,9 +81,9 @@ class DeadLetterQueue:
         if max_entries is not None and (isinstance(max_entries, bool) or max_entries < 1):
             raise ValueError(f"max_entries must be at least 1, not {max_entries!r}")
         self._max_entries = max_entries
-        self._redact = redact or str
+        self._redact = record.total(redact or str)
         self._handlers: dict[str, Handler] = {}
-        self._workers: set[_Running] = set()
+        self._workers: weakref.WeakSet[WorkerHandle] = weakref.WeakSet()
         self._store: Store | None = None
         self._spill: Spill | None = None
         self._sending: asyncio.Task[None] | None = None
@@ -190,23 +190,35 @@ class DeadLetterQueue:
             if operation in self._handlers:
                 raise ValueError(f"{operation!r} has a handler already")
             self._handlers[operation] = function
-            for running in self._workers:
-                running.handled_now(operation)
+            for worker in list(self._workers):
+                worker.handled_now(operation)
             return function
 
         return register
 
-    def worker(self, concurrency: int = 4) -> _Running:
+    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 30.0) -> WorkerHandle:
         """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
 
-        At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run; an
-        error or a cancel of the block cancels them, which costs their entries nothing. ``async with dlq.worker() as
-        worker`` gives what ``await worker.settled()`` waits on: that nothing handled here is left to do. If the worker
-        cannot go on (its session, given by you, was lost) the block is cancelled and the error raised at its end.
+        At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run, at
+        most ``drain_timeout`` seconds (None: for as long as they take), then cancels them; an error or a cancel of the
+        block cancels them at once. That costs their entries nothing. A handler that does not end within 5 s of its
+        cancel is left to run and keeps its claim until it ends, or the session.
+
+        ``async with dlq.worker() as worker`` gives ``await worker.settled()``, which waits until nothing handled here
+        is left to do. If the worker cannot go on (its session, given by you, was lost; or it failed) the block is
+        cancelled and the error raised at its end.
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
-        return _Running(self, concurrency)
+        if drain_timeout is not None and not drain_timeout >= 0:
+            raise ValueError(f"drain_timeout must be at least 0 seconds, or None, not {drain_timeout!r}")
+        work = Work(self._name, self._handlers, self._retry, self._redact, self._opened, self._is_over)
+        worker = WorkerHandle(work, concurrency, drain_timeout)
+        self._workers.add(worker)
+        return worker
+
+    def _is_over(self) -> bool:
+        return self._session is not None and self._session.lost.is_set()
 
     async def replay(self, id: str) -> DeadLetter:
         """Make an entry due now, with all its attempts before it; returns it. Its history stays.
@@ -370,96 +382,6 @@ class DeadLetterQueue:
             if await store.change(stored, changed):
                 return changed
         raise ConcurrencyError(f"others keep changing the dead letter {entry_id}; try again")
-
-
-class _Running:
-    """A worker for the time of a block; made anew on the next session when the default one was lost."""
-
-    def __init__(self, queue: DeadLetterQueue, concurrency: int) -> None:
-        self._queue = queue
-        self._concurrency = concurrency
-        self._worker: Worker | None = None
-        self._stopping = False
-        self._block: asyncio.Task[Any] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._cancelled_block = False
-
-    def handled_now(self, operation: str) -> None:
-        if self._worker:
-            self._worker.handled_now(operation)
-
-    async def settled(self) -> None:
-        """Wait until no entry of an operation that is handled here is waiting, delayed or running, on any host.
-
-        Raises what ended the worker, if it cannot go on.
-        """
-        while True:
-            if self._task and self._task.done():
-                return self._task.result()
-            # What was added just now may not have reached the worker yet: etcd has the last word.
-            if self._worker and await self._worker.settled() and not await self._any_left():
-                return None
-            await asyncio.sleep(_BRIEFLY)
-
-    async def _any_left(self) -> bool:
-        async with aclosing(self._queue.entries()) as entries:
-            async for entry in entries:
-                if entry.operation in self._queue._handlers and entry.state in ("waiting", "running"):
-                    return True
-        return False
-
-    async def __aenter__(self) -> _Running:
-        self._block = asyncio.current_task()
-        store = await self._queue._opened()
-        self._queue._workers.add(self)
-        self._task = asyncio.create_task(self._run(store))
-        self._task.add_done_callback(self._done)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._task
-        self._stopping = True
-        self._queue._workers.discard(self)
-        if self._worker:
-            await self._worker.stop(drain=kind is None)
-        else:
-            self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        if self._task.cancelled():
-            return
-        if failure := self._task.exception():
-            if self._cancelled_block and self._block:
-                self._block.uncancel()
-            raise failure
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        """The worker cannot go on: nobody would notice if the block did."""
-        if not self._stopping and not task.cancelled() and task.exception() and self._block:
-            self._cancelled_block = True
-            self._block.cancel()
-
-    async def _run(self, store: Store) -> None:
-        queue = self._queue
-        while not self._stopping:
-            worker = Worker(store, queue._handlers, queue._retry, self._concurrency, queue._redact)
-            self._worker = worker
-            try:
-                await worker.run()
-            except (SessionLost, EtcdUnavailable) as error:
-                await worker.stop(drain=False)
-                if queue._session is not None and queue._session.lost.is_set():
-                    raise
-                log.warning("the worker of %r begins anew: %s", queue.name, error)
-                store = await self._reopen()
-
-    async def _reopen(self) -> Store:
-        while True:
-            try:
-                return await self._queue._opened()
-            except EtcdUnavailable:
-                await asyncio.sleep(_PAUSE)
 
 
 def _is_async(function: object) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -32,11 +33,16 @@ from pydantic import TypeAdapter, ValidationError
 from codomyrmex.concurrency.errors import PayloadTooLarge, text_of
 from codomyrmex.concurrency.retry import RetryPolicy
 
+log = logging.getLogger("codomyrmex.concurrency")
+
 State = Literal["waiting", "running", "resolved", "parked"]
 Outcome = Literal["running", "ok", "failed", "crashed", "interrupted", "parked", "discarded"]
 
-MAX_RECORD = 1 << 20  # bytes; etcd takes requests of 1.5 MiB
-MAX_TEXT = 8 * 1024  # characters of an error or a traceback; of a traceback the end is kept
+MAX_RECORD = 1 << 20  # bytes of a new record; etcd takes requests of 1.5 MiB
+MAX_STORED = MAX_RECORD + (128 << 10)  # bytes of one that has been tried: room for its last attempt and a reason
+MAX_TEXT = 8 * 1024  # characters of an error, a reason or a traceback; of a traceback the end is kept
+MAX_DELAY = 10 * 365 * 86_400.0  # seconds; what is to wait for longer is due then
+_BRIEF = 1024  # characters that are kept of a text where a record has grown too large
 MAX_HISTORY = 20
 MAX_CRASHES = 3
 
@@ -101,14 +107,41 @@ _latest = 0  # microseconds since 1970
 
 
 def encode(entry: DeadLetter) -> bytes:
-    """The record's value in etcd; raises ``PayloadTooLarge``."""
+    """The value in etcd of a new record; raises ``PayloadTooLarge``."""
+    return _checked(entry, _ADAPTER.dump_json(entry, exclude={"key"}), MAX_RECORD)
+
+
+def fitted(entry: DeadLetter) -> tuple[DeadLetter, bytes]:
+    """The entry as it fits etcd, and its value. What an entry gathers in its life may make it too large: then its
+    history and its texts are shortened. A record that ``encode`` took fits by then, whatever its attempts said.
+
+    Raises ``PayloadTooLarge`` only for a record that another client wrote.
+    """
     value = _ADAPTER.dump_json(entry, exclude={"key"})
-    if len(value) > MAX_RECORD:
+    if len(value) > MAX_STORED:
+        entry = _shortened(entry)
+        value = _ADAPTER.dump_json(entry, exclude={"key"})
+    return entry, _checked(entry, value, MAX_STORED)
+
+
+def _checked(entry: DeadLetter, value: bytes, limit: int) -> bytes:
+    if len(value) > limit:
         raise PayloadTooLarge(
-            f"the dead letter of {entry.operation!r} has {len(value)} bytes, and {MAX_RECORD} fit; store what is large "
+            f"the dead letter of {entry.operation!r} has {len(value)} bytes, and {limit} fit; store what is large "
             "elsewhere and put its address into args"
         )
     return value
+
+
+def _shortened(entry: DeadLetter) -> DeadLetter:
+    last = tuple(replace(attempt, error=brief(attempt.error, _BRIEF)) for attempt in entry.attempts[-1:])
+    return replace(
+        entry,
+        attempts=last,
+        reason=brief(entry.reason, _BRIEF),
+        error=brief(entry.error, _BRIEF),
+        traceback=entry.traceback[-_BRIEF:],
+    )
 
 
 def decode(key: bytes, value: bytes) -> DeadLetter | None:
@@ -136,7 +169,7 @@ def new(
         raise ValueError(f"operation must be a printable str of 1 to 512 characters, not {operation!r}")
     args, metadata = _as_json("args", args), _as_json("metadata", metadata)
     text, kind, trace = _describe(error)
-    text, trace = redact(text)[:MAX_TEXT], redact(trace)[-MAX_TEXT:]
+    text, trace = brief(redact(text)), _storable(redact(trace))[-MAX_TEXT:]
     return DeadLetter(
         id=new_id(),
         operation=operation,
@@ -173,15 +206,42 @@ def _as_json(what: str, value: dict[str, Any] | None) -> dict[str, Any]:
 
 def _describe(error: BaseException | str) -> tuple[str, str, str]:
     if isinstance(error, str):
-        return _storable(error) or "unknown error", "", ""
+        return error or "unknown error", "", ""
     if not isinstance(error, BaseException):
         raise TypeError(f"error must be an exception or its text, not {error!r}")
-    trace = _storable("".join(traceback.format_exception(error)))
+    trace = "".join(traceback.format_exception(error))
     return text_of(error) or type(error).__qualname__, type(error).__qualname__, trace
 
 
 def _storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
+
+
+def brief(text: str, limit: int = MAX_TEXT) -> str:
+    """``text`` as it can be stored, with at most ``limit`` characters; one that is shortened says so."""
+    text = _storable(text)
+    return text if len(text) <= limit else f"{text[: limit - len(_CUT)]}{_CUT}"
+
+
+_CUT = "... (shortened)"
+
+
+def total(redact: Callable[[str], str]) -> Callable[[str], str]:
+    """``redact`` as it can be called where nothing may fail: where it raises, or returns no text, nothing of the text
+    is told."""
+
+    def redacted(text: str) -> str:
+        try:
+            told = redact(text)
+            if isinstance(told, str):
+                return told
+            problem = f"it returned {type(told).__name__}, not str"
+        except Exception as error:
+            problem = f"it raised {type(error).__name__}"
+        log.error("redact= failed, so the text of an error is withheld: %s", problem)
+        return f"(withheld: redact= failed, {problem})"
+
+    return redacted
 
 
 # Steps
@@ -201,11 +261,11 @@ def claimed(entry: DeadLetter, host: str) -> DeadLetter:
 
 
 def resolved(entry: DeadLetter, outcome: Outcome = "ok", reason: str = "") -> DeadLetter:
-    return replace(entry, attempts=_ended(entry, outcome, reason), state="resolved", reason=_storable(reason))
+    return replace(entry, attempts=_ended(entry, outcome, reason), state="resolved", reason=brief(reason))
 
 
 def parked(entry: DeadLetter, reason: str, outcome: Outcome = "parked") -> DeadLetter:
-    return replace(ended(entry, outcome, reason), state="parked", reason=_storable(reason))
+    return replace(ended(entry, outcome, reason), state="parked", reason=brief(reason))
 
 
 def failed(entry: DeadLetter, error: BaseException, text: str, policy: RetryPolicy) -> DeadLetter:
@@ -235,6 +295,7 @@ def crashed(entry: DeadLetter, policy: RetryPolicy) -> DeadLetter:
 
 
 def waiting(entry: DeadLetter, delay: float) -> DeadLetter:
+    delay = min(delay, MAX_DELAY)
     return replace(entry, state="waiting", delay=delay, next_attempt_at=now() + timedelta(seconds=delay), reason="")
 
 
@@ -251,9 +312,4 @@ def ended(entry: DeadLetter, outcome: Outcome, error: str) -> DeadLetter:
 def _ended(entry: DeadLetter, outcome: Outcome, error: str) -> tuple[AttemptRecord, ...]:
     if not entry.attempts or entry.attempts[-1].outcome != "running":
         return entry.attempts
-    return (*entry.attempts[:-1], replace(entry.attempts[-1], outcome=outcome, error=_storable(error[:MAX_TEXT])))
-
-
-def shortened(entry: DeadLetter) -> DeadLetter:
-    """Without its history, where that has made the record too large to be written."""
-    return replace(entry, attempts=entry.attempts[-1:], traceback=entry.traceback[-1024:])
+    return (*entry.attempts[:-1], replace(entry.attempts[-1], outcome=outcome, error=brief(error)))

@@ -61,7 +61,15 @@ class Schedule:
         self._claimed.add(entry_id)
 
     def unclaimed(self, entry_id: str) -> None:
-        self._claimed.discard(entry_id)
+        """The claim is gone; an entry that waits, and was passed over for the claim's sake, is told again."""
+        if entry_id in self._claimed:
+            self._claimed.discard(entry_id)
+            if known := self._known.get(entry_id):
+                self.again(entry_id, known.due)
+
+    def claims(self) -> set[str]:
+        """The entries that are claimed."""
+        return set(self._claimed)
 
     def orphans(self) -> list[str]:
         """Entries that are running, but nobody's: their worker died."""

@@ -10,21 +10,24 @@ never both change it. Taking an entry writes its claim and the counted attempt t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import NamedTuple
 
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
-from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.errors import EtcdError, SessionLost
+from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
 from codomyrmex.concurrency.keys import escape, prefix_end, unescape
 from codomyrmex.concurrency.session import Session
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_PAGE = 60  # as many of the largest records as one message may hold
+_PAGE = 40  # as many of the largest values as one message may hold
+_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
 
 
 class Stored(NamedTuple):
@@ -35,11 +38,15 @@ class Stored(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """An entry that this worker runs; ``token`` is the claim's create revision, a fencing token."""
+    """An entry that this worker runs. ``token`` is the claim's create revision, a fencing token; ``mark`` is its value,
+    the session's id and a number of its own."""
 
     entry: DeadLetter
-    revision: int
     token: int
+    mark: bytes
+
+
+_under_way: set[bytes] = set()  # the marks of all claims of this process that somebody runs, or is about to
 
 
 def under(session: Session) -> bytes:
@@ -65,6 +72,7 @@ class Store:
 
     def __init__(self, session: Session, queue: str, retention: float) -> None:
         self.session = session
+        self.queue = queue
         self.prefix = under(session) + f"{escape(queue)}/".encode()
         self.entries = self.prefix + b"entry/"
         self.claims = self.prefix + b"claim/"
@@ -129,43 +137,100 @@ class Store:
                 return
             start = page.kvs[-1].key + b"\0"
 
-    async def all(self) -> AsyncIterator[Stored]:
+    async def all(self) -> AsyncGenerator[Stored, None]:
         async for page in self.pages(self.entries):
             for kv in page.kvs:
                 if stored := self.decode(kv):
                     yield stored
 
+    async def all_claims(self) -> AsyncIterator[KV]:
+        async for page in self.pages(self.claims):
+            for kv in page.kvs:
+                yield kv
+
     async def claim(self, stored: Stored) -> Claim | None:
-        """Take an entry and count the attempt, if nobody else has touched it; None if somebody has."""
-        entry = record.claimed(stored.entry, self.session.host)
+        """Take an entry and count the attempt, if nobody else has touched it; None if somebody has. Whoever gets the
+        claim gives it back with ``finish``.
+
+        If this raises, the claim is not taken: should etcd turn out to have taken it, it is given back.
+        """
+        entry, value = record.fitted(record.claimed(stored.entry, self.session.host))
         key, claim = self.key(entry.id), self.claim_key(entry.id)
         mark = b"%016x %s" % (self.session.id, record.new_id().encode())
-        value = record.encode(entry)
         request = Request(
             (claim,),
             (Put(claim, mark, self.session.id), Put(key, value)),
             (self._same(stored), Compare(claim, Target.CREATE_REVISION, 0)),
             (Get(claim),),
             again=(),
+            undo=lambda: self.session.keep(asyncio.create_task(self.give_back(entry.id, mark))),
             size=len(value),
         )
-        reply = await self.session.committer.commit(request)
-        if reply.succeeded:
-            return Claim(entry, reply.revision, reply.revision)
+        _under_way.add(mark)
+        taken = False
+        try:
+            reply = await self.session.committer.commit(request)
+            token = reply.revision if reply.succeeded else self._taken_before(reply, mark)
+            taken = token > 0
+        finally:
+            if not taken:
+                _under_way.discard(mark)
+        return Claim(entry, token, mark) if taken else None
+
+    @staticmethod
+    def _taken_before(reply: Reply, mark: bytes) -> int:
+        """The claim's create revision, if it was refused for having been applied before, its answer lost; else 0."""
         found = reply.results[0]
         assert isinstance(found, GetResult)
-        # Sent a second time after a lost answer, it may find that it was applied the first time.
-        mine = [kv for kv in found.kvs if kv.value == mark]
-        return Claim(entry, mine[0].create_revision, mine[0].create_revision) if mine else None
+        return next((kv.create_revision for kv in found.kvs if kv.value == mark), 0)
+
+    def is_stray(self, claim: KV) -> bool:
+        """Whether it is a claim of this session that nobody in this process runs."""
+        return claim.lease == self.session.id and claim.value not in _under_way
+
+    async def give_back(self, entry_id: str, mark: bytes) -> None:
+        """Give back a claim that nobody runs, for as long as it is there. Its attempt does not count against the
+        entry."""
+        _under_way.add(mark)
+        pause = _PAUSE
+        try:
+            while True:
+                try:
+                    await self._try_to_give_back(entry_id, mark)
+                    return
+                except SessionLost:
+                    return  # the lease takes it along
+                except EtcdError as error:
+                    if pause in (_PAUSE, _LONGEST_PAUSE):
+                        log.warning("dead letter %s: its claim could not be given back yet: %s", entry_id, error)
+                    await asyncio.sleep(pause)
+                    pause = min(_LONGEST_PAUSE, pause * 2)
+        finally:
+            _under_way.discard(mark)
+
+    async def _try_to_give_back(self, entry_id: str, mark: bytes) -> None:
+        found = await self.session.transport.get(Get(self.claim_key(entry_id)))
+        stored = await self.get(entry_id)
+        for kv in found.kvs:
+            if kv.value != mark:
+                continue
+            log.warning("dead letter %s: its claim had no runner, and is given back", entry_id)
+            claim = Claim(stored.entry, kv.create_revision, mark) if stored else None
+            if claim and claim.entry.state == "running":
+                await self.finish(claim, record.interrupted(claim.entry))
+            else:  # a claim without an attempt: there is nothing to write
+                held = Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)
+                await self.session.committer.commit(Request((kv.key,), (Delete(kv.key),), (held,), again=()))
 
     async def finish(self, claim: Claim, entry: DeadLetter) -> bool:
         """Write how an attempt ended and give the claim back; False if the claim was lost before."""
         key, claim_key = self.key(entry.id), self.claim_key(entry.id)
-        value = record.encode(entry)
+        entry, value = record.fitted(entry)
         then = [Delete(claim_key), Put(key, value, await self._lease_for(entry)), *self._forget_dedup(entry)]
         held = Compare(claim_key, Target.CREATE_REVISION, claim.token)
         request = Request((claim_key,), then, (held,), (Get(key),), again=(), size=len(value))
         reply = await self.session.committer.commit(request)
+        _under_way.discard(claim.mark)
         if reply.succeeded:
             return True
         found = reply.results[0]
@@ -175,7 +240,7 @@ class Store:
     async def change(self, stored: Stored, entry: DeadLetter) -> bool:
         """Replace a record that nobody runs; False if it has changed, or is claimed."""
         key, claim = self.key(entry.id), self.claim_key(entry.id)
-        value = record.encode(entry)
+        entry, value = record.fitted(entry)
         then = [Put(key, value, await self._lease_for(entry)), *self._forget_dedup(entry)]
         free = Compare(claim, Target.CREATE_REVISION, 0)
         request = Request((claim,), then, (self._same(stored), free), (Get(key),), again=(), size=len(value))

@@ -9,9 +9,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
+from codomyrmex.concurrency.dead_letters import handling
 from codomyrmex.concurrency.dead_letters import queue as twin
-from codomyrmex.concurrency.dead_letters import worker as workers
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
+from codomyrmex.concurrency.dead_letters.worker_handle import WorkerHandle
 from codomyrmex.concurrency.retry import RetryPolicy
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Session, unwrapped
@@ -20,7 +21,7 @@ from codomyrmex.concurrency.sync.session import Session, unwrapped
 class Attempt:
     """One attempt of a handler. ``number`` counts from 1; ``token`` strictly increases with every attempt."""
 
-    def __init__(self, attempt: workers.Attempt) -> None:
+    def __init__(self, attempt: handling.Attempt) -> None:
         self._attempt = attempt
         self.number = attempt.number
         self.token = attempt.token
@@ -106,15 +107,15 @@ class DeadLetterQueue:
     def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
         """Register the decorated ``def handle(entry, attempt)`` to retry ``operation``; nothing else runs.
 
-        It may raise ``Retry``, ``Park`` or ``Discard``. A thread cannot be ended: an error or Ctrl-C in the worker's
-        block waits for the handlers that run.
+        It may raise ``Retry``, ``Park`` or ``Discard``. A thread cannot be ended: one that still runs some seconds
+        after its worker's block was left keeps its claim until it ends.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
             if asyncio.iscoroutinefunction(function) or not callable(function):
                 raise TypeError(f"the handler of {operation!r} must be a plain function here, not {function!r}")
 
-            async def handle(entry: DeadLetter, attempt: workers.Attempt) -> None:
+            async def handle(entry: DeadLetter, attempt: handling.Attempt) -> None:
                 await _to_its_end(function, entry, Attempt(attempt))
 
             portal().run(self._register(operation, handle))
@@ -122,12 +123,12 @@ class DeadLetterQueue:
 
         return register
 
-    async def _register(self, operation: str, handle: workers.Handler) -> None:
+    async def _register(self, operation: str, handle: handling.Handler) -> None:
         self._queue.handler(operation)(handle)
 
-    def worker(self, concurrency: int = 4) -> Worker:
+    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 30.0) -> Worker:
         """Retry what is due while the block runs: ``with dlq.worker() as worker: worker.settled()``."""
-        return Worker(self._queue.worker(concurrency))
+        return Worker(self._queue.worker(concurrency, drain_timeout=drain_timeout))
 
     def replay(self, id: str) -> DeadLetter:
         """Make an entry due now, with all its attempts before it; returns it. Its history stays."""
@@ -160,17 +161,24 @@ class DeadLetterQueue:
 
 async def _to_its_end(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
     """Run it in a thread, which no cancel ends: the claim is kept until it has."""
-    running = asyncio.ensure_future(asyncio.to_thread(function, entry, attempt))
+    running = asyncio.ensure_future(asyncio.to_thread(_call, function, entry, attempt))
     while not running.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([running])
     running.result()
 
 
+def _call(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
+    try:
+        function(entry, attempt)
+    except StopIteration as error:  # no future can carry one: its thread's end would never be told
+        raise RuntimeError("the handler raised StopIteration") from error
+
+
 class Worker:
     """A worker for the time of a block."""
 
-    def __init__(self, running: twin._Running) -> None:
+    def __init__(self, running: WorkerHandle) -> None:
         self._running = running
 
     def settled(self, timeout: float | None = None) -> None:

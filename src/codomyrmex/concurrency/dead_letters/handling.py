@@ -1,0 +1,84 @@
+"""One attempt to retry an entry: what its handler is given, may raise, and what its end makes of the entry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.dead_letters.store import Claim, Store
+from codomyrmex.concurrency.errors import ConcurrencyError, LockLost, text_of
+from codomyrmex.concurrency.retry import RetryPolicy
+
+
+class Retry(Exception):
+    """Raised by a handler: try again, after ``delay`` seconds if given, else as the policy says."""
+
+    def __init__(self, delay: float | None = None) -> None:
+        if delay is not None and not 0 <= delay <= record.MAX_DELAY:
+            raise ValueError(f"delay must be from 0 to {record.MAX_DELAY:.0f} seconds, not {delay!r}")
+        super().__init__("retry asked for" + (f" in {delay:g} s" if delay is not None else ""))
+        self.delay = delay
+
+
+class Park(Exception):
+    """Raised by a handler: do not try again; a person must look at it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = str(reason) or "parked by its handler"
+
+
+class Discard(Exception):
+    """Raised by a handler: the entry needs no more; it is resolved, with the reason on record."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = str(reason) or "discarded by its handler"
+
+
+class Attempt:
+    """One attempt of a handler. ``number`` counts from 1, anew after a replay; ``token`` strictly increases with every
+    attempt of an entry."""
+
+    def __init__(self, claim: Claim, store: Store) -> None:
+        self.number = claim.entry.attempt_count
+        self.token = claim.token
+        self._store = store
+        self._lost: ConcurrencyError | None = None
+
+    async def checkpoint(self) -> None:
+        """Raise ``LockLost`` if the claim is gone, so that a long handler stops before it does harm."""
+        await asyncio.sleep(0)
+        if self._lost is None and not self._store.session.alive:
+            self._lost = LockLost("the worker's lease can no longer be trusted")
+        if self._lost:
+            raise self._lost
+
+    def lose(self) -> None:
+        self._lost = LockLost("the claim on this dead letter is gone; another worker may have it")
+
+
+Handler = Callable[[DeadLetter, Attempt], Awaitable[object]]
+
+
+async def outcome(
+    handler: Handler, entry: DeadLetter, attempt: Attempt, policy: RetryPolicy, redact: Callable[[str], str]
+) -> DeadLetter:
+    """Run the handler; returns the entry as the handler's end leaves it. Raises nothing but ``CancelledError``."""
+    try:
+        await handler(entry, attempt)
+    except Retry as error:
+        if entry.attempt_count >= policy.max_attempts:
+            return record.parked(entry, "attempts are used up", "failed")
+        delay = policy.delay(entry.attempt_count) if error.delay is None else error.delay
+        return record.waiting(record.ended(entry, "failed", str(error)), delay)
+    except Park as error:
+        return record.parked(entry, redact(error.reason))
+    except Discard as error:
+        return record.resolved(entry, "discarded", redact(error.reason))
+    except (Exception, SystemExit, GeneratorExit) as error:  # a handler that exits must not end its worker
+        text = redact(f"{type(error).__qualname__}: {text_of(error)}")
+        return record.failed(entry, error, text, policy)
+    return record.resolved(entry)

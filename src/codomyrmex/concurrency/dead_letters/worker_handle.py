@@ -1,0 +1,132 @@
+"""``async with dlq.worker()``: a worker for the time of a block, begun anew on the next session when one is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from codomyrmex.concurrency.dead_letters.handling import Handler
+from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.dead_letters.worker import Worker
+from codomyrmex.concurrency.errors import EtcdQuotaExceeded, EtcdUnavailable, SessionLost
+from codomyrmex.concurrency.retry import RetryPolicy
+
+log = logging.getLogger("codomyrmex.concurrency")
+
+_PAUSE = 1.0  # seconds between tries to open another session
+_BRIEFLY = 0.05  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The queue as its workers need it. ``open_store`` gives its store on a session that can be used; ``is_over`` tells
+    whether there will be none, since the session was given and is lost."""
+
+    queue: str
+    handlers: dict[str, Handler]
+    policy: RetryPolicy
+    redact: Callable[[str], str]
+    open_store: Callable[[], Awaitable[Store]]
+    is_over: Callable[[], bool]
+
+
+class WorkerHandle:
+    """A worker while its block runs."""
+
+    def __init__(self, work: Work, concurrency: int, drain_timeout: float | None) -> None:
+        self._work = work
+        self._concurrency = concurrency
+        self._drain_timeout = drain_timeout
+        self._worker: Worker | None = None
+        self._stopping = False
+        self._block: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled_block = False
+
+    def handled_now(self, operation: str) -> None:
+        """A handler for ``operation`` was registered."""
+        if self._worker:
+            self._worker.handled_now(operation)
+
+    async def settled(self) -> None:
+        """Wait until no entry of an operation that is handled here is waiting, delayed or running, on any host.
+
+        Raises what ended the worker, if it cannot go on.
+        """
+        while True:
+            if self._task and self._task.done():
+                return self._task.result()
+            # What was added just now may not have reached the worker yet: etcd has the last word.
+            if self._worker and await self._worker.settled() and not await self._any_left():
+                return None
+            await asyncio.sleep(_BRIEFLY)
+
+    async def _any_left(self) -> bool:
+        async with aclosing((await self._work.open_store()).all()) as found:
+            async for stored in found:
+                if stored.entry.operation in self._work.handlers and stored.entry.state in ("waiting", "running"):
+                    return True
+        return False
+
+    async def __aenter__(self) -> WorkerHandle:
+        if self._task:
+            raise RuntimeError("a worker is used once; call worker() for each block")
+        self._block = asyncio.current_task()
+        store = await self._work.open_store()
+        self._task = asyncio.create_task(self._run(store))
+        self._task.add_done_callback(self._done)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._task
+        self._stopping = True
+        try:
+            if self._worker:
+                await self._worker.stop(self._drain_timeout if kind is None else 0.0)
+        finally:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self._task.cancelled():
+            return
+        if failure := self._task.exception():
+            if self._cancelled_block and self._block:
+                self._block.uncancel()
+            raise failure
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """The worker cannot go on: nobody would notice if the block did."""
+        if not self._stopping and not task.cancelled() and task.exception() and self._block:
+            self._cancelled_block = True
+            self._block.cancel()
+
+    async def _run(self, store: Store) -> None:
+        work = self._work
+        while not self._stopping:
+            worker = Worker(store, work.handlers, work.policy, self._concurrency, work.redact)
+            self._worker = worker
+            try:
+                await worker.run()
+            except (SessionLost, EtcdUnavailable) as error:
+                await worker.stop(0.0)
+                if work.is_over():
+                    raise
+                log.warning("the worker of %r begins anew: %s", work.queue, error)
+                store = await self._reopen()
+
+    async def _reopen(self) -> Store:
+        """The queue on another session; waits for as long as etcd is away, or takes no new lease for want of space."""
+        while True:
+            try:
+                return await self._work.open_store()
+            except (EtcdUnavailable, EtcdQuotaExceeded, SessionLost) as error:
+                if self._work.is_over():
+                    raise
+                log.debug("the worker of %r waits for a session: %s", self._work.queue, error)
+                await asyncio.sleep(_PAUSE)
