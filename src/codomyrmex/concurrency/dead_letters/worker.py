@@ -1,8 +1,8 @@
 """The worker: runs handlers for due entries, on any number of hosts, each entry with one worker at a time.
 
 It follows the queue by one watch and reads nothing while nothing is due, but for a look at the claims four times
-a minute. The transaction in ``store.py`` that writes the claim decides who runs an entry; ``handling.py`` runs its handler;
-``record.py`` decides what an outcome means, and ``schedule.py`` when an entry is due.
+a minute. The transaction in ``store.py`` that writes the claim decides who runs an entry, ``handling.py`` runs its
+handler, ``record.py`` decides what an outcome means, and ``schedule.py`` when an entry is due.
 
 A claim is a hold. Each way out of an attempt gives it back: the handler's end, the worker's stop, an error that nobody
 expected, and an etcd that answers too late, where ``store.py`` undoes a claim that its worker gave up waiting for.
