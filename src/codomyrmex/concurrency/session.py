@@ -360,7 +360,8 @@ class Session:
             self._patrolling.cancel()
         if self._keepalive:
             self._keepalive.stop(revoke=not self.is_open)
-        await self._end_tasks()
+        if self._tasks:
+            await self._end_tasks()
         if self.is_open:
             self.is_open = False
             await self.committer.close()
