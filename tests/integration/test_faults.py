@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from codomyrmex.concurrency import (
+    DeadLetterQueue,
     DistributedLock,
     EmbeddedEtcd,
     EtcdUnavailable,
@@ -77,6 +78,27 @@ async def test_a_lost_answer_to_a_release_is_a_release(etcd: EmbeddedEtcd, names
         assert (await entries(other, "x"))[0].create_revision == grant.token
         assert len(await entries(other, "x")) == 2
         again.cancel()
+
+
+async def test_what_a_caller_was_told_to_be_in_doubt_is_not_carried_out_afterwards(
+    etcd: EmbeddedEtcd, namespace: str, other: Session
+) -> None:
+    async with behind_proxy(etcd, namespace, request_timeout=0.4, session_ttl=30) as (proxy, session):
+        proxy.blackhole()
+        with pytest.raises(EtcdUnavailable) as caught:
+            await DeadLetterQueue("q", session=session).add(operation="x", args={}, error="e")
+        assert caught.value.applied == "unknown"
+        proxy.cut()  # it never arrived
+        proxy.resume()
+        await eventually(lambda: _works(session))  # so the doubt is settled
+        assert await DeadLetterQueue("q", session=other).count() == 0
+
+
+async def _works(session: Session) -> bool:
+    with suppress(EtcdUnavailable):
+        async with DistributedLock("any", session):
+            return True
+    return False
 
 
 async def test_a_straggler_is_fenced_off(etcd: EmbeddedEtcd, namespace: str, other: Session) -> None:
