@@ -20,8 +20,11 @@ from codomyrmex.concurrency import (
     LockManager,
     Semaphore,
     Session,
+    prometheus,
     telemetry,
 )
+from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.dead_letters.summary import Census
 from codomyrmex.concurrency.prometheus import MAX_POOLS, Metrics
 from tests.helpers import eventually, queue_of
 
@@ -137,7 +140,7 @@ async def test_prometheus_reads_what_happened_and_what_is(session: Session, othe
 
         async def counted() -> bool:
             found = await asyncio.to_thread(scraped, port)
-            return found["codomyrmex_dead_letters", "q", "resolved"] == 1
+            return found.get(("codomyrmex_dead_letters", "q", "resolved")) == 1
 
         await eventually(counted)
         then = await asyncio.to_thread(scraped, port)
@@ -151,10 +154,46 @@ async def test_prometheus_reads_what_happened_and_what_is(session: Session, othe
 
         async def gone() -> bool:
             found = await asyncio.to_thread(scraped, port)
-            return found["codomyrmex_dead_letters", "q", "resolved"] == 0
+            return found.get(("codomyrmex_dead_letters", "q", "resolved")) == 0
 
         await eventually(gone)
     assert telemetry.observers == ()
+
+
+async def test_counting_dead_letters_begins_anew_after_whatever_ended_it(
+    session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Meanwhile no figure is shown, for one of long ago would pass for one of now."""
+    monkeypatch.setattr(prometheus, "_PAUSE", 0.3)
+    queue = DeadLetterQueue("q", session=session)
+    await queue.add(operation="x", args={}, error="e")
+    fail = asyncio.Event()
+    original = Census.follow
+
+    async def failing(self: Census, store: Store) -> None:
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(original(self, store))
+            await fail.wait()
+            following.cancel()
+        fail.clear()
+        raise RuntimeError("a bug that nobody expects")
+
+    monkeypatch.setattr(Census, "follow", failing)
+    async with Metrics(CollectorRegistry(), dead_letters=[queue]) as metrics:
+        port = metrics.serve(port=0)
+
+        async def counted() -> float | None:
+            return (await asyncio.to_thread(scraped, port)).get(("codomyrmex_dead_letters", "q", "waiting"))
+
+        await eventually(counted)
+        fail.set()
+
+        async def gone() -> bool:
+            return await counted() is None
+
+        await eventually(gone)
+        assert "nobody expects" in caplog.text
+        assert await eventually(counted) == 1
 
 
 async def test_labels_are_bounded() -> None:

@@ -177,6 +177,8 @@ class Metrics(telemetry.Observer):
             "codomyrmex_dead_letters_oldest_seconds", "Age of the oldest that is not resolved", labels=("queue",)
         )
         for name, census in self._censuses.items():
+            if not census.current:  # no figure is better than one of long ago
+                continue
             counts, added = census.counts(), census.oldest()
             for state in _STATES:
                 letters.add_metric((name, state), counts[state])
@@ -190,7 +192,10 @@ class Metrics(telemetry.Observer):
                 await self._censuses[name].follow(await self._queues[name]._opened())
             except ConcurrencyError as error:
                 log.warning("the dead letters of %r are not counted for now: %s", name, error)
-                await asyncio.sleep(_PAUSE)
+            except Exception:
+                log.exception("the dead letters of %r are not counted for now", name)
+            self._censuses[name].forget()
+            await asyncio.sleep(_PAUSE)
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ("kind",)) -> Counter:
         metric = Counter(f"codomyrmex_{name}", text, labels, registry=self._registry)

@@ -53,6 +53,12 @@ class Census:
 
     def __init__(self) -> None:
         self._entries: dict[bytes, tuple[int, State, datetime]] = {}
+        self.current = False  # whether the entries are what etcd has
+
+    def forget(self) -> None:
+        """Nobody follows the queue any more: the counts are of the past."""
+        self.current = False
+        self._entries = {}
 
     def counts(self) -> Counter[State]:
         """How many there are in each state. Any thread may ask."""
@@ -72,6 +78,7 @@ class Census:
                         store.key(stored.entry.id): (stored.revision, stored.entry.state, stored.entry.created_at)
                         async for stored in store.all()
                     }
+                    self.current = True
                     continue
                 for event in notice.events:
                     known = self._entries.get(event.kv.key)
