@@ -337,13 +337,15 @@ class DeadLetterQueue:
     async def _add(self, entry: DeadLetter) -> str:
         store = await self._opened()
         if self._max_entries is not None:
-            await self._make_room(store, self._max_entries)
+            surplus = await store.count() - self._max_entries + 1
+            if surplus > 0:
+                # What is stored already needs no room; to make some might remove the very entry.
+                if known := await store.known(entry):
+                    return known
+                await self._make_room(store, surplus)
         return await store.add(entry)
 
-    async def _make_room(self, store: Store, limit: int) -> None:
-        surplus = await store.count() - limit + 1
-        if surplus <= 0:
-            return
+    async def _make_room(self, store: Store, surplus: int) -> None:
         oldest = []
         async for stored in store.all():
             if stored.entry.state == "resolved":
@@ -354,8 +356,8 @@ class DeadLetterQueue:
             await store.remove(stored)
         if len(oldest) < surplus:
             raise QueueFull(
-                f"the dead letter queue {self._name!r} holds {limit} entries, its max_entries, and none is resolved; "
-                "replay, discard or purge some"
+                f"the dead letter queue {self._name!r} holds {self._max_entries} entries, its max_entries, and none "
+                "is resolved; replay, discard or purge some"
             )
 
     async def _change(self, entry_id: str, step: Callable[[DeadLetter], DeadLetter], what: str) -> DeadLetter:
