@@ -191,7 +191,7 @@ class Store:
         """Write how an attempt ended and give the claim back; False if the claim was lost before."""
         key, claim_key = self.key(entry.id), self.claim_key(entry.id)
         value = record.encode(entry)
-        then = [Delete(claim_key), Put(key, value, await self._lease_for(entry))]
+        then: list[Op] = [Delete(claim_key), Put(key, value, await self._lease_for(entry))]
         held = Compare(claim_key, Target.CREATE_REVISION, claim.token)
         request = Request((claim_key,), then, (held,), (Get(key),), again=(), size=len(value))
         reply = await self._commit(request, self._forget_dedup(entry) if entry.state == "resolved" else None)
