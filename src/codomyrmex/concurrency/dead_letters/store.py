@@ -2,10 +2,11 @@
 
     /<namespace>/v1/dead/<queue>/entry/<id>     the record, as JSON; on a lease of ``retention`` once it is resolved
     /<namespace>/v1/dead/<queue>/claim/<id>     bound to the lease of the worker that runs the entry
-    /<namespace>/v1/dead/<queue>/dedup/<hash>   the id of the entry stored for a dedup key
+    /<namespace>/v1/dead/<queue>/dedup/<hash>   the id of the entry that stands for a dedup key
 
 A record is only ever written by a transaction that compares the revision of the record it was made from, so two writers
 never both change it. Taking an entry writes its claim and the counted attempt together; finishing compares the claim.
+SPEC.md lists what each write compares, and the states of a dedup key.
 """
 
 from __future__ import annotations
