@@ -143,7 +143,9 @@ def test_a_file_that_a_crash_left_half_written_is_kept_aside_some_day() -> None:
     half = spill.folder / "0123.writing"
     half.write_bytes(whole.read_bytes()[:-20])
     assert spill.waiting() == [whole]  # somebody may be writing it
+    assert whole.rename(whole.with_suffix(".x")) and spill.is_empty()
     os.utime(half, (1.0, 1.0))
+    assert not spill.is_empty() and whole.with_suffix(".x").rename(whole)
     assert [path.name for path in spill.waiting()] == sorted([whole.name, "0123.json"])
     assert spill.read(spill.folder / "0123.json") is None
     assert files(spill.folder) == sorted([whole.name, "0123.rejected"])

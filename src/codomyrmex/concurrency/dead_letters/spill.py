@@ -88,17 +88,23 @@ class Spill:
     def waiting(self) -> list[Path]:
         """The files to send, in order of their records' making. One that a crash left half written is among them, and
         is rejected when it is read."""
-        folder = self.folder
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            return []
-        for name in names:
-            if name.endswith(".writing") and is_stale(folder / name):
+        for path in self._named(".writing"):
+            if is_stale(path):
                 with contextlib.suppress(FileNotFoundError):
-                    (folder / name).replace((folder / name).with_suffix(".json"))
-        names = os.listdir(folder)
-        return [folder / name for name in sorted(names) if name.endswith(".json") and name not in self._left]
+                    path.replace(path.with_suffix(".json"))
+        return sorted(path for path in self._named(".json") if path.name not in self._left)
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send; cheap, however much there is."""
+        whole = any(path.name not in self._left for path in self._named(".json"))
+        return not whole and not any(map(is_stale, self._named(".writing")))
+
+    def _named(self, suffix: str) -> Iterator[Path]:
+        try:
+            with os.scandir(self.folder) as found:
+                yield from (Path(each.path) for each in found if each.name.endswith(suffix))
+        except FileNotFoundError:
+            return
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:

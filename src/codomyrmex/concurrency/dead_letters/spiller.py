@@ -122,7 +122,7 @@ class Spiller:
             await asyncio.sleep(SEND_EVERY)
 
     def _waiting(self) -> bool:
-        return bool(self.spill.waiting() or old_spill.left(*self._names))
+        return not self.spill.is_empty() or bool(old_spill.left(*self._names))
 
     async def _send(self) -> int:
         """Send all there is; returns how many records were sent. Raises what hindered it."""
