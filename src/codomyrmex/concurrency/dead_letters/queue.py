@@ -280,7 +280,8 @@ class DeadLetterQueue:
     async def route(
         self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]
     ) -> Routed:
-        """Store the failure of a pool's task; with etcd away, spill it to a local file that is sent later.
+        """Store the failure of a pool's task; with etcd away, spill it to a local file that is sent later. Raises
+        ``OSError`` if that cannot be written either.
 
         Arguments that are not JSON are stored as their ``repr``, under ``"repr"``, and ``metadata`` says so.
         """

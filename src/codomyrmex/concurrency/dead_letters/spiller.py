@@ -71,7 +71,10 @@ class Spiller:
         self._task.add_done_callback(self._ended)
 
     def reopen(self) -> None:
-        self._closed = False
+        """Undo ``close``."""
+        if self._closed:
+            self._closed = False
+            self.wake()
 
     async def close(self) -> None:
         """End the task; what is not sent stays in its files."""
