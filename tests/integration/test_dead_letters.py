@@ -544,7 +544,8 @@ async def test_with_etcd_away_a_failed_task_is_spilled_and_sent_later(
             routed = await dlq.route(operation="f", args={"x": object()}, error=ValueError("bad"), metadata={})
             assert routed.id and "etcd was away" in routed.note
             spill = Spill(session.settings.namespace, "spilling")
-            line = json.loads(spill.path.read_bytes())
+            (path,) = spill.waiting()
+            line = json.loads(path.read_bytes().splitlines()[1])
             assert line["id"] == routed.id and line["metadata"]["args_not_json"] is True
             started = time.monotonic()
             await dlq.route(operation="f", args={"x": 1}, error=ValueError("bad"), metadata={})

@@ -18,6 +18,7 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
+from codomyrmex.concurrency.etcd.transport import Put
 from codomyrmex.concurrency.keys import SEMAPHORE, limit_key
 from tests.helpers import counting, eventually
 
@@ -255,3 +256,12 @@ async def test_waiters_of_one_process_share_a_watch_and_read_nothing(session: Se
             await (await asyncio.wait_for(task, 2)).release()
     assert calls["delete"] == 30 and calls["range"] <= 1
     assert calls["events"] <= 31 * 2  # the queue's deletions once, and those of own keys
+
+
+async def test_a_resize_passes_over_what_is_no_limit_and_compares_the_limit_it_read(session: Session) -> None:
+    sem = semaphore(session)
+    async with sem:
+        queue = session.layout.queue("provider", SEMAPHORE)
+        await session.transport.txn((), (Put(limit_key(queue, 0)[:-1] + b"!", b"junk"),))
+        await sem.resize(5)
+        assert (await sem.info()).limit == 5

@@ -200,14 +200,14 @@ async def resize(session: Session, name: str, limit: int) -> int | None:
     start, end = limit_range(queue)
     for _ in range(_TRIES):
         found = await session.transport.get(Get(start, end))
-        former = next((known for kv in found.kvs if (known := limit_of(kv.key)) is not None), None)
-        if former is None:
+        former, kv = next(((known, kv) for kv in found.kvs if (known := limit_of(kv.key)) is not None), (None, None))
+        if former is None or kv is None:
             raise NotHeld(f"there is no semaphore {name!r}")
         if former == check_limit(limit):
             return former
         # The old key's deletion is what those who wait are told of.
-        same = Compare(limit_key(queue, former), Target.CREATE_REVISION, found.kvs[0].create_revision)
-        change = (Delete(limit_key(queue, former)), Put(limit_key(queue, limit), b""))
+        same = Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)
+        change = (Delete(kv.key), Put(limit_key(queue, limit), b""))
         reply = await session.committer.commit(Request((start,), change, compares=(same,), alone=True))
         if reply.succeeded:
             return former

@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
-from codomyrmex.concurrency.dead_letters.spill import Spill
+from codomyrmex.concurrency.dead_letters.spiller import Spiller
 from codomyrmex.concurrency.dead_letters.store import Store, Stored
 from codomyrmex.concurrency.dead_letters.worker_handle import Work, WorkerHandle
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
-    EtcdError,
     EtcdUnavailable,
     QueueFull,
     SessionLost,
@@ -42,7 +41,6 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 WEEK = 7 * 86_400.0
 _TRIES = 20
-_SEND_EVERY = 2.0  # seconds between tries to send what was spilled
 
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
@@ -85,9 +83,7 @@ class DeadLetterQueue:
         self._handlers: dict[str, Handler] = {}
         self._workers: weakref.WeakSet[WorkerHandle] = weakref.WeakSet()
         self._store: Store | None = None
-        self._spill: Spill | None = None
-        self._sending: asyncio.Task[None] | None = None
-        self._away_until = 0.0
+        self._spiller: Spiller | None = None
 
     @property
     def name(self) -> str:
@@ -217,9 +213,6 @@ class DeadLetterQueue:
         self._workers.add(worker)
         return worker
 
-    def _is_over(self) -> bool:
-        return self._session is not None and self._session.lost.is_set()
-
     async def replay(self, id: str) -> DeadLetter:
         """Make an entry due now, with all its attempts before it; returns it. Its history stays.
 
@@ -278,6 +271,7 @@ class DeadLetterQueue:
         return sum([await store.remove(stored) for stored in snapshot])
 
     async def __aenter__(self) -> DeadLetterQueue:
+        self._spilling().reopen()
         return self
 
     async def __aexit__(
@@ -287,16 +281,16 @@ class DeadLetterQueue:
 
     async def close(self) -> None:
         """End what sends spilled entries; what is not sent stays in its file. The session is left alone."""
-        if self._sending:
-            self._sending.cancel()
-            await asyncio.gather(self._sending, return_exceptions=True)
+        if self._spiller:
+            await self._spiller.close()
 
     # For a worker pool
 
     async def route(
         self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]
     ) -> Routed:
-        """Store the failure of a pool's task; with etcd away, spill it to a local file that is sent later.
+        """Store the failure of a pool's task; with etcd away, spill it to a local file that is sent later. Raises
+        ``OSError`` if that cannot be written either.
 
         Arguments that are not JSON are stored as their ``repr``, under ``"repr"``, and ``metadata`` says so.
         """
@@ -306,35 +300,25 @@ class DeadLetterQueue:
             plain = {"repr": {key: repr(value)[: record.MAX_TEXT] for key, value in args.items()}}
             entry = record.new(operation, plain, error, {**metadata, "args_not_json": True}, self._redact)
         record.encode(entry)
-        if time.monotonic() >= self._away_until:
+        spiller = self._spilling()
+        if not spiller.away:
             try:
                 return Routed(await self._add(entry), "")
             except (EtcdUnavailable, SessionLost) as problem:
                 log.warning("dead letters are spilled to a local file, for etcd is away: %s", problem)
-                self._away_until = time.monotonic() + _SEND_EVERY
-        path = self._spilled().write(entry)
-        self._send_later()
+                spiller.went_away()
+        path = await spiller.keep(entry)
         return Routed(entry.id, f"etcd was away; kept in {path} until it is back")
 
-    def _spilled(self) -> Spill:
-        if self._spill is None:
+    def _spilling(self) -> Spiller:
+        if self._spiller is None:
             settings = self._session.settings if self._session else make_settings(None, {})
-            self._spill = Spill(settings.namespace, self._name)
-        return self._spill
+            self._spiller = Spiller(settings.namespace, self._name, self._add, self._is_over)
+        return self._spiller
 
-    def _send_later(self) -> None:
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send())
-
-    async def _send(self) -> None:
-        spill = self._spilled()
-        while spill.waiting():
-            await asyncio.sleep(_SEND_EVERY)
-            try:
-                sent = await spill.send(self._add)
-                log.warning("etcd is back: %d spilled dead letters were sent", sent)
-            except (EtcdError, SessionLost, QueueFull, OSError) as error:
-                log.debug("spilled dead letters cannot be sent yet: %s", error)
+    def _is_over(self) -> bool:
+        """Whether no session will come any more: the one that was given is lost."""
+        return self._session is not None and self._session.lost.is_set()
 
     # Inside
 
@@ -342,20 +326,21 @@ class DeadLetterQueue:
         session = await ready(self._session)
         if self._store is None or self._store.session is not session:
             self._store = Store(session, self._name, self._retention)
-            if self._spilled().waiting():
-                self._send_later()
+            self._spilling().wake()
         return self._store
 
     async def _add(self, entry: DeadLetter) -> str:
         store = await self._opened()
         if self._max_entries is not None:
-            await self._make_room(store, self._max_entries)
+            surplus = await store.count() - self._max_entries + 1
+            if surplus > 0:
+                # What is stored already needs no room; to make some might remove the very entry.
+                if known := await store.known(entry):
+                    return known
+                await self._make_room(store, surplus)
         return await store.add(entry)
 
-    async def _make_room(self, store: Store, limit: int) -> None:
-        surplus = await store.count() - limit + 1
-        if surplus <= 0:
-            return
+    async def _make_room(self, store: Store, surplus: int) -> None:
         oldest = []
         async for stored in store.all():
             if stored.entry.state == "resolved":
@@ -366,8 +351,8 @@ class DeadLetterQueue:
             await store.remove(stored)
         if len(oldest) < surplus:
             raise QueueFull(
-                f"the dead letter queue {self._name!r} holds {limit} entries, its max_entries, and none is resolved; "
-                "replay, discard or purge some"
+                f"the dead letter queue {self._name!r} holds {self._max_entries} entries, its max_entries, and none "
+                "is resolved; replay, discard or purge some"
             )
 
     async def _change(self, entry_id: str, step: Callable[[DeadLetter], DeadLetter], what: str) -> DeadLetter:

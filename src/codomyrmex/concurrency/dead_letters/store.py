@@ -2,10 +2,11 @@
 
     /<namespace>/v1/dead/<queue>/entry/<id>     the record, as JSON; on a lease of ``retention`` once it is resolved
     /<namespace>/v1/dead/<queue>/claim/<id>     bound to the lease of the worker that runs the entry
-    /<namespace>/v1/dead/<queue>/dedup/<hash>   the id of the entry stored for a dedup key
+    /<namespace>/v1/dead/<queue>/dedup/<hash>   the id of the entry that stands for a dedup key
 
 A record is only ever written by a transaction that compares the revision of the record it was made from, so two writers
 never both change it. Taking an entry writes its claim and the counted attempt together; finishing compares the claim.
+SPEC.md lists what each write compares, and the states of a dedup key.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
-from codomyrmex.concurrency.errors import EtcdError, SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import escape, prefix_end, unescape
+from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, prefix_end, unescape
 from codomyrmex.concurrency.session import Session
 
 log = logging.getLogger("codomyrmex.concurrency")
 
+TRIES = 20  # to write what others keep changing
 _PAGE = 40  # as many of the largest values as one message may hold
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
 
@@ -47,6 +50,18 @@ class Claim(NamedTuple):
 
 
 _under_way: set[bytes] = set()  # the marks of all claims of this process that somebody runs, or is about to
+
+
+class _Rider(NamedTuple):
+    """A write to a dedup key that goes along with a write to its entry, if ``compare`` holds."""
+
+    compare: Compare
+    op: Op
+
+    def may_go(self, found: GetResult) -> bool:
+        """Whether the compare holds for the key as found."""
+        value = found.kvs[0].value if found.kvs else 0
+        return value == self.compare.value
 
 
 def under(session: Session) -> bytes:
@@ -99,24 +114,37 @@ class Store:
         return Stored(entry, kv.mod_revision)
 
     async def add(self, entry: DeadLetter) -> str:
-        """Store a new entry; returns its id, or the id of the one stored for its dedup key before."""
+        """Store a new entry; returns its id, or the id of the one stored for its dedup key before.
+
+        The first write of an id wins: a record that is there, in whatever state, is left as it is and counts as added.
+        """
         key, value = self.key(entry.id), record.encode(entry)
-        new = Compare(key, Target.CREATE_REVISION, 0)
-        then: list[Op] = [Put(key, value)]
-        compares = []
-        otherwise: list[Op] = [Get(key)]
-        if entry.dedup:
-            known = self._dedup + entry.dedup.encode()
-            compares.append(Compare(known, Target.CREATE_REVISION, 0))
-            then.append(Put(known, entry.id.encode()))
-            otherwise.append(Get(known))
-        request = Request((key,), then, compares, otherwise, again=(new,), alone=bool(entry.dedup), size=len(value))
-        reply = await self.session.committer.commit(request)
-        if reply.succeeded or not entry.dedup:
+        free = self._dedup_free(entry)
+        for _ in range(TRIES):
+            compares = [Compare(key, Target.CREATE_REVISION, 0), *free]
+            then: list[Op] = [Put(key, value)]
+            otherwise: list[Op] = [Get(key)]
+            if entry.dedup:
+                then.append(Put(self._dedup_key(entry), entry.id.encode()))
+                otherwise.append(Get(self._dedup_key(entry)))
+            alone = bool(entry.dedup)
+            request = Request((key,), then, compares, otherwise, again=(), alone=alone, size=len(value))
+            reply = await self.session.committer.commit(request)
+            if reply.succeeded or _found(reply, 0).kvs:
+                return entry.id
+            known, free = await self._named(entry, _found(reply, 1).kvs)
+            if known:
+                return known
+        raise ConcurrencyError(f"others keep changing the dedup key of the dead letter {entry.id}; try again")
+
+    async def known(self, entry: DeadLetter) -> str | None:
+        """The id under which ``entry`` or, by its dedup key, its failure is stored already; None if it is not."""
+        if (await self.session.transport.get(Get(self.key(entry.id)))).kvs:
             return entry.id
-        found = reply.results[1]
-        assert isinstance(found, GetResult)
-        return found.kvs[0].value.decode() if found.kvs else entry.id
+        if not entry.dedup:
+            return None
+        found = await self.session.transport.get(Get(self._dedup_key(entry)))
+        return (await self._named(entry, found.kvs))[0]
 
     async def get(self, entry_id: str) -> Stored | None:
         found = await self.session.transport.get(Get(self.key(entry_id)))
@@ -226,38 +254,34 @@ class Store:
         """Write how an attempt ended and give the claim back; False if the claim was lost before."""
         key, claim_key = self.key(entry.id), self.claim_key(entry.id)
         entry, value = record.fitted(entry)
-        then = [Delete(claim_key), Put(key, value, await self._lease_for(entry)), *self._forget_dedup(entry)]
+        then: list[Op] = [Delete(claim_key), Put(key, value, await self._lease_for(entry))]
         held = Compare(claim_key, Target.CREATE_REVISION, claim.token)
         request = Request((claim_key,), then, (held,), (Get(key),), again=(), size=len(value))
-        reply = await self.session.committer.commit(request)
+        reply = await self._commit(request, self._forget_dedup(entry) if entry.state == "resolved" else None)
         _under_way.discard(claim.mark)
         if reply.succeeded:
             return True
-        found = reply.results[0]
-        assert isinstance(found, GetResult)
-        return any(kv.value == value for kv in found.kvs)  # applied the first time, its answer lost
+        return any(kv.value == value for kv in _found(reply, 0).kvs)  # applied the first time, its answer lost
 
     async def change(self, stored: Stored, entry: DeadLetter) -> bool:
         """Replace a record that nobody runs; False if it has changed, or is claimed."""
         key, claim = self.key(entry.id), self.claim_key(entry.id)
         entry, value = record.fitted(entry)
-        then = [Put(key, value, await self._lease_for(entry)), *self._forget_dedup(entry)]
+        then: list[Op] = [Put(key, value, await self._lease_for(entry))]
         free = Compare(claim, Target.CREATE_REVISION, 0)
         request = Request((claim,), then, (self._same(stored), free), (Get(key),), again=(), size=len(value))
-        reply = await self.session.committer.commit(request)
+        reply = await self._commit(request, self._dedup_change(stored.entry, entry))
         if reply.succeeded:
             return True
-        found = reply.results[0]
-        assert isinstance(found, GetResult)
-        return any(kv.value == value for kv in found.kvs)
+        return any(kv.value == value for kv in _found(reply, 0).kvs)
 
     async def remove(self, stored: Stored) -> bool:
         """Delete a record as it was seen; False if it has changed, or is claimed."""
         claim = self.claim_key(stored.entry.id)
-        then = [Delete(self.key(stored.entry.id)), *self._forget_dedup(stored.entry, always=True)]
+        then = [Delete(self.key(stored.entry.id))]
         free = Compare(claim, Target.CREATE_REVISION, 0)
         request = Request((claim,), then, (self._same(stored), free), again=())
-        return (await self.session.committer.commit(request)).succeeded
+        return (await self._commit(request, self._forget_dedup(stored.entry))).succeeded
 
     def forget_lease(self) -> None:
         """The next resolved record gets a lease of its own; this one may be gone."""
@@ -266,10 +290,70 @@ class Store:
     def _same(self, stored: Stored) -> Compare:
         return Compare(self.key(stored.entry.id), Target.MOD_REVISION, stored.revision)
 
-    def _forget_dedup(self, entry: DeadLetter, *, always: bool = False) -> list[Op]:
-        """Once it is over, the same failure may be stored anew."""
-        over = always or entry.state == "resolved"
-        return [Delete(self._dedup + entry.dedup.encode())] if entry.dedup and over else []
+    # Dedup keys
+
+    def _dedup_key(self, entry: DeadLetter) -> bytes:
+        return self._dedup + entry.dedup.encode()
+
+    def _dedup_free(self, entry: DeadLetter) -> tuple[Compare, ...]:
+        return (Compare(self._dedup_key(entry), Target.CREATE_REVISION, 0),) if entry.dedup else ()
+
+    async def _named(self, entry: DeadLetter, dedup: Sequence[KV]) -> tuple[str | None, tuple[Compare, ...]]:
+        """The id of the entry that stands for the failure, by its dedup key as it was read; without one, the compares
+        under which ``entry`` may take the key.
+
+        A key dangles if its entry is gone (deleted by hand, expired), is resolved, is of another failure, or if its
+        value is no id. It may be taken as long as neither it nor the entry that it names has changed.
+        """
+        if not dedup:
+            return None, self._dedup_free(entry)
+        named_id = dedup[0].value[:MAX_NAME_BYTES].decode(errors="replace")
+        named = self.key(named_id)
+        found = (await self.session.transport.get(Get(named))).kvs
+        stored = self.decode(found[0]) if found else None
+        if stored and stored.entry.state != "resolved" and stored.entry.dedup == entry.dedup:
+            return named_id, ()
+        return None, (
+            Compare(dedup[0].key, Target.MOD_REVISION, dedup[0].mod_revision),
+            Compare(named, Target.MOD_REVISION, found[0].mod_revision if found else 0),
+        )
+
+    def _forget_dedup(self, entry: DeadLetter) -> _Rider | None:
+        """Once the entry is over, the same failure may be stored anew, if the key still names this entry."""
+        if not entry.dedup:
+            return None
+        key = self._dedup_key(entry)
+        return _Rider(Compare(key, Target.VALUE, entry.id.encode()), Delete(key))
+
+    def _dedup_change(self, before: DeadLetter, after: DeadLetter) -> _Rider | None:
+        """An entry that is resolved gives its key up; one that waits again takes it back, if that is free."""
+        if after.state == "resolved":
+            return self._forget_dedup(after)
+        if before.state != "resolved" or not after.dedup:
+            return None
+        key = self._dedup_key(after)
+        return _Rider(Compare(key, Target.CREATE_REVISION, 0), Put(key, after.id.encode()))
+
+    async def _commit(self, request: Request, rider: _Rider | None) -> Reply:
+        """Commit ``request`` and, if its compare holds too, ``rider``; the answer is that of ``request`` alone.
+
+        The second transaction needs no compare of the dedup key: that can begin to name an entry only by a write that
+        changes the entry's record, and ``request`` compares the record or the claim that guards it.
+        """
+        committer = self.session.committer
+        if rider is None:
+            return await committer.commit(request)
+        together = replace(
+            request,
+            then=[*request.then, rider.op],
+            compares=[*request.compares, rider.compare],
+            otherwise=[*request.otherwise, Get(rider.compare.key)],
+            reply=asyncio.get_running_loop().create_future(),
+        )
+        reply = await committer.commit(together)
+        if reply.succeeded or rider.may_go(_found(reply, -1)):
+            return reply
+        return await committer.commit(request)
 
     async def _lease_for(self, entry: DeadLetter) -> int:
         """What is resolved vanishes by itself after ``retention``, whether or not any worker is there then: it is bound
@@ -280,3 +364,10 @@ class Store:
             lease = await self.session.transport.grant(max(1, round(self._retention)))
             self._lease, self._lease_since = lease.id, time.monotonic()
         return self._lease
+
+
+def _found(reply: Reply, index: int) -> GetResult:
+    """What a refused request read."""
+    found = reply.results[index]
+    assert isinstance(found, GetResult)
+    return found
