@@ -27,8 +27,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from codomyrmex.concurrency import decode as bounds
+from codomyrmex.concurrency.decode import storable as _storable
 from codomyrmex.concurrency.errors import PayloadTooLarge, text_of
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -113,9 +115,8 @@ def encode(entry: DeadLetter) -> bytes:
 
 def decode(key: bytes, value: bytes) -> DeadLetter | None:
     """The record, or None if it is none of ours."""
-    try:
-        entry = _ADAPTER.validate_json(value)
-    except ValidationError:
+    entry = bounds.record(_ADAPTER, value)
+    if entry is None:
         return None
     object.__setattr__(
         entry, "key", key.decode(errors="backslashreplace")
@@ -165,9 +166,11 @@ def _as_json(what: str, value: dict[str, Any] | None) -> dict[str, Any]:
     try:
         text = json.dumps(value or {}, allow_nan=False, ensure_ascii=False)
         text.encode()
+        copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{what} must be JSON (dict, list, str, finite numbers, bool, None): {error}") from None
-    copy: dict[str, Any] = json.loads(text)
+    if not bounds.is_plain(copy):
+        raise TypeError(f"{what} must be JSON of at most {bounds.MAX_DEPTH} levels, with finite numbers")
     return copy
 
 
@@ -178,10 +181,6 @@ def _describe(error: BaseException | str) -> tuple[str, str, str]:
         raise TypeError(f"error must be an exception or its text, not {error!r}")
     trace = _storable("".join(traceback.format_exception(error)))
     return text_of(error) or type(error).__qualname__, type(error).__qualname__, trace
-
-
-def _storable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
 
 
 # Steps

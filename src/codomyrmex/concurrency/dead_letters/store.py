@@ -10,19 +10,17 @@ never both change it. Taking an entry writes its claim and the counted attempt t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from codomyrmex.concurrency import foreign
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import escape, prefix_end, unescape
+from codomyrmex.concurrency.keys import escape, name_in, prefix_end
 from codomyrmex.concurrency.session import Session
-
-log = logging.getLogger("codomyrmex.concurrency")
 
 _PAGE = 60  # as many of the largest records as one message may hold
 
@@ -54,7 +52,7 @@ async def queues(session: Session) -> list[str]:
     names = []
     while (found := await session.transport.get(Get(start, end, limit=1))).kvs:
         segment = found.kvs[0].key[len(prefix) :].partition(b"/")[0]
-        if (name := unescape(segment.decode(errors="replace"))) is not None:
+        if (name := name_in(segment)) is not None:
             names.append(name)
         start = prefix_end(prefix + segment + b"/")
     return names
@@ -83,10 +81,10 @@ class Store:
         return claim_key[len(self.claims) :].decode(errors="replace")
 
     def decode(self, kv: KV) -> Stored | None:
-        """What an entry's key holds; a value of somebody else is passed over with a warning."""
+        """What an entry's key holds; a value of somebody else is passed over, with one warning."""
         entry = record.decode(kv.key, kv.value)
         if entry is None or self.key(entry.id) != kv.key:
-            log.warning("skipping %r: it lies among dead letters but is not one", kv.key)
+            foreign.skip(kv.key, "dead letters")
             return None
         return Stored(entry, kv.mod_revision)
 
