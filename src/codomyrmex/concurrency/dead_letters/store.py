@@ -17,11 +17,14 @@ from typing import NamedTuple
 from codomyrmex.concurrency import foreign
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.decode import text
+from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
 from codomyrmex.concurrency.keys import escape, name_in, prefix_end
 from codomyrmex.concurrency.session import Session
 
+_TRIES = 20
 _PAGE = 60  # as many of the largest records as one message may hold
 
 
@@ -93,20 +96,26 @@ class Store:
         key, value = self.key(entry.id), record.encode(entry)
         new = Compare(key, Target.CREATE_REVISION, 0)
         then: list[Op] = [Put(key, value)]
-        compares = []
-        otherwise: list[Op] = [Get(key)]
-        if entry.dedup:
-            known = self._dedup + entry.dedup.encode()
-            compares.append(Compare(known, Target.CREATE_REVISION, 0))
-            then.append(Put(known, entry.id.encode()))
-            otherwise.append(Get(known))
-        request = Request((key,), then, compares, otherwise, again=(new,), alone=bool(entry.dedup), size=len(value))
-        reply = await self.session.committer.commit(request)
-        if reply.succeeded or not entry.dedup:
+        if not entry.dedup:
+            await self.session.committer.commit(Request((key,), then, (), (Get(key),), again=(new,), size=len(value)))
             return entry.id
-        found = reply.results[1]
-        assert isinstance(found, GetResult)
-        return found.kvs[0].value.decode() if found.kvs else entry.id
+        known = self._dedup + entry.dedup.encode()
+        then.append(Put(known, entry.id.encode()))
+        free = Compare(known, Target.CREATE_REVISION, 0)
+        for _ in range(_TRIES):
+            request = Request((key,), then, (free,), (Get(known),), again=(new,), alone=True, size=len(value))
+            reply = await self.session.committer.commit(request)
+            if reply.succeeded:
+                return entry.id
+            found = reply.results[0]
+            assert isinstance(found, GetResult)
+            if not found.kvs:
+                return entry.id  # it was stored the first time, its answer lost, and is over by now
+            other = text(found.kvs[0].value)
+            if other is not None and (other == entry.id or await self.get(other)):
+                return other
+            free = Compare(known, Target.MOD_REVISION, found.kvs[0].mod_revision)  # it names nothing: take its place
+        raise ConcurrencyError(f"others keep writing the dedup key of the dead letter {entry.id}; try again")
 
     async def get(self, entry_id: str) -> Stored | None:
         found = await self.session.transport.get(Get(self.key(entry_id)))
