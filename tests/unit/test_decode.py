@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -27,11 +27,13 @@ from tests import garbage
 LAYOUT = keys.Layout("fleet")
 QUEUE = LAYOUT.queue("s", keys.SEMAPHORE)
 ENTRY = QUEUE + b"%016x-0" % 7
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
-SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
+TEXT = st.text('aZ0 \u00e9\U0001f600"\\/\0\x1b\u202e\ud800', max_size=9)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 TREE = st.recursive(
-    SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+    SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8
 )
 
 
@@ -107,6 +109,7 @@ def test_the_lowest_of_several_limits_is_in_force() -> None:
 # Values
 
 
+@UNTIMED
 @given(values(garbage.OWNER))
 def test_any_owner_can_be_shown(value: bytes) -> None:
     owner = Owner.from_entry(ENTRY, value, 7, 7)
@@ -127,12 +130,14 @@ def test_huge_texts_do_not_fill_a_table() -> None:
     assert len(line) < 2000
 
 
+@UNTIMED
 @given(values(garbage.FORCED))
 def test_any_audit_record_can_be_shown(value: bytes) -> None:
     found = ForcedRelease.decode(value)
     assert found is None or (is_strict_json(found) and f"{found.at:%c}")
 
 
+@UNTIMED
 @given(values({**garbage.LETTER, "attempts": f"[{garbage.record(garbage.ATTEMPT).decode()}]"}))
 def test_any_dead_letter_can_be_shown_compared_and_stored(value: bytes) -> None:
     entry = record.decode(b"k", value)
@@ -142,6 +147,7 @@ def test_any_dead_letter_can_be_shown_compared_and_stored(value: bytes) -> None:
         assert record.decode(b"k", record.encode(entry)) == entry
 
 
+@UNTIMED
 @given(st.lists(values(garbage.POOL), max_size=3))
 def test_any_pools_figures_can_be_summed_and_shown(reports: list[bytes]) -> None:
     found = [stats for value in reports if (stats := decode.record(_ADAPTER, value))]
@@ -177,6 +183,7 @@ def test_a_time_without_a_zone_or_out_of_range_is_none_of_ours(moment: str) -> N
 # What users give
 
 
+@UNTIMED
 @given(TREE)
 def test_what_is_plain_is_read_back_as_it_was(tree: Any) -> None:
     if decode.is_plain(tree):
