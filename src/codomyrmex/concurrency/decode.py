@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -71,10 +74,10 @@ def is_plain(value: object) -> bool:
         if isinstance(one, str):
             if not _is_storable(one):
                 return False
-        elif isinstance(one, int | float):
+        elif isinstance(one, (int, float)):
             if not abs(one) <= sys.float_info.max:  # nor is it NaN
                 return False
-        elif isinstance(one, dict | list):
+        elif isinstance(one, (dict, list)):
             if depth > MAX_DEPTH:
                 return False
             if isinstance(one, dict) and not all(isinstance(key, str) and _is_storable(key) for key in one):
@@ -85,21 +88,34 @@ def is_plain(value: object) -> bool:
     return True
 
 
-def _is_sound(value: object) -> bool:
-    """Whether a record, and all in it, is within the bounds."""
-    if value is None or isinstance(value, bool):
-        return True
-    if isinstance(value, str):
-        return _is_storable(value)
-    if isinstance(value, int | float):
-        return 0 <= value <= MAX_NUMBER
-    if isinstance(value, datetime):
-        return value.tzinfo is not None and _EARLIEST <= value <= _LATEST
-    if isinstance(value, tuple):
-        return all(map(_is_sound, value))
-    if dataclasses.is_dataclass(value):
-        return all(_is_sound(getattr(value, name)) for name in value.__dataclass_fields__)
-    return is_plain(value)
+def _is_sound(record: object) -> bool:
+    """Whether a record, and all in it, is within the bounds. Of texts and of types pydantic has seen to it."""
+    left = [record]
+    while left:
+        one = left.pop()
+        kind = type(one)
+        if kind is str or one is None or kind is bool:
+            continue
+        if kind is int or kind is float:
+            if not 0 <= one <= MAX_NUMBER:  # type: ignore[operator]
+                return False
+        elif isinstance(one, datetime):
+            if one.tzinfo is None or not _EARLIEST <= one <= _LATEST:
+                return False
+        elif isinstance(one, tuple):
+            left += one
+        elif dataclasses.is_dataclass(kind):
+            left += _parts(kind)(one)
+        elif one and not is_plain(one):
+            return False
+    return True
+
+
+@lru_cache
+def _parts(kind: Hashable) -> Callable[[object], tuple[object, ...]]:
+    """What gives the values of all fields of a dataclass, of which there are several."""
+    assert isinstance(kind, type)
+    return attrgetter(*(field.name for field in dataclasses.fields(kind)))
 
 
 def _is_storable(value: str) -> bool:
