@@ -8,10 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from codomyrmex.concurrency import EmbeddedEtcd, Session
 
 _numbers = itertools.count(1)
+
+
+settings.register_profile("untimed", deadline=None)  # no test is timed
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

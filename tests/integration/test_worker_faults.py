@@ -149,6 +149,26 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
     assert done == [1] and await states(dlq) == {"resolved"}
 
 
+@pytest.mark.parametrize("state", ["waiting", "running"])
+async def test_what_lies_in_a_claims_place_without_a_lease_blocks_nobody(state: str, session: Session) -> None:
+    dlq, store = queue_on(session), Store(session, "q", 60)
+    entry_id = await dlq.add(operation="x", args={}, error="e")
+    await session.transport.txn((), (Put(store.claim_key(entry_id), b"garbage"),))
+    if state == "running":
+        stored = await store.get(entry_id)
+        assert stored
+        running = record.encode(record.claimed(stored.entry, "host"))
+        await session.transport.txn((), (Put(store.key(entry_id), running),))
+
+    @dlq.handler("x")
+    async def handle(entry: DeadLetter, attempt: Attempt) -> None:
+        assert attempt.number == (1 if state == "waiting" else 2)
+
+    async with dlq.worker() as working:
+        await asyncio.wait_for(working.settled(), 20)
+    assert await states(dlq) == {"resolved"} and await claims(session) == []
+
+
 # Leaving
 
 

@@ -31,7 +31,7 @@ from codomyrmex.concurrency.queue.rules import (
     shared,
 )
 
-LIMIT = b"/limit-%d"
+LIMIT = b"/fleet/v1/semaphore/q/limit-%d"
 
 
 class Queue:
@@ -336,7 +336,7 @@ def test_a_changed_limit_is_read_before_anything_else_counts() -> None:
     turn = Turn(Permits(1))
     assert turn.seen(View(5, [Ahead(b"q/a.1", 1), Ahead(b"q/b.1", 2)], 2, 2)) is Action.WATCH and turn.key == b""
     assert turn.watching(5) is Action.WAIT
-    assert turn.deleted(b"q/limit-2", 6) is Action.LOOK
+    assert turn.deleted(LIMIT % 2, 6) is Action.LOOK
     assert turn.deleted(b"q/a.1", 7) is Action.LOOK and turn.needed == 7
     assert turn.seen(View(7, [Ahead(b"q/b.1", 2)], 1, 1)) is Action.WAIT
     assert turn.deleted(b"q/b.1", 8) is Action.GRANT

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from codomyrmex.concurrency import clock
+from codomyrmex.concurrency import clock, decode
 from codomyrmex.concurrency.errors import LockTimeout
 from codomyrmex.concurrency.hold import Hold, OnLoss
 from codomyrmex.concurrency.keys import Kind
@@ -23,7 +23,13 @@ from codomyrmex.concurrency.session import Session, ready
 
 MAX_METADATA = 64 * 1024
 _PLAIN = Terms()
-_quoted = lru_cache(maxsize=1024)(json.dumps)
+_DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
+
+
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    """A text as JSON, in Unicode that can be read back."""
+    return json.dumps(decode.storable(text))
 
 
 class Claim:
@@ -126,9 +132,11 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
     except (TypeError, ValueError) as error:
         raise TypeError(f"metadata must be JSON: {error}") from None
     except RecursionError:
-        raise ValueError("metadata is nested too deeply") from None
+        raise ValueError(_DEEP) from None
     if len(text) > MAX_METADATA:
         raise ValueError(f"metadata may have {MAX_METADATA} bytes as JSON; this has {len(text)}")
+    if not decode.is_plain(json.loads(text)):
+        raise ValueError(_DEEP)
     return f',"metadata":{text}'
 
 

@@ -14,12 +14,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from codomyrmex.concurrency import decode, foreign
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transport import Get, Put
-from codomyrmex.concurrency.keys import escape, prefix_end, unescape
+from codomyrmex.concurrency.keys import escape, prefix_end, text_in
 from codomyrmex.concurrency.models import to_json
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.session import Session, ready
@@ -138,13 +139,12 @@ async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
     while True:
         page = await session.transport.get(Get(start, end, limit=_PAGE))
         for kv in page.kvs:
-            name = unescape(kv.key[len(reports(session)) :].decode(errors="replace").partition("/")[0])
-            try:
-                stats = _ADAPTER.validate_json(kv.value)
-            except ValidationError:
-                log.warning("skipping %r: it lies among pools' reports but is not one", kv.key)
+            name = text_in(kv.key[len(reports(session)) :].partition(b"/")[0])
+            stats = decode.record(_ADAPTER, kv.value)
+            if not name or stats is None or not kv.lease:
+                foreign.skip(kv.key, "pools' reports")
             else:
-                found.setdefault(name or "", []).append(stats)
+                found.setdefault(name, []).append(stats)
         if len(page.kvs) < _PAGE:
             break
         start = page.kvs[-1].key + b"\0"

@@ -5,12 +5,15 @@ Needs no lease, so it works when etcd is full. What the user's role may not see 
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd.connect import transport_for
 from codomyrmex.concurrency.etcd.status import COMPACTED
-from codomyrmex.concurrency.etcd.transport import Get, Member, Transport
-from codomyrmex.concurrency.keys import LOCK, Layout, prefix_end
+from codomyrmex.concurrency.etcd.transport import KV, Get, Member, Transport
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
+from codomyrmex.concurrency.queue.reading import is_entry, is_limit
 from codomyrmex.concurrency.settings import EtcdSettings
 
 # From these on, a deposed leader no longer renews leases that the new one expires (etcd#15247 and its follow-ups).
@@ -106,24 +109,29 @@ class _Inspection:
 
     async def _count(self) -> tuple[int, int]:
         leases = await self._transport.get(Get(self._layout.leases, prefix_end(self._layout.leases), limit=1))
-        start = self._layout.under(LOCK)
-        end = prefix_end(start)
         names: set[str] = set()
-        foreign = 0
+        for kind in (LOCK, SEMAPHORE):
+            foreign = 0
+            async for kv in self._under(kind):
+                name = self._layout.name_of(kv.key, kind)
+                if name is None or not (is_entry(kv) or is_limit(kv)):
+                    foreign += 1
+                elif kind is LOCK:
+                    names.add(name)
+            if foreign:
+                self._warnings.append(f"{foreign} keys among the {kind.what} entries are not entries; they are skipped")
+        return leases.total, len(names)
+
+    async def _under(self, kind: Kind) -> AsyncIterator[KV]:
+        start = self._layout.under(kind)
+        end = prefix_end(start)
         while True:
             page = await self._transport.get(Get(start, end, limit=_PAGE))
             for kv in page.kvs:
-                name = self._layout.name_of(kv.key)
-                if name is None or not kv.lease:
-                    foreign += 1
-                else:
-                    names.add(name)
+                yield kv
             if len(page.kvs) < _PAGE:
-                break
+                return
             start = page.kvs[-1].key + b"\0"
-        if foreign:
-            self._warnings.append(f"{foreign} keys among the lock entries are not entries; they are skipped")
-        return leases.total, len(names)
 
 
 def renews_wrongly(version: str) -> bool:

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from codomyrmex.concurrency.decode import number
 from codomyrmex.concurrency.errors import InvalidName
 
 MAX_NAME_BYTES = 512
@@ -61,6 +63,19 @@ def unescape(segment: str) -> str | None:
     return text if escape(text) == segment else None
 
 
+def text_in(segment: bytes) -> str | None:
+    """The text that a segment of a key encodes, or None if it is someone else's."""
+    return unescape(segment.decode("ascii")) if segment.isascii() else None
+
+
+def name_in(segment: bytes) -> str | None:
+    """The name that a segment of a key encodes, or None if nothing can have that name."""
+    try:
+        return None if (name := text_in(segment)) is None else check_name(name)
+    except InvalidName:
+        return None
+
+
 def prefix_end(prefix: bytes) -> bytes:
     """The end of the key range that holds every key starting with ``prefix``."""
     trimmed = prefix.rstrip(b"\xff")
@@ -68,7 +83,10 @@ def prefix_end(prefix: bytes) -> bytes:
 
 
 _LIMIT = b"limit-"
+_LIMIT_KEY = re.compile(rb"/[^/]+/v1/semaphore/[^/]+/limit-([0-9]+)")
+_IN_SEMAPHORE = re.compile(rb"/[^/]+/v1/semaphore/")
 _SESSION = re.compile(rb"/([0-9a-f]{16})-[^/]*$")
+_LEASE = re.compile(rb"[0-9a-f]{16}")
 
 
 def is_reader(entry: bytes) -> bool:
@@ -82,9 +100,15 @@ def is_writer(entry: bytes) -> bool:
 
 
 def permits_of(entry: bytes) -> int:
-    """How many permits an entry's key claims; 1 where it names none."""
-    number = entry.rpartition(b"/")[2].partition(b".")[2]
-    return int(number) if number.isdigit() else 1
+    """How many permits an entry's key claims; 1 where it names none, 0 where it names what nobody can ask for."""
+    claim = entry.rpartition(b"/")[2].partition(b".")[2]
+    return number(claim.lstrip(b"0")) or 0 if claim.isdigit() else 1
+
+
+def is_never_granted(entry: bytes) -> bool:
+    """Whether an entry's key claims no permits of a semaphore, or more than any limit can have: it never holds, for
+    every client that goes by the same rule, and is nobody's place in the queue."""
+    return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
 
 
 def session_of(entry: bytes) -> int | None:
@@ -103,10 +127,14 @@ def limit_range(queue: bytes) -> tuple[bytes, bytes]:
 
 
 def limit_of(key: bytes) -> int | None:
-    """The limit that a key names, or None for an entry's key."""
-    last = key.rpartition(b"/")[2]
-    number = last.removeprefix(_LIMIT)
-    return int(number) if number is not last and number.isdigit() else None
+    """The limit that a key names, or None for an entry's key and for what cannot be a limit."""
+    named = _LIMIT_KEY.fullmatch(key)
+    return number(named[1]) or None if named else None
+
+
+def lowest_limit(unleased: Iterable[bytes]) -> int | None:
+    """The limit in force: should several keys name one, the lowest, so that nobody is granted too much."""
+    return min((limit for key in unleased if (limit := limit_of(key)) is not None), default=None)
 
 
 class Kind(NamedTuple):
@@ -161,17 +189,11 @@ class Layout:
         """The name that an entry's key is for, or None if the key is not one of this kind."""
         rest = entry.removeprefix(self.under(kind))
         segment, slash, _ = rest.partition(b"/")
-        if rest is entry or not slash or not segment:
+        if rest is entry or not slash or not segment or len(segment) > 3 * MAX_NAME_BYTES:
             return None
-        try:
-            return unescape(segment.decode("ascii"))
-        except UnicodeDecodeError:
-            return None
+        return text_in(segment)
 
     def lease_of(self, key: bytes) -> int | None:
         """The lease id that a session key is named after, or None for any other key."""
-        rest = key.removeprefix(self.leases)
-        try:
-            return None if rest is key else int(rest, 16)
-        except ValueError:
-            return None
+        named = _LEASE.fullmatch(key, len(self.leases)) if key.startswith(self.leases) else None
+        return int(named[0], 16) if named else None

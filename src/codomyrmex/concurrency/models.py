@@ -8,23 +8,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter
 
+from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.keys import is_reader, permits_of, session_of
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 
 
-class OwnerRecord(BaseModel):
+@dataclass(frozen=True, slots=True)
+class OwnerRecord:
     """An entry's value in etcd. Unknown fields of later versions are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
 
     host: str
     pid: int
-    task: str = ""
     since: datetime
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    task: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+_OWNER = TypeAdapter(OwnerRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,8 @@ class Owner:
             "shared": is_reader(key),
             "permits": permits_of(key),
         }
-        try:
-            record = OwnerRecord.model_validate_json(value)
-        except ValidationError:
+        record = decode.record(_OWNER, value)
+        if record is None:
             return cls(host="", pid=0, task="", since=None, **shared)
         return cls(
             host=record.host,
@@ -83,17 +85,11 @@ class ForcedRelease:
 
     @classmethod
     def decode(cls, value: bytes) -> ForcedRelease | None:
-        try:
-            raw = json.loads(value)
-            return cls(
-                name=str(raw["name"]),
-                token=int(raw["token"]),
-                reason=str(raw["reason"]),
-                by=str(raw["by"]),
-                at=datetime.fromisoformat(raw["at"]),
-            )
-        except (ValueError, KeyError, TypeError):
-            return None
+        """The record, or None if it is none of ours."""
+        return decode.record(_FORCED, value)
+
+
+_FORCED = TypeAdapter(ForcedRelease)
 
 
 @dataclass(frozen=True, slots=True)

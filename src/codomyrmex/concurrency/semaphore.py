@@ -10,14 +10,16 @@ import asyncio
 from types import TracebackType
 
 from codomyrmex.concurrency.claim import Claim
+from codomyrmex.concurrency.decode import MAX_NUMBER
 from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, LockTimeout, NotHeld
 from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transport import Compare, Delete, Get, GetResult, Put, Target
+from codomyrmex.concurrency.etcd.transport import Compare, Delete, Get, GetResult, Op, Put, Target
 from codomyrmex.concurrency.hold import Hold, OnLoss
-from codomyrmex.concurrency.keys import SEMAPHORE, check_name, limit_key, limit_of, limit_range
+from codomyrmex.concurrency.keys import SEMAPHORE, check_name, limit_key, limit_range
 from codomyrmex.concurrency.models import SemaphoreInfo
 from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.queue.grant import Grant
+from codomyrmex.concurrency.queue.reading import is_limit, limit_in
 from codomyrmex.concurrency.queue.rules import Permits
 from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session
@@ -175,23 +177,30 @@ class Semaphore:
         return f"<Semaphore {self._name!r} of {self._limit}>"
 
     async def _agree(self, session: Session) -> None:
-        """Agree with the fleet on the limit, once in each session."""
+        """Agree with the fleet on the limit, once in each session. What lies among the limits but is none is passed
+        over: only what was created after it was seen can be one."""
         queue = session.layout.queue(self._name, SEMAPHORE)
         start, end = limit_range(queue)
-        first = Compare(start, Target.CREATE_REVISION, 0, end)
         mine = Put(limit_key(queue, self._limit), b"")
-        request = Request((start,), (mine,), compares=(first,), otherwise=(Get(start, end),), again=(), alone=True)
-        reply = await session.committer.commit(request)
-        if reply.succeeded:
-            return
-        found = reply.results[0]
-        assert isinstance(found, GetResult)
-        limit = next((limit for kv in found.kvs if (limit := limit_of(kv.key)) is not None), None)
-        if limit != self._limit:
-            raise LimitMismatch(
-                f"the semaphore {self._name!r} has a limit of {limit} in etcd, not {self._limit}; open it with that, "
-                "or change it for everyone with resize"
-            )
+        seen = 0
+        for _ in range(_TRIES):
+            first = Compare(start, Target.CREATE_REVISION, seen + 1, end, less=True)
+            request = Request((start,), (mine,), compares=(first,), otherwise=(Get(start, end),), again=(), alone=True)
+            reply = await session.committer.commit(request)
+            if reply.succeeded:
+                return
+            found = reply.results[0]
+            assert isinstance(found, GetResult)
+            limit = limit_in(found.kvs)
+            if limit == self._limit:
+                return
+            if limit is not None:
+                raise LimitMismatch(
+                    f"the semaphore {self._name!r} has a limit of {limit} in etcd, not {self._limit}; open it with "
+                    "that, or change it for everyone with resize"
+                )
+            seen = found.revision
+        raise ConcurrencyError(f"others keep writing among the limits of the semaphore {self._name!r}; try again")
 
 
 async def resize(session: Session, name: str, limit: int) -> int | None:
@@ -200,15 +209,16 @@ async def resize(session: Session, name: str, limit: int) -> int | None:
     start, end = limit_range(queue)
     for _ in range(_TRIES):
         found = await session.transport.get(Get(start, end))
-        former, kv = next(((known, kv) for kv in found.kvs if (known := limit_of(kv.key)) is not None), (None, None))
-        if former is None or kv is None:
+        former, new = limit_in(found.kvs), limit_key(queue, check_limit(limit))
+        if former is None:
             raise NotHeld(f"there is no semaphore {name!r}")
-        if former == check_limit(limit):
+        if former == limit:
             return former
         # The old key's deletion is what those who wait are told of.
-        same = Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)
-        change = (Delete(kv.key), Put(limit_key(queue, limit), b""))
-        reply = await session.committer.commit(Request((start,), change, compares=(same,), alone=True))
+        old = [kv for kv in found.kvs if is_limit(kv) and kv.key != new]
+        same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in old]
+        change: list[Op] = [*(Delete(kv.key) for kv in old), Put(new, b"")]
+        reply = await session.committer.commit(Request((start,), change, compares=same, alone=True))
         if reply.succeeded:
             return former
     raise ConcurrencyError(f"others keep changing the limit of the semaphore {name!r}; try again")
@@ -220,6 +230,8 @@ def check_limit(limit: int) -> int:
         raise TypeError(f"max_concurrent must be an int, not {type(limit).__name__}")
     if limit < 1:
         raise ValueError(f"max_concurrent must be at least 1, not {limit}")
+    if limit > MAX_NUMBER:
+        raise ValueError(f"max_concurrent may be {MAX_NUMBER} at most")
     return limit
 
 

@@ -31,7 +31,7 @@ def names_of(segment: str) -> Complete:
 async def _names(context: click.Context, segment: str, incomplete: str) -> list[str]:
     from codomyrmex.concurrency.etcd.connect import transport_for
     from codomyrmex.concurrency.etcd.transport import Get
-    from codomyrmex.concurrency.keys import Layout, escape, prefix_end, unescape
+    from codomyrmex.concurrency.keys import Layout, escape, name_in, prefix_end
 
     chosen = settings(context)
     layout = Layout(chosen.namespace)
@@ -43,7 +43,7 @@ async def _names(context: click.Context, segment: str, incomplete: str) -> list[
         async with asyncio.timeout(_LIMIT):
             while len(found) < _MOST and (page := await transport.get(Get(start, end, limit=1))).kvs:
                 name = page.kvs[0].key[len(under) :].partition(b"/")[0]
-                if (known := unescape(name.decode(errors="replace"))) is not None and known.isprintable():
+                if (known := name_in(name)) is not None and known.isprintable():
                     found.append(known)
                 start = prefix_end(under + name + b"/")
     finally:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from codomyrmex.concurrency.cli.views import age, owner, safe, span, visible
+from codomyrmex.concurrency.cli.views import age, owner, safe, short, span, visible
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.dead_letters.record import DeadLetter
@@ -25,6 +25,7 @@ _STATES = {"waiting": "cyan", "running": "green", "parked": "bold red", "resolve
 _SHOWN = 3  # owners in a cell
 _LATE = 5.0  # seconds after which a due dead letter is one that nobody takes
 _MOST = 500  # rows of a table
+_TEXT = 512  # characters of a text in a table; as JSON it is whole
 
 
 def _table(*columns: str, right: Sequence[str] = (), **more: Any) -> Table:
@@ -41,6 +42,10 @@ def _owners(owners: Sequence[Owner]) -> str:
     return ", ".join(owner(one) for one in owners[:_SHOWN]) + more
 
 
+def _metadata(one: Owner) -> str:
+    return short(json.dumps(one.metadata), _TEXT) if one.metadata else "-"
+
+
 def locks(infos: Iterable[LockInfo], *, wide: bool = False) -> Table:
     """One row a lock: its first holder, token, age and waiters."""
     table = _table(
@@ -50,9 +55,10 @@ def locks(infos: Iterable[LockInfo], *, wide: bool = False) -> Table:
         holder = info.holders[0]
         readers = f" +{len(info.holders) - 1} readers" if len(info.holders) > 1 else ""
         waiting = f"{len(info.waiters)}: {_owners(info.waiters)}" if info.waiters else "-"
-        row = [info.name, owner(holder) + readers, holder.task, holder.token, age(holder.since), waiting]
+        task = short(holder.task, _TEXT)
+        row = [info.name, owner(holder) + readers, task, holder.token, age(holder.since), waiting]
         if wide:
-            row += [holder.session, json.dumps(holder.metadata) if holder.metadata else "-"]
+            row += [holder.session, _metadata(holder)]
         table.add_row(*map(safe, row))
     return table
 
@@ -66,9 +72,17 @@ def queue(name: str, holders: Sequence[Owner], waiters: Sequence[Owner], title: 
         columns.insert(2, "PERMITS")
     table = _table(*columns, title=Text(visible(title or name)), title_justify="left")
     for number, (state, one) in enumerate(members):
-        metadata = json.dumps(one.metadata) if one.metadata else "-"
         said = f"{state} (reader)" if one.shared else state
-        cells = [number, said, owner(one), one.task, one.token, age(one.since), one.session, metadata]
+        cells = [
+            number,
+            said,
+            owner(one),
+            short(one.task, _TEXT),
+            one.token,
+            age(one.since),
+            one.session,
+            _metadata(one),
+        ]
         if weighted:
             cells.insert(2, one.permits)
         table.add_row(*map(safe, cells), style="green" if state == "holds" else "")
@@ -80,7 +94,9 @@ def lock_event(event: LockEvent) -> Text:
     line = _stamp(event.at)
     line.append(f"{event.kind:9}", style=_EVENTS[event.kind])
     line.append(f"{visible(event.name)}  ", style="bold")
-    line.append(f"token {event.owner.token}  {owner(event.owner)}  {visible(event.owner.task)}", style="none")
+    line.append(
+        f"token {event.owner.token}  {owner(event.owner)}  {visible(short(event.owner.task, _TEXT))}", style="none"
+    )
     return line
 
 
@@ -126,9 +142,9 @@ def pools(found: Iterable[ClusterPoolStats], *, wide: bool = False) -> Table:
             table.add_row(*map(safe, (pool.name, where, *_figures(pool), *blank)), style="bold")
         for one in pool.instances:
             times = (one.p50_ms, one.p95_ms, one.p99_ms, one.loop_lag_ms)
-            row = [pool.name, f"{one.host}:{one.pid}", *_figures(one), *(f"{time:.1f}" for time in times)]
+            row = [pool.name, f"{short(one.host, _TEXT)}:{one.pid}", *_figures(one), *(f"{time:.1f}" for time in times)]
             if wide:
-                row += [age(one.started_at), one.instance]
+                row += [age(one.started_at), short(one.instance, _TEXT)]
             table.add_row(*map(safe, row))
     return table
 
@@ -157,10 +173,10 @@ def dead_letters(entries: Sequence[DeadLetter], *, wide: bool = False) -> Render
     )
     for entry in entries[:_MOST]:
         said = entry.reason if entry.state in ("parked", "resolved") and entry.reason else _error(entry)
-        row = [entry.id, entry.operation, entry.state, entry.attempt_count, entry.crash_count, due(entry)]
-        row += [age(entry.created_at), _short(said, 200 if wide else 60)]
+        row = [entry.id, short(entry.operation, _TEXT), entry.state, entry.attempt_count, entry.crash_count, due(entry)]
+        row += [age(entry.created_at), short(said, 200 if wide else 60)]
         if wide:
-            row += [_short(json.dumps(entry.args), 200), entry.fingerprint]
+            row += [short(json.dumps(entry.args), 200), short(entry.fingerprint, _TEXT)]
         table.add_row(*map(safe, row), style=_STATES[entry.state])
     if len(entries) > _MOST:
         return Group(table, Text(f"and {len(entries) - _MOST} more", style="dim"))
@@ -188,7 +204,13 @@ def dead_letter(entry: DeadLetter) -> RenderableType:
     if entry.attempts:
         history = _table("#", "HOST", "AGE", "OUTCOME", "ERROR", title="\nattempts", title_justify="left")
         for one in entry.attempts:
-            cells = (one.number, f"{one.host}:{one.pid}", age(one.time), one.outcome, _short(one.error, 120))
+            cells = (
+                one.number,
+                f"{short(one.host, _TEXT)}:{one.pid}",
+                age(one.time),
+                one.outcome,
+                short(one.error, 120),
+            )
             history.add_row(*map(safe, cells))
         parts.append(history)
     if entry.traceback:
@@ -201,9 +223,7 @@ def dead_letter_line(entry: DeadLetter) -> Text:
     """An entry after a change, on one line."""
     line = _stamp(datetime.now(UTC)).append(f"{entry.state:9}", style=_STATES[entry.state])
     line.append(f"{visible(entry.operation)}  ", style="bold")
-    return line.append(
-        f"{visible(entry.id)}  attempt {entry.attempt_count}  {_short(_error(entry), 100)}", style="none"
-    )
+    return line.append(f"{visible(entry.id)}  attempt {entry.attempt_count}  {short(_error(entry), 100)}", style="none")
 
 
 def due(entry: DeadLetter) -> str:
@@ -224,7 +244,7 @@ def summaries(found: Iterable[OperationSummary], *, wide: bool = False) -> Table
         counts = (one.waiting, one.running, one.parked, one.resolved, one.fingerprints)
         oldest = "-" if one.oldest is None else age(one.oldest)
         style = "bold red" if one.parked else ""
-        table.add_row(*map(safe, (one.queue, one.operation, *counts, oldest)), style=style)
+        table.add_row(*map(safe, (one.queue, short(one.operation, _TEXT), *counts, oldest)), style=style)
     return table
 
 
@@ -252,7 +272,3 @@ def _stamp(at: datetime) -> Text:
 
 def _error(entry: DeadLetter) -> str:
     return f"{entry.error_type}: {entry.error}" if entry.error_type else entry.error
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

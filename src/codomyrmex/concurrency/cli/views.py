@@ -38,6 +38,10 @@ def visible(text: object) -> str:
     return "".join(char if not _harmful(char) else char.encode("unicode_escape").decode() for char in str(text))
 
 
+def short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _harmful(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -62,7 +66,7 @@ def span(length: float) -> str:
 
 def owner(one: Owner) -> str:
     """Where an entry comes from, for plain text; in a table it goes through ``safe``, for rich would read markup."""
-    return f"{visible(one.host)}:{one.pid}" if one.host else f"session {one.session}"
+    return f"{visible(short(one.host, 100))}:{one.pid}" if one.host else f"session {one.session}"
 
 
 def print_json(value: Any, *, lines: bool = False) -> None:

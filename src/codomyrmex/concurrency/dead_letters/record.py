@@ -28,8 +28,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from codomyrmex.concurrency import decode as bounds
+from codomyrmex.concurrency.decode import storable
 from codomyrmex.concurrency.errors import PayloadTooLarge, text_of
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -146,9 +148,8 @@ def _shortened(entry: DeadLetter) -> DeadLetter:
 
 def decode(key: bytes, value: bytes) -> DeadLetter | None:
     """The record, or None if it is none of ours."""
-    try:
-        entry = _ADAPTER.validate_json(value)
-    except ValidationError:
+    entry = bounds.record(_ADAPTER, value)
+    if entry is None:
         return None
     object.__setattr__(
         entry, "key", key.decode(errors="backslashreplace")
@@ -169,7 +170,7 @@ def new(
         raise ValueError(f"operation must be a printable str of 1 to 512 characters, not {operation!r}")
     args, metadata = _as_json("args", args), _as_json("metadata", metadata)
     text, kind, trace = _describe(error)
-    text, trace = brief(redact(text)), _storable(redact(trace))[-MAX_TEXT:]
+    text, trace = brief(redact(text)), storable(redact(trace))[-MAX_TEXT:]
     return DeadLetter(
         id=new_id(),
         operation=operation,
@@ -198,9 +199,11 @@ def _as_json(what: str, value: dict[str, Any] | None) -> dict[str, Any]:
     try:
         text = json.dumps(value or {}, allow_nan=False, ensure_ascii=False)
         text.encode()
+        copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{what} must be JSON (dict, list, str, finite numbers, bool, None): {error}") from None
-    copy: dict[str, Any] = json.loads(text)
+    if not bounds.is_plain(copy):
+        raise TypeError(f"{what} must be JSON of at most {bounds.MAX_DEPTH} levels, with finite numbers")
     return copy
 
 
@@ -213,13 +216,9 @@ def _describe(error: BaseException | str) -> tuple[str, str, str]:
     return text_of(error) or type(error).__qualname__, type(error).__qualname__, trace
 
 
-def _storable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
-
-
 def brief(text: str, limit: int = MAX_TEXT) -> str:
     """``text`` as it can be stored, with at most ``limit`` characters; one that is shortened says so."""
-    text = _storable(text)
+    text = storable(text)
     return text if len(text) <= limit else f"{text[: limit - len(_CUT)]}{_CUT}"
 
 

@@ -18,12 +18,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from codomyrmex.concurrency import foreign
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, prefix_end, unescape
+from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, name_in, prefix_end
 from codomyrmex.concurrency.session import Session
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -76,7 +77,7 @@ async def queues(session: Session) -> list[str]:
     names = []
     while (found := await session.transport.get(Get(start, end, limit=1))).kvs:
         segment = found.kvs[0].key[len(prefix) :].partition(b"/")[0]
-        if (name := unescape(segment.decode(errors="replace"))) is not None:
+        if (name := name_in(segment)) is not None:
             names.append(name)
         start = prefix_end(prefix + segment + b"/")
     return names
@@ -106,10 +107,10 @@ class Store:
         return claim_key[len(self.claims) :].decode(errors="replace")
 
     def decode(self, kv: KV) -> Stored | None:
-        """What an entry's key holds; a value of somebody else is passed over with a warning."""
+        """What an entry's key holds; a value of somebody else is passed over, with one warning."""
         entry = record.decode(kv.key, kv.value)
         if entry is None or self.key(entry.id) != kv.key:
-            log.warning("skipping %r: it lies among dead letters but is not one", kv.key)
+            foreign.skip(kv.key, "dead letters")
             return None
         return Stored(entry, kv.mod_revision)
 
@@ -203,14 +204,23 @@ class Store:
         finally:
             if not taken:
                 _under_way.discard(mark)
-        return Claim(entry, token, mark) if taken else None
+        if taken:
+            return Claim(entry, token, mark)
+        await self._clear(_found(reply, 0))
+        return None
+
+    async def _clear(self, claim: GetResult) -> None:
+        """Delete what stands in a claim's place without a lease: it is nobody's, and would block its entry for ever."""
+        for kv in claim.kvs:
+            if not kv.lease:
+                foreign.skip(kv.key, "claims of dead letters")
+                same = Compare(kv.key, Target.MOD_REVISION, kv.mod_revision)
+                await self.session.committer.commit(Request((kv.key,), (Delete(kv.key),), (same,), again=()))
 
     @staticmethod
     def _taken_before(reply: Reply, mark: bytes) -> int:
         """The claim's create revision, if it was refused for having been applied before, its answer lost; else 0."""
-        found = reply.results[0]
-        assert isinstance(found, GetResult)
-        return next((kv.create_revision for kv in found.kvs if kv.value == mark), 0)
+        return next((kv.create_revision for kv in _found(reply, 0).kvs if kv.value == mark), 0)
 
     def is_stray(self, claim: KV) -> bool:
         """Whether it is a claim of this session that nobody in this process runs."""
@@ -269,11 +279,12 @@ class Store:
         entry, value = record.fitted(entry)
         then: list[Op] = [Put(key, value, await self._lease_for(entry))]
         free = Compare(claim, Target.CREATE_REVISION, 0)
-        request = Request((claim,), then, (self._same(stored), free), (Get(key),), again=(), size=len(value))
+        request = Request((claim,), then, (self._same(stored), free), (Get(key), Get(claim)), again=(), size=len(value))
         reply = await self._commit(request, self._dedup_change(stored.entry, entry))
-        if reply.succeeded:
+        if reply.succeeded or any(kv.value == value for kv in _found(reply, 0).kvs):
             return True
-        return any(kv.value == value for kv in _found(reply, 0).kvs)
+        await self._clear(_found(reply, 1))
+        return False
 
     async def remove(self, stored: Stored) -> bool:
         """Delete a record as it was seen; False if it has changed, or is claimed."""

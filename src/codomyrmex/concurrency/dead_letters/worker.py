@@ -228,7 +228,8 @@ class Worker:
         if key.startswith(store.claims):
             entry_id = store.id_of(key)
             if not deleted:
-                schedule.claimed(entry_id)
+                if event.kv.lease:
+                    schedule.claimed(entry_id)
                 return
             schedule.unclaimed(entry_id)
             if attempt := self._attempts.get(entry_id):
@@ -260,7 +261,8 @@ class Worker:
         async for page in store.pages(store.claims):
             revision = revision or page.revision
             for kv in page.kvs:
-                self._schedule.claimed(store.id_of(kv.key))
+                if kv.lease:
+                    self._schedule.claimed(store.id_of(kv.key))
         async for page in store.pages(store.entries, revision):
             for kv in page.kvs:
                 if stored := store.decode(kv):
@@ -287,6 +289,8 @@ class Worker:
             stored = await self._store.get(entry_id)
             if stored and stored.entry.state == "running" and self._schedule.is_orphan(entry_id):
                 await self._store.change(stored, record.crashed(stored.entry, self._policy))
+                # Whatever became of that is told by an event; if none comes, it is tried again.
+                asyncio.get_running_loop().call_later(_LONGEST_PAUSE, self._adopt, entry_id)
         except SessionLost:
             return
         except PayloadTooLarge as error:

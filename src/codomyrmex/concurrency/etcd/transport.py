@@ -32,12 +32,14 @@ class KV(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """``target`` of ``key`` equals ``value``; with ``end``, of every key in the range (true if it is empty)."""
+    """``target`` of ``key`` equals ``value``, or is ``less``; with ``end``, of every key in the range (true if it is
+    empty)."""
 
     key: bytes
     target: Target
     value: int | bytes
     end: bytes = b""
+    less: bool = False
 
 
 class Put(NamedTuple):

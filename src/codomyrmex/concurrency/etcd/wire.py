@@ -64,8 +64,10 @@ def _read(get: Get) -> pb.RequestOp:
 
 @lru_cache(maxsize=1024)
 def _compare(compare: Compare) -> pb.Compare:
-    key, target, value, end = compare
+    key, target, value, end, less = compare
     message = pb.Compare(key=key, target=target, range_end=end)  # type: ignore[arg-type]
+    if less:
+        message.result = pb.Compare.LESS
     if isinstance(value, bytes):
         message.value = value
     elif target is Target.VERSION:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 
+from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import (
@@ -29,12 +30,11 @@ from codomyrmex.concurrency.keys import (
     Layout,
     check_name,
     escape,
-    limit_of,
     prefix_end,
     session_of,
 )
 from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
-from codomyrmex.concurrency.queue.reading import warn_foreign
+from codomyrmex.concurrency.queue.reading import is_entry, is_limit, limit_in, skip
 from codomyrmex.concurrency.queue.rules import holding
 from codomyrmex.concurrency.session import Session
 
@@ -68,12 +68,11 @@ async def semaphores(session: Session, prefix: str = "") -> list[SemaphoreInfo]:
 async def semaphore(session: Session, name: str) -> SemaphoreInfo:
     """One semaphore; without a limit if there is none of that name."""
     found, _ = await read_queues(session, session.layout.queue(check_name(name), SEMAPHORE), SEMAPHORE)
-    return _semaphore(name, sorted(found, key=lambda kv: (kv.create_revision, kv.key)))
+    return _semaphore(name, sorted(found, key=_by_age))
 
 
 def _semaphore(name: str, queue: list[KV]) -> SemaphoreInfo:
-    entries = [kv for kv in queue if kv.lease]
-    limit = next((limit for kv in queue if not kv.lease and (limit := limit_of(kv.key)) is not None), None)
+    entries, limit = [kv for kv in queue if is_entry(kv)], limit_in(queue)
     owners, held = owners_of(entries), holding([kv.key for kv in entries], limit or 0)
     return SemaphoreInfo(name, limit, owners[:held], owners[held:])
 
@@ -82,21 +81,24 @@ async def force_release(session: Session, name: str, reason: str, token: int | N
     """Delete the holder's entry and record who did it and why; see ``LockManager.force_release``."""
     if not reason.strip():
         raise ValueError("a forced release needs a reason, for those who find their lock gone")
-    current = await info(session, name)
-    if current is None:
+    entries, _ = await read_queues(session, session.layout.queue(check_name(name)))
+    queue = sorted(entries, key=_by_age)
+    holders = queue[: holding([kv.key for kv in queue])]
+    if not holders:
         raise NotHeld(f"nobody holds the lock {name!r}")
-    holder = next((owner for owner in current.holders if token in (None, owner.token)), None)
-    if holder is None:
-        tokens = ", ".join(str(owner.token) for owner in current.holders)
+    held = next((kv for kv in holders if token in (None, kv.create_revision)), None)
+    if held is None:
+        tokens = ", ".join(str(kv.create_revision) for kv in holders)
         raise NotHeld(f"the lock {name!r} is held with token {tokens} by now, not {token}; look again")
-    record = ForcedRelease(name, holder.token, reason, f"{_user()}@{session.host}", datetime.now(UTC))
-    key = holder.key.encode()
+    (holder,) = owners_of([held])
+    by = f"{_user()}@{session.host}"
+    record = ForcedRelease(name, holder.token, decode.storable(reason), decode.storable(by), datetime.now(UTC))
     audit = Put(session.layout.audit(name), record.encode())
     try:
-        reply = await _delete_entry(session, key, holder.token, (audit,))
+        reply = await _delete_entry(session, held.key, holder.token, (audit,))
     except EtcdQuotaExceeded:
         # A full database takes no record, but it must not keep a dead holder in place.
-        reply = await _delete_entry(session, key, holder.token, ())
+        reply = await _delete_entry(session, held.key, holder.token, ())
     if not reply.succeeded:
         raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
     return holder
@@ -147,7 +149,7 @@ class _Book:
         for name, queue in list(self._queues.items()):
             for key in [key for key in queue if key not in seen]:
                 events += self._left(name, key, "released", revision)
-        for kv in sorted(seen.values(), key=lambda kv: (kv.create_revision, kv.key)):
+        for kv in sorted(seen.values(), key=_by_age):
             events += self._joined(kv)
         self.revision = max(self.revision, revision)
         return events
@@ -177,7 +179,7 @@ class _Book:
         if name is None or not name.startswith(self._prefix):
             return []
         if not kv.lease:
-            warn_foreign(kv.key)
+            skip(kv.key)
             return []
         queue = self._queues.setdefault(name, {})
         session = session_of(kv.key)
@@ -222,11 +224,11 @@ async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK) -> tup
         page: GetResult = await session.transport.get(Get(start, end, limit=_PAGE, revision=revision))
         revision = revision or page.revision
         for kv in page.kvs:
-            known = kv.lease or limit_of(kv.key) is not None
+            known = is_entry(kv) or is_limit(kv)
             if known and session.layout.name_of(kv.key, kind) is not None:
                 entries.append(kv)
             else:
-                warn_foreign(kv.key)
+                skip(kv.key)
         if len(page.kvs) < _PAGE:
             return entries, revision
         start = page.kvs[-1].key + b"\0"
@@ -235,7 +237,7 @@ async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK) -> tup
 def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str, list[KV]]:
     """What was read, by name, in queue order."""
     queues: dict[str, list[KV]] = {}
-    for kv in sorted(entries, key=lambda kv: (kv.create_revision, kv.key)):
+    for kv in sorted(entries, key=_by_age):
         queues.setdefault(layout.name_of(kv.key, kind) or "", []).append(kv)
     return dict(sorted(queues.items()))
 
@@ -250,6 +252,10 @@ def _infos(layout: Layout, entries: list[KV]) -> list[LockInfo]:
         owners, held = owners_of(queue), holding([kv.key for kv in queue])
         infos.append(LockInfo(name, owners[:held], owners[held:]))
     return infos
+
+
+def _by_age(kv: KV) -> tuple[int, bytes]:
+    return kv.create_revision, kv.key
 
 
 def _user() -> str:

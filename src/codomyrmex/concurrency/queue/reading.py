@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterable
 
-from codomyrmex.concurrency import keys
-from codomyrmex.concurrency.etcd.transport import GetResult
+from codomyrmex.concurrency import foreign, keys
+from codomyrmex.concurrency.etcd.transport import KV, GetResult
 from codomyrmex.concurrency.queue.rules import Ahead, View
-
-log = logging.getLogger("codomyrmex.concurrency")
-
-_warned: set[bytes] = set()
 
 
 def entries_in(found: GetResult) -> list[Ahead]:
-    """The entries among what was read. A key without a lease is nobody's place in a queue: it is skipped, with one
-    warning, since it would never go away."""
+    """The entries among what was read. A key without a lease is nobody's place in a queue: it would never go away. Nor
+    is one that can never be granted. They are skipped, with one warning each."""
     entries = []
     for kv in found.kvs:
-        if kv.lease:
+        if is_entry(kv):
             entries.append(Ahead(kv.key, kv.create_revision))
-        elif keys.limit_of(kv.key) is None:
-            warn_foreign(kv.key)
+        elif not is_limit(kv):
+            skip(kv.key)
     return entries
 
 
-def warn_foreign(key: bytes) -> None:
+def is_entry(kv: KV) -> bool:
+    """Whether a key that was read is a place in a queue."""
+    return bool(kv.lease) and not keys.is_never_granted(kv.key)
+
+
+def is_limit(kv: KV) -> bool:
+    """Whether a key that was read is a semaphore's limit."""
+    return not kv.lease and keys.limit_of(kv.key) is not None
+
+
+def limit_in(kvs: Iterable[KV]) -> int | None:
+    """A semaphore's limit, as what was read says."""
+    return keys.lowest_limit(kv.key for kv in kvs if not kv.lease)
+
+
+def skip(key: bytes) -> None:
     """Say once per key that it is skipped."""
-    if key not in _warned and len(_warned) < 1000:
-        _warned.add(key)
-        log.warning("skipping %r: it lies among lock entries but is not one (no lease, or no lock's name)", key)
+    foreign.skip(key, "the entries of locks and semaphores")
 
 
 def whole(found: GetResult, token: int = 0) -> View:
@@ -37,5 +46,4 @@ def whole(found: GetResult, token: int = 0) -> View:
     ahead = sorted(entries_in(found), key=lambda entry: (entry.create_revision, entry.key))
     if token:
         ahead = [entry for entry in ahead if entry.create_revision < token]
-    limits = [limit for kv in found.kvs if not kv.lease and (limit := keys.limit_of(kv.key)) is not None]
-    return View(found.revision, ahead, len(ahead), limits[0] if limits else None)
+    return View(found.revision, ahead, len(ahead), limit_in(found.kvs))

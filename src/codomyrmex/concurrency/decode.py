@@ -1,0 +1,125 @@
+"""Decodes what was read from etcd: total and pure. Every value, and every number in a key, comes in by here.
+
+Whoever can write the namespace can write anything there. Each function returns what it has read, or None for what the
+library would not have written; none of them raises. What comes out can be compared, summed up, shown and written again:
+
+    numbers   in keys up to 2**63 - 1, as etcd counts; in records the same, and not negative; in users' JSON finite
+    times     with a zone, from 1970 to 9998, so that they can be subtracted and shown in any zone
+    texts     such as UTF-8 can hold: no lone surrogates
+    nesting   of users' JSON up to 100 levels
+
+What users give to be stored is judged by ``is_plain`` first, so that all that was accepted can be read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+MAX_NUMBER = 2**63 - 1
+MAX_DEPTH = 100
+_MAX_BYTES = 2 << 20  # etcd takes requests of 1.5 MiB
+_MAX_DIGITS = len(str(MAX_NUMBER))
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9998, 12, 31, tzinfo=UTC)
+
+T = TypeVar("T")
+
+
+def number(digits: bytes) -> int | None:
+    """The number that ``digits`` are the decimal form of."""
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS or (digits[:1] == b"0" and digits != b"0"):
+        return None
+    found = int(digits)
+    return found if found <= MAX_NUMBER else None
+
+
+def text(value: bytes) -> str | None:
+    """The text that ``value`` is the UTF-8 of."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def record(adapter: TypeAdapter[T], value: bytes) -> T | None:
+    """The dataclass that ``value`` is the JSON of."""
+    if len(value) > _MAX_BYTES:
+        return None
+    try:
+        found = adapter.validate_json(value)
+    except ValueError:  # as pydantic's is
+        return None
+    return found if _is_sound(found) else None
+
+
+def storable(text: str) -> str:
+    """The text as it can be stored: with escapes in place of what UTF-8 cannot hold."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def is_plain(value: object) -> bool:
+    """Whether ``value`` is JSON that can be stored and is the same when it is read back."""
+    left = [(value, 1)]
+    while left:
+        one, depth = left.pop()
+        if isinstance(one, str):
+            if not _is_storable(one):
+                return False
+        elif isinstance(one, (int, float)):
+            if not abs(one) <= sys.float_info.max:  # nor is it NaN
+                return False
+        elif isinstance(one, (dict, list)):
+            if depth > MAX_DEPTH:
+                return False
+            if isinstance(one, dict) and not all(isinstance(key, str) and _is_storable(key) for key in one):
+                return False
+            left += [(item, depth + 1) for item in (one.values() if isinstance(one, dict) else one)]
+        elif one is not None:
+            return False
+    return True
+
+
+def _is_sound(record: object) -> bool:
+    """Whether a record, and all in it, is within the bounds. Of texts and of types pydantic has seen to it."""
+    left = [record]
+    while left:
+        one = left.pop()
+        kind = type(one)
+        if kind is str or one is None or kind is bool:
+            continue
+        if kind is int or kind is float:
+            if not 0 <= one <= MAX_NUMBER:  # type: ignore[operator]
+                return False
+        elif isinstance(one, datetime):
+            if one.tzinfo is None or not _EARLIEST <= one <= _LATEST:
+                return False
+        elif isinstance(one, tuple):
+            left += one
+        elif dataclasses.is_dataclass(kind):
+            left += _parts(kind)(one)
+        elif one and not is_plain(one):
+            return False
+    return True
+
+
+@lru_cache
+def _parts(kind: Hashable) -> Callable[[object], tuple[object, ...]]:
+    """What gives the values of all fields of a dataclass, of which there are several."""
+    assert isinstance(kind, type)
+    return attrgetter(*(field.name for field in dataclasses.fields(kind)))
+
+
+def _is_storable(value: str) -> bool:
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
