@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.batons import Batons
 from codomyrmex.concurrency.doors import Doors
-from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, SessionLost
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.connect import transport_for
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
@@ -184,7 +184,11 @@ class Session:
         async with self._opening:
             lease = self._keepalive.longer(ttl)
             if lease is None:
+                asked_at = clock.now()
                 lease = await self.transport.grant(ttl)
+                # It must outlast the present trust in the session; from the next keepalive on it does.
+                if clock.now() - asked_at > self.ttl / 3:
+                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
                 self._keepalive.renew_too(ttl, lease)
         return lease.id
 
@@ -198,7 +202,7 @@ class Session:
         while not self.alive:
             if self.lost.is_set():
                 raise self.lost.reason or SessionLost("the session is over")
-            self._trust.clear()
+            self._trust.clear()  # each acknowledged keepalive sets it
             await self._trust.wait()
 
     async def close(self) -> None:
