@@ -28,7 +28,7 @@ from typing import NamedTuple
 from codomyrmex.concurrency import clock, keys, telemetry
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
-    EtcdUnavailable,
+    EtcdError,
     FencedWriteRejected,
     LockLost,
     SessionLost,
@@ -66,6 +66,10 @@ class State(Enum):
     HELD = auto()
     LOST = auto()
     OVER = auto()
+
+
+class _Deleted(LockLost):
+    """Its key was deleted by somebody, who may have said why."""
 
 
 class Place(NamedTuple):
@@ -179,13 +183,16 @@ class Entry:
             self._lose(LockLost(f"the {held} was held for longer than its max_hold of {self.terms.max_hold:g} s"))
 
     async def release(self) -> None:
-        """Give the lock back; what is gone needs nothing. The removal goes on even if this is cancelled."""
-        if not self._let_go():
-            return
-        with suppress(SessionLost):  # then the lease took the key along
-            if self.fellows:
-                await self.remove()
-            else:
+        """Give the lock back, and return when etcd has confirmed it; what is gone needs nothing.
+
+        Raises ``EtcdError`` if etcd does not confirm it in time, unless it was lost before. The removal goes on all the
+        same, also if this is cancelled.
+        """
+        if self.state is not State.HELD or self.fellows:
+            if removal := self.begin_release():
+                await self.confirmed(removal)
+        elif self._let_go():
+            with suppress(SessionLost):  # then the lease took the key along
                 await self.session.remover.removed(self.key, self._gone, self._baton())
 
     def _baton(self) -> Put | None:
@@ -200,6 +207,20 @@ class Entry:
     def begin_release(self) -> asyncio.Future[bool] | None:
         """The same for one of several that are released together: it has begun when this returns."""
         return self.remove() if self._let_go() else None
+
+    async def confirmed(self, removal: asyncio.Future[bool]) -> None:
+        """Wait until etcd has confirmed a removal that was begun. A loss has been told already: after one an error is
+        no news, and while the session is not trusted, which means that etcd does not answer, nothing is waited for."""
+        lost = self.state is State.LOST
+        if lost and not self.session.alive:
+            return
+        try:
+            await removal
+        except SessionLost:
+            pass  # the lease took the key along
+        except EtcdError:
+            if not lost:
+                raise
 
     def _let_go(self) -> bool:
         """Whether there is anything to give back."""
@@ -244,6 +265,7 @@ class Entry:
         return (self.place.what, self._since) if self.state is State.WAITING else None
 
     def untrusted(self, reason: ConcurrencyError) -> None:
+        """One that waits keeps its place, and is granted when the session is trusted again: ``joining.py`` looks."""
         if self.state is State.HELD:
             self._lingers = True
             self._lose(reason)
@@ -352,7 +374,7 @@ class Entry:
             try:
                 found = await self.session.transport.get(Get(self.key))
                 break
-            except EtcdUnavailable:
+            except EtcdError:  # it looks again for as long as the entry lasts, and nothing else depends on it
                 await asyncio.sleep(_PAUSE)
         if not any(kv.create_revision == self.token for kv in found.kvs):
             self._own_key_gone()
@@ -361,13 +383,15 @@ class Entry:
         if self.state in (State.WAITING, State.HELD):
             self.remove()  # there is nothing to remove, but only this frees the nonce for certain
             what = self.place.what if self.state is State.HELD else "place in the queue of"
-            self._lose(LockLost(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
+            self._lose(_Deleted(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
 
     async def explain(self) -> str:
         """Why the lock was lost, with the operator's reason if it was released by force."""
         if self._lost_with:
             return await self._lost_with.explain()
         reason = str(self.lost.reason)
+        if not isinstance(self.lost.reason, _Deleted):
+            return reason
         try:
             found = await self.session.transport.get(Get(self.session.layout.audit(self.place.name)))
         except ConcurrencyError:
