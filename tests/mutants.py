@@ -373,6 +373,20 @@ MUTANTS = (
         "if True:\n            for removal",
         "tests/integration/test_trust.py -k closes_under_a_release",
     ),
+    Mutant(
+        "let a block pass that outlived its trust while its process was stopped",
+        "hold.py",
+        "            entry.notice_loss()",
+        "            pass",
+        "tests/integration/test_trust.py -k 'unnoticed or beyond_max_hold'",
+    ),
+    Mutant(
+        "notice the end of trust by the keepalive's thread alone",
+        "queue/entry.py",
+        "        self.notice_loss()",
+        "        pass",
+        "tests/integration/test_trust.py -k no_thread_tells",
+    ),
 )
 
 

@@ -27,10 +27,10 @@ class AtStep:
                 future = waiting.throw(error) if error else waiting.send(result)
             except StopIteration as stop:
                 return stop.value
-            if count == self._step:
-                self.reached = True
-                yield from self.strike()
             try:
+                if count == self._step:
+                    self.reached = True
+                    yield from self.strike()
                 result, error = (yield future), None
             except BaseException as caught:
                 error = caught

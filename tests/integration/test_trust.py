@@ -277,6 +277,17 @@ async def test_a_holder_looks_for_its_key_until_it_gets_an_answer(
     assert refused and isinstance(grant.lost.reason, LockLost)
 
 
+async def test_an_end_of_trust_that_no_thread_tells_is_noticed_all_the_same(member: Session) -> None:
+    grant = await DistributedLock("x", member, on_loss="notify").acquire()
+    keepalive = member._keepalive
+    assert keepalive
+    keepalive.stop(revoke=False)
+    await asyncio.to_thread(keepalive.join)
+    keepalive._deadline = 0.0
+    await asyncio.wait_for(grant.lost.wait(), 2)
+    assert "no keepalive was answered" in str(grant.lost.reason)
+
+
 # At the end of a block
 
 
@@ -356,6 +367,60 @@ async def test_a_block_that_ends_by_itself_while_etcd_is_away_has_succeeded(
         proxy.resume()
         await eventually(lambda: _nobody_there(other))
         assert session.alive
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+async def test_a_block_that_outlived_its_trust_unnoticed_ends_with_lock_lost(
+    member: Session, other: Session, kind: str
+) -> None:
+    """The process was stopped in a block that awaits nothing."""
+    with pytest.raises(LockLost, match="no keepalive was answered"):
+        async with BLOCKS[kind](member):
+            assert member._keepalive
+            member._keepalive._next, member._keepalive._deadline = math.inf, 0.0
+    renew(member)
+    await eventually(lambda: _nobody_there(other))
+
+
+async def test_a_block_that_blocks_the_event_loop_beyond_max_hold_ends_with_lock_lost(session: Session) -> None:
+    with pytest.raises(LockLost, match="max_hold"):
+        async with DistributedLock("x", session, max_hold=0.2):
+            time.sleep(0.3)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+async def test_trust_that_ends_at_any_await_point_of_a_block_ends_it_well_or_with_lock_lost(
+    member: Session, other: Session, kind: str
+) -> None:
+    async def cycle(passed: list[float]) -> None:
+        async with BLOCKS[kind](member) as got:
+            await asyncio.sleep(0)
+            passed.append(min(grant.deadline() for grant in (got if isinstance(got, tuple) else [got])))
+
+    outcomes: set[str] = set()
+    for step in range(100):
+        passed: list[float] = []
+        stepping = _ExpireAt(cycle(passed), step, member)
+
+        async def run(stepping: _ExpireAt = stepping) -> None:
+            await stepping
+
+        task = asyncio.create_task(run())
+        await asyncio.wait({task}, timeout=0.1)
+        renew(member)
+        try:
+            await asyncio.wait_for(task, 5)
+        except LockLost:
+            outcomes.add("lost")
+            assert passed in ([], [0.0])
+        else:
+            outcomes.add("passed")
+            assert passed[0] > 0
+        await eventually(lambda: _nobody_there(other))
+        await member.trusted()
+        if not stepping.reached:
+            break
+    assert outcomes == {"lost", "passed"} and step >= 3
 
 
 async def test_an_error_of_the_body_comes_through_while_etcd_is_away(etcd: EmbeddedEtcd, namespace: str) -> None:

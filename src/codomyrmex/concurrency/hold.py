@@ -61,6 +61,8 @@ class Hold:
         """
         for entry in self.entries:
             entry.on_lost = None
+        for entry in self.entries:
+            entry.notice_loss()
         ours = self._cancelled and await self._take_back_cancel(kind)
         try:
             await self.release()

@@ -300,6 +300,10 @@ class Session:
             for member in list(self._members):
                 member.untrusted(reason)
 
+    def notice_distrust(self) -> None:
+        """Tell the members that the lease is not trusted, before the event loop comes to what the keepalive told."""
+        self._lease_changed()
+
     def _keepalive_failed(self, endpoint: str) -> None:
         """What hangs for the keepalive hangs for the watches too, and they would not notice for long."""
         if len(self.transport.endpoints) > 1 and not self.lost.is_set():

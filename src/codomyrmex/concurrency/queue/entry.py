@@ -182,6 +182,16 @@ class Entry:
             held = f"{self.place.what} {self.place.name!r} (token {self.token})"
             self._lose(LockLost(f"the {held} was held for longer than its max_hold of {self.terms.max_hold:g} s"))
 
+    def notice_loss(self) -> None:
+        """Lose what it holds if that can no longer be trusted and nobody has told yet: the event loop was blocked, or
+        the process stopped."""
+        if self.state is not State.HELD or self.remaining() > 0:
+            return
+        if clock.now() >= self._until:
+            self._overstayed()
+        else:
+            self.session.notice_distrust()
+
     async def release(self) -> None:
         """Give the lock back, and return when etcd has confirmed it; what is gone needs nothing.
 
@@ -355,6 +365,9 @@ class Entry:
 
     def looked_after(self) -> None:
         """The second patrol finds it alive for long enough that a watch on its own key pays."""
+        self.notice_loss()
+        if self.state not in (State.WAITING, State.HELD):
+            return
         if self._aged and self._guard is None:
             request = WatchRequest(self.key, deletes_only=True)
             self._guard = self.session.hub.subscribe(request, self._own_notice)
