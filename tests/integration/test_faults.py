@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from codomyrmex.concurrency import (
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from tests.helpers import entries, eventually, queue_of
 from tests.proxy import TcpProxy
+from tests.stepping import AtStep
 
 
 @asynccontextmanager
@@ -134,33 +135,14 @@ async def test_a_cancelled_acquire_whose_answer_is_lost_leaves_no_key(
             pass
 
 
-class _CancelAt:
+class _CancelAt(AtStep):
     """Runs a coroutine and throws a cancel into it at its ``step``-th suspension."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], step: int) -> None:
-        self._coroutine = coroutine
-        self._step = step
-        self.reached = False
-
-    def __await__(self) -> Any:
-        waiting = self._coroutine.__await__()
-        result: Any = None
-        error: BaseException | None = None
-        for count in range(10_000):
-            try:
-                future = waiting.throw(error) if error else waiting.send(result)
-            except StopIteration as stop:
-                return stop.value
-            if count == self._step:
-                self.reached = True
-                task = asyncio.current_task()
-                assert task
-                task.cancel()
-            try:
-                result, error = (yield future), None
-            except BaseException as caught:
-                error = caught
-        raise AssertionError("endless")
+    def strike(self) -> Generator[Any, None, None]:
+        task = asyncio.current_task()
+        assert task
+        task.cancel()
+        yield from ()
 
 
 @pytest.mark.parametrize(("contended", "lingering", "least"), [(False, False, 3), (True, False, 5), (True, True, 4)])

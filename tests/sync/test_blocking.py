@@ -75,7 +75,20 @@ def test_the_twin_has_all_of_pools_and_dead_letters(name: str) -> None:
     _same(getattr(twin, name), getattr(sync, name))
 
 
-_INTERNAL = {"join", "waits", "leave", "usable_here", "trusted", "outliving", "overstays", "route", "lose", "keep"}
+_INTERNAL = {
+    "join",
+    "waits",
+    "leave",
+    "usable_here",
+    "trusted",
+    "outliving",
+    "overstays",
+    "route",
+    "lose",
+    "keep",
+    "start",
+    "notice_distrust",
+}
 
 
 def _same(theirs: type, ours: type) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Literal
 
-from codomyrmex.concurrency.errors import LockLost, SessionLost
+from codomyrmex.concurrency.errors import EtcdError, LockLost
 from codomyrmex.concurrency.queue.entry import Entry, State
 from codomyrmex.concurrency.queue.grant import Grant
+
+log = logging.getLogger("codomyrmex.concurrency")
 
 OnLoss = Literal["cancel", "notify"]
 
@@ -32,17 +34,18 @@ class Hold:
         return all(entry.remaining() > 0 for entry in self.entries)
 
     async def release(self) -> None:
+        """Give everything back; as ``Entry.release``."""
         if len(self.entries) == 1:
             await self.entries[0].release()
             return
         # All of them at once, before anything can be cancelled; they travel in one transaction.
-        leaving = [removal for entry in self.entries if (removal := entry.begin_release())]
-        for removal in leaving:
-            with suppress(SessionLost):  # then the lease took the key along
-                await removal
+        leaving = [(entry, removal) for entry in self.entries if (removal := entry.begin_release())]
+        for entry, removal in leaving:
+            await entry.confirmed(removal)
 
     def protect(self) -> None:
-        """From here on the task that acquired is the body of the block; a loss cancels it."""
+        """From here on the current task is the body of the block; a loss cancels it."""
+        self.task = asyncio.current_task()
         if self.on_loss == "cancel" and self.task:
             self._cancelling = self.task.cancelling()
             for entry in self.entries:
@@ -51,11 +54,24 @@ class Hold:
                     self._cancel()
 
     async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        """The block has ended: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does."""
+        """The block has ended: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does.
+
+        The block's work is done, so a release that etcd does not confirm is not raised: whoever caught it would take it
+        for an acquire that failed, and do the work twice. It is logged, and goes on.
+        """
         for entry in self.entries:
             entry.on_lost = None
+        for entry in self.entries:
+            entry.notice_loss()
         ours = self._cancelled and await self._take_back_cancel(kind)
-        await self.release()
+        try:
+            await self.release()
+        except EtcdError as failure:
+            first = self.entries[0]
+            log.warning(
+                "the release of the %s %r (token %d) is not confirmed yet, and goes on until etcd answers or the lease "
+                "ends: %s", first.place.what, first.place.name, first.token, failure,
+            )  # fmt: skip
         lost = next((entry for entry in self.entries if entry.state is State.LOST), None)
         if lost is None or self.on_loss != "cancel":
             return
@@ -63,6 +79,8 @@ class Hold:
             raise LockLost(await lost.explain()) from (error or lost.lost.reason)
         if error is not None and not isinstance(error, asyncio.CancelledError):
             error.add_note(f"{lost.place.what} {lost.place.name!r} was lost while this happened: {lost.lost.reason}")
+            if self._cancelled:
+                _insert(LockLost(str(lost.lost.reason)), error)
 
     def _cancel(self) -> None:
         if self.task and not self._cancelled:
@@ -82,3 +100,13 @@ class Hold:
                     self.task.uncancel()
                     raise
         return self.task.uncancel() <= self._cancelling and by_cancel
+
+
+def _insert(lost: LockLost, error: BaseException) -> None:
+    """Put ``lost`` between ``error`` and the cancel that it came from, as ``asyncio.timeout`` does."""
+    while error.__context__ is not None:
+        if isinstance(error.__context__, asyncio.CancelledError):
+            lost.__context__ = lost.__cause__ = error.__context__
+            error.__context__ = lost
+            return
+        error = error.__context__

@@ -95,7 +95,9 @@ class DistributedLock:
     async def release(self) -> None:
         """Release the lock: the grant of the current task if it has one, else the one held through this object.
 
-        Does nothing for a lock that was lost; raises ``NotHeld`` if there is nothing to release.
+        Does nothing for a lock that was lost; raises ``NotHeld`` if there is nothing to release. Raises an
+        ``EtcdError`` if etcd does not confirm it in time; the lock is given back all the same: the removal goes on
+        until etcd answers or the lease ends. At the end of ``async with`` that is logged, not raised.
         """
         if not self._holds:
             raise NotHeld(f"the lock {self._name!r} is not held through this object")

@@ -138,7 +138,8 @@ class LockManager:
         return JointAcquisition(self, claim, shared_rule if shared else exclusive, timeout)
 
     async def release(self, grant: Grant) -> None:
-        """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held."""
+        """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held. An
+        ``EtcdError`` means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
         if not self._forget(grant):
             raise NotHeld(f"{grant.name!r} with token {grant.token} is not held through this manager")
         await grant._entry.release()

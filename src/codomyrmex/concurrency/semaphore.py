@@ -40,7 +40,8 @@ class Permit:
         self._released = False
 
     async def release(self) -> None:
-        """Give the permits back; does nothing if they were lost. Raises ``NotHeld`` the second time."""
+        """Give the permits back; does nothing if they were lost. Raises ``NotHeld`` the second time. An ``EtcdError``
+        means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
         if self._released:
             raise NotHeld(f"this permit of the semaphore {self.grant.name!r} was released before")
         self._released = True

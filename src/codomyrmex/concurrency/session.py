@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,13 +24,13 @@ from pydantic import ValidationError
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.batons import Batons
 from codomyrmex.concurrency.doors import Doors
-from codomyrmex.concurrency.errors import ConcurrencyError, SessionLost, text_of
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, SessionLost, text_of
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.connect import transport_for
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.overstay import Overstays
 from codomyrmex.concurrency.etcd.removal import Remover
-from codomyrmex.concurrency.etcd.supervision import guarded
+from codomyrmex.concurrency.etcd.supervision import guarded, supervise
 from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
@@ -174,6 +174,12 @@ class Session:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Begin work in the background that the session owns: if it fails, the session ends with the reason."""
+        task = supervise(work, name, self._broken)
+        self.keep(task)
+        return task
+
     def leave(self, member: Member) -> None:
         self._members.discard(member)
 
@@ -193,7 +199,11 @@ class Session:
         async with self._opening:
             lease = self._keepalive.longer(ttl)
             if lease is None:
+                asked_at = clock.now()
                 lease = await self.transport.grant(ttl)
+                # It must outlast the present trust in the session; from the next keepalive on it does.
+                if clock.now() - asked_at > self.ttl / 3:
+                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
                 self._keepalive.renew_too(ttl, lease)
         return lease.id
 
@@ -207,7 +217,7 @@ class Session:
         while not self.alive:
             if self.lost.is_set():
                 raise self.lost.reason or SessionLost("the session is over")
-            self._trust.clear()
+            self._trust.clear()  # each acknowledged keepalive sets it
             await self._trust.wait()
 
     async def close(self) -> None:
@@ -303,6 +313,10 @@ class Session:
                 f"no keepalive was answered for two thirds of the lease's {self.ttl} s; it can no longer be trusted"
             )
             self._tell_members(lambda member: member.untrusted(reason))
+
+    def notice_distrust(self) -> None:
+        """Tell the members that the lease is not trusted, before the event loop comes to what the keepalive told."""
+        self._lease_changed()
 
     def _keepalive_failed(self, endpoint: str) -> None:
         """What hangs for the keepalive hangs for the watches too, and they would not notice for long."""

@@ -192,7 +192,7 @@ class Store:
             (self._same(stored), Compare(claim, Target.CREATE_REVISION, 0)),
             (Get(claim),),
             again=(),
-            undo=lambda: self.session.keep(asyncio.create_task(self.give_back(entry.id, mark))),
+            undo=lambda: self.session.start(self.give_back(entry.id, mark), "giving back a claim"),
             size=len(value),
         )
         _under_way.add(mark)

@@ -29,7 +29,7 @@ _EXIT_LIMIT = 1.0
 class Keepalive(threading.Thread):
     """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed; with it, leases that outlive it.
 
-    ``changed`` is called in the event loop whenever trust is lost, regained, or the lease gone; ``failed``, with
+    ``changed`` is called in the event loop whenever trust is lost or renewed, or the lease gone; ``failed``, with
     the endpoint, after each keepalive that was not answered; ``broken`` if the thread ends of anything unexpected.
     """
 
@@ -123,7 +123,8 @@ class Keepalive(threading.Thread):
             return self._end()
         self._deadline = sent_at + ttl * 2 / 3
         self._next = sent_at + ttl / 3
-        self._check_trust()
+        self._trusted = clock.now() < self._deadline
+        self._tell(self._changed)  # also if it never ended here: the event loop may have seen it end
         return True
 
     def _renew_longer(self, limit: float) -> None:

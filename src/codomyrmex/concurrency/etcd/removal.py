@@ -119,9 +119,11 @@ class Remover:
                 self._later([removal], another)
 
     def interrupted(self, batch: Sequence[Removal]) -> None:
-        """The session closes, or a caller was cancelled in the middle of its own sending: the removal goes on."""
-        for removal in batch:
-            removal.done.cancel()
+        """The session has closed, and whoever waits is told; or a caller was cancelled in the middle of its own
+        sending: then the removal goes on."""
+        if not self._closed:
+            for removal in batch:
+                removal.done.cancel()
         self._again(batch)
 
     def _later(self, batch: Sequence[Removal], error: EtcdError) -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from codomyrmex.concurrency import clock, keys, telemetry
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
-    EtcdUnavailable,
+    EtcdError,
     FencedWriteRejected,
     LockLost,
     SessionLost,
@@ -66,6 +66,10 @@ class State(Enum):
     HELD = auto()
     LOST = auto()
     OVER = auto()
+
+
+class _Deleted(LockLost):
+    """Its key was deleted by somebody, who may have said why."""
 
 
 class Place(NamedTuple):
@@ -178,14 +182,27 @@ class Entry:
             held = f"{self.place.what} {self.place.name!r} (token {self.token})"
             self._lose(LockLost(f"the {held} was held for longer than its max_hold of {self.terms.max_hold:g} s"))
 
-    async def release(self) -> None:
-        """Give the lock back; what is gone needs nothing. The removal goes on even if this is cancelled."""
-        if not self._let_go():
+    def notice_loss(self) -> None:
+        """Lose what it holds if that can no longer be trusted and nobody has told yet: the event loop was blocked, or
+        the process stopped."""
+        if self.state is not State.HELD or self.remaining() > 0:
             return
-        with suppress(SessionLost):  # then the lease took the key along
-            if self.fellows:
-                await self.remove()
-            else:
+        if clock.now() >= self._until:
+            self._overstayed()
+        else:
+            self.session.notice_distrust()
+
+    async def release(self) -> None:
+        """Give the lock back, and return when etcd has confirmed it; what is gone needs nothing.
+
+        Raises ``EtcdError`` if etcd does not confirm it in time, unless it was lost before. The removal goes on all the
+        same, also if this is cancelled.
+        """
+        if self.state is not State.HELD or self.fellows:
+            if removal := self.begin_release():
+                await self.confirmed(removal)
+        elif self._let_go():
+            with suppress(SessionLost):  # then the lease took the key along
                 await self.session.remover.removed(self.key, self._gone, self._baton())
 
     def _baton(self) -> Put | None:
@@ -200,6 +217,20 @@ class Entry:
     def begin_release(self) -> asyncio.Future[bool] | None:
         """The same for one of several that are released together: it has begun when this returns."""
         return self.remove() if self._let_go() else None
+
+    async def confirmed(self, removal: asyncio.Future[bool]) -> None:
+        """Wait until etcd has confirmed a removal that was begun. A loss has been told already: after one an error is
+        no news, and while the session is not trusted, which means that etcd does not answer, nothing is waited for."""
+        lost = self.state is State.LOST
+        if lost and not self.session.alive:
+            return
+        try:
+            await removal
+        except SessionLost:
+            pass  # the lease took the key along
+        except EtcdError:
+            if not lost:
+                raise
 
     def _let_go(self) -> bool:
         """Whether there is anything to give back."""
@@ -244,6 +275,7 @@ class Entry:
         return (self.place.what, self._since) if self.state is State.WAITING else None
 
     def untrusted(self, reason: ConcurrencyError) -> None:
+        """One that waits keeps its place, and is granted when the session is trusted again: ``joining.py`` looks."""
         if self.state is State.HELD:
             self._lingers = True
             self._lose(reason)
@@ -333,6 +365,9 @@ class Entry:
 
     def looked_after(self) -> None:
         """The second patrol finds it alive for long enough that a watch on its own key pays."""
+        self.notice_loss()
+        if self.state not in (State.WAITING, State.HELD):
+            return
         if self._aged and self._guard is None:
             request = WatchRequest(self.key, deletes_only=True)
             self._guard = self.session.hub.subscribe(request, self._own_notice)
@@ -344,7 +379,7 @@ class Entry:
         elif isinstance(notice, Started) and (notice.revision > self.token or notice.resumed or notice.gap):
             if self._checking:
                 self._checking.cancel()
-            self._checking = asyncio.create_task(self._check_own_key())
+            self._checking = self.session.start(self._check_own_key(), "the look for an entry's key")
 
     async def _check_own_key(self) -> None:
         """Was the key still there when the watch on it began?"""
@@ -352,7 +387,7 @@ class Entry:
             try:
                 found = await self.session.transport.get(Get(self.key))
                 break
-            except EtcdUnavailable:
+            except EtcdError:  # it looks again for as long as the entry lasts, and nothing else depends on it
                 await asyncio.sleep(_PAUSE)
         if not any(kv.create_revision == self.token for kv in found.kvs):
             self._own_key_gone()
@@ -361,13 +396,15 @@ class Entry:
         if self.state in (State.WAITING, State.HELD):
             self.remove()  # there is nothing to remove, but only this frees the nonce for certain
             what = self.place.what if self.state is State.HELD else "place in the queue of"
-            self._lose(LockLost(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
+            self._lose(_Deleted(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
 
     async def explain(self) -> str:
         """Why the lock was lost, with the operator's reason if it was released by force."""
         if self._lost_with:
             return await self._lost_with.explain()
         reason = str(self.lost.reason)
+        if not isinstance(self.lost.reason, _Deleted):
+            return reason
         try:
             found = await self.session.transport.get(Get(self.session.layout.audit(self.place.name)))
         except ConcurrencyError:

@@ -1,15 +1,19 @@
 """Entries join their queues, all in one transaction, and are granted together or not at all.
 
+The session is trusted at the moment of the grant: that is looked at last, and nothing is awaited between the two. If
+trust ends before, the entries keep their places and wait for its return; if it ends after, they are held, and are lost.
+
 All entries of one acquisition have the same create revision, so any two acquisitions stand in the same order in every
 queue that they share: their waits cannot form a cycle, and no ordering of names is needed to avoid deadlock.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from codomyrmex.concurrency import clock
-from codomyrmex.concurrency.errors import EtcdError, LockLost
+from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import Compare, Get, Put, Target
 from codomyrmex.concurrency.queue.entry import Entry
@@ -26,7 +30,7 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
     if only_if_free and not await _all_grantable(entries):
         return None
     actions = await _join(entries)
-    session = entries[0].session
+    patience = entries[0].session.settings.request_timeout if only_if_free else None
     try:
         for entry, action in zip(entries, actions, strict=True):
             if action is Action.GRANT:
@@ -34,13 +38,13 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
             if not only_if_free:
                 entry.contended = True
                 await entry.wait(action)
-            elif not await entry.granted_now():  # somebody was quicker
+            elif not await _granted_now(entry, patience):  # somebody was quicker
                 _leave(entries)
                 return None
-        if not session.alive:
-            await session.trusted()
+        await _trusted(entries, patience)
         if entries[0].terms.lock_delay:
             await _outlive_session(entries)
+            await _trusted(entries, patience)
         for entry in entries:
             entry.raise_if_lost()
     except BaseException:
@@ -96,6 +100,32 @@ async def _outlive_session(entries: Sequence[Entry]) -> None:
     )
     if not (await session.committer.commit(request)).succeeded:
         raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+
+
+async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
+    """Until the session may be trusted; for at most ``patience`` seconds."""
+    session = entries[0].session
+    if session.alive:
+        return
+    try:
+        async with asyncio.timeout(patience):
+            await session.trusted()
+    except TimeoutError:
+        raise EtcdUnavailable(
+            f"the session's lease was not renewed within {patience:g} s, so nothing can be granted to it",
+            retryable=True,
+        ) from None
+
+
+async def _granted_now(entry: Entry, patience: float | None) -> bool:
+    """Whether it is granted already, having joined; etcd has ``patience`` seconds to tell."""
+    try:
+        async with asyncio.timeout(patience):
+            return await entry.granted_now()
+    except TimeoutError:
+        raise EtcdUnavailable(
+            f"etcd did not tell within {patience:g} s whether {entry.place.name!r} is free", retryable=True
+        ) from None
 
 
 async def _all_grantable(entries: Sequence[Entry]) -> bool:
