@@ -57,7 +57,7 @@ from codomyrmex.concurrency.session import Loss, Session, SessionClosed
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_PAUSE = 0.1
+_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
 
 
 class State(Enum):
@@ -383,12 +383,14 @@ class Entry:
 
     async def _check_own_key(self) -> None:
         """Was the key still there when the watch on it began?"""
+        pause = _PAUSE
         while True:
             try:
                 found = await self.session.transport.get(Get(self.key))
                 break
             except EtcdError:  # it looks again for as long as the entry lasts, and nothing else depends on it
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
         if not any(kv.create_revision == self.token for kv in found.kvs):
             self._own_key_gone()
 
