@@ -15,7 +15,7 @@ from codomyrmex.concurrency import AsyncWorkerPool, PoolClosed, TaskResult
 from codomyrmex.concurrency.models import Routed
 from tests.unit.test_pool import balanced
 
-LIMIT = 10  # seconds; what hangs fails by it
+LIMIT = 5  # seconds; what hangs fails by it
 
 
 async def identity(number: int) -> int:
@@ -98,8 +98,9 @@ async def test_whatever_the_items_end_with_is_raised_to_the_consumer(
             return error
         return None
 
-    async with AsyncWorkerPool(1) as pool, asyncio.timeout(LIMIT):
+    async with AsyncWorkerPool(1) as pool, asyncio.timeout(LIMIT) as limit:
         raised = await consume(pool)
+        assert not limit.expired()  # that would be a cancel too
         if source is Async and kind is StopAsyncIteration:
             assert raised is None  # which is how such items end
         elif kind is StopAsyncIteration:
