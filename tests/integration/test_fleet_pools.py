@@ -176,18 +176,20 @@ async def test_a_reporter_that_somebody_cancels_begins_again(
 
 
 async def test_leaving_that_is_cancelled_takes_the_report_back(session: Session) -> None:
+    begun = asyncio.Event()
+
     async def leave() -> None:
         async with AsyncWorkerPool(2, name="crew", session=session, report=0.02) as pool:
             await pool.map(double, range(3))
             await eventually(lambda: reported(pool))
             running.append(asyncio.create_task(pool.map(asyncio.sleep, [60] * 3)))
             await asyncio.sleep(0)
+            begun.set()
 
     running: list[asyncio.Task[Any]] = []
     leaving = asyncio.create_task(leave())
-    while not running:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    await begun.wait()
+    await asyncio.sleep(0.02)
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError as FutureCancelled
 from typing import Any
@@ -216,9 +217,10 @@ async def test_a_failure_beside_a_cancel_is_retried_and_becomes_a_dead_letter() 
 
 
 @pytest.mark.parametrize("suspends", [True, False])
-@pytest.mark.parametrize("how", ["child", "timer"])
+@pytest.mark.parametrize("how", ["child", "timer", "weak"])
 async def test_a_late_cancel_of_the_tasks_parent_reaches_no_other_task(how: str, suspends: bool) -> None:
     children: list[asyncio.Task[None]] = []
+    kept: list[weakref.ref[Any]] = []
 
     async def late(parent: asyncio.Task[Any]) -> None:
         await asyncio.sleep(0.01)
@@ -230,6 +232,10 @@ async def test_a_late_cancel_of_the_tasks_parent_reaches_no_other_task(how: str,
         if number == 0:
             if how == "child":
                 children.append(asyncio.create_task(late(parent)))
+            elif how == "weak":
+                known = weakref.ref(parent)
+                kept.append(known)
+                asyncio.get_running_loop().call_later(0.01, lambda: (task := known()) and task.cancel())
             else:
                 asyncio.get_running_loop().call_later(0.01, parent.cancel)
             if suspends:
@@ -243,6 +249,34 @@ async def test_a_late_cancel_of_the_tasks_parent_reaches_no_other_task(how: str,
             results = await pool.map(work, range(6))
         assert [result.status for result in results] == ["ok"] * 6
         await unharmed(pool)
+    await asyncio.gather(*children)
+
+
+async def test_a_late_cancel_reaches_no_other_task_whoever_looked_on() -> None:
+    """Somebody held the worker as the task began, and lets go of it while the task's own child still does not."""
+    children: list[asyncio.Task[None]] = []
+
+    async def late(parent: asyncio.Task[Any]) -> None:
+        await asyncio.sleep(0.02)
+        parent.cancel()
+
+    async def work(number: int) -> int:
+        parent = asyncio.current_task()
+        assert parent
+        if number == 0:
+            children.append(asyncio.create_task(late(parent)))
+        await asyncio.sleep(0.01 * (1 + number))
+        return number
+
+    async with AsyncWorkerPool(1) as pool, asyncio.timeout(LIMIT):
+        mapping = asyncio.create_task(pool.map(work, range(3)))
+        await asyncio.sleep(0)
+        seen = asyncio.all_tasks()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert children
+        seen.clear()
+        assert [result.status for result in await mapping] == ["ok"] * 3
     await asyncio.gather(*children)
 
 

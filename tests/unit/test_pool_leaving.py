@@ -1,4 +1,4 @@
-"""Items that end in odd ways, and pools that are left, shut down or cancelled while they are: nothing is lost or leaked."""
+"""Items that end in odd ways, pools that are left or shut down, and both cancelled: nothing is lost or leaked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from codomyrmex.concurrency import AsyncWorkerPool, PoolClosed, TaskResult
 from codomyrmex.concurrency.models import Routed
+from tests.helpers import eventually
 from tests.unit.test_pool import balanced
 
 LIMIT = 5  # seconds; what hangs fails by it
@@ -32,6 +33,13 @@ async def nobody_left() -> None:
 def over(pool: AsyncWorkerPool) -> bool:
     stats = pool.stats()
     return balanced(stats) and stats.running == stats.queued == 0
+
+
+def no_thread_of(name: str) -> Callable[[], Awaitable[bool]]:
+    async def none() -> bool:
+        return not any(thread.name.startswith(name) for thread in threading.enumerate())
+
+    return none
 
 
 # Items that end in odd ways
@@ -281,17 +289,13 @@ async def test_a_thread_that_cannot_be_ended_is_said(caplog: pytest.LogCaptureFi
         "the pool 'crew' leaves 1 threads behind, which cannot be ended"
     ]
     release.set()
-    async with asyncio.timeout(LIMIT):
-        while any(thread.name.startswith("crew") for thread in threading.enumerate()):
-            await asyncio.sleep(0.01)
+    await eventually(no_thread_of("crew"))
 
 
 async def test_a_drained_pool_leaves_no_thread() -> None:
     async with AsyncWorkerPool(2, name="drained") as pool:
         await pool.map(time.sleep, [0.01] * 4)
-    async with asyncio.timeout(LIMIT):
-        while any(thread.name.startswith("drained") for thread in threading.enumerate()):
-            await asyncio.sleep(0.01)
+    await eventually(no_thread_of("drained"))
 
 
 @pytest.mark.parametrize("way", ["submit", "map", "imap", "shutdown"])

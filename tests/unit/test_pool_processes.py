@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import AsyncWorkerPool, RetryPolicy, TaskResult
+from tests.helpers import eventually
 from tests.unit.test_pool import balanced
 
 LIMIT = 40  # seconds; what hangs fails by it
@@ -141,9 +142,10 @@ def slow(folder: str, number: int) -> int:
 
 
 async def began(folder: Path, *numbers: int) -> list[int]:
-    async with asyncio.timeout(LIMIT):
-        while not all((folder / f"began-{n}").exists() and (folder / f"began-{n}").read_text() for n in numbers):
-            await asyncio.sleep(0.01)
+    async def all_have() -> bool:
+        return all((folder / f"began-{n}").exists() and (folder / f"began-{n}").read_text() for n in numbers)
+
+    await eventually(all_have, LIMIT)
     return [int((folder / f"began-{n}").read_text()) for n in numbers]
 
 
@@ -179,8 +181,7 @@ async def test_processes_are_used_again_and_one_that_died_idle_is_replaced() -> 
         assert first.unwrap() == same.unwrap()
         (child,) = [process for process in multiprocessing.active_children() if process.pid == first.result]
         child.kill()
-        while any(process.pid == child.pid for process in multiprocessing.active_children()):
-            await asyncio.sleep(0.01)
+        child.join()
         other = await pool.submit(whose, 1)
         if not other.success:  # nobody had noticed yet, so it is not certain that it did not begin
             assert "ended abruptly" in other.error
@@ -194,9 +195,11 @@ async def test_no_process_outlives_its_pool() -> None:
         results = await pool.map(whose, range(4))
         await pool.map(odd, ["killed", "well"])
     assert all(result.success for result in results)
-    async with asyncio.timeout(LIMIT):
-        while {process.pid for process in multiprocessing.active_children()} - before:
-            await asyncio.sleep(0.02)
+
+    async def gone() -> bool:
+        return {process.pid for process in multiprocessing.active_children()} <= before
+
+    await eventually(gone, LIMIT)
 
 
 @pytest.mark.parametrize("value", [ValueError("a value, not raised"), pickle.PicklingError("likewise"), None])

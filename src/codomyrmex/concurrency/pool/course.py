@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import getweakrefcount
 
 from codomyrmex.concurrency.errors import text_of
 from codomyrmex.concurrency.models import Routed
@@ -70,10 +71,12 @@ class Course:
                 attempts += 1
                 try:
                     if plain:  # spares what most tasks do not need: a fifth of the time of one that does nothing
-                        references = sys.getrefcount(worker)
+                        references = sys.getrefcount(worker), getweakrefcount(worker)
                         steps = InContext(job.context, work.call, job.args, job.kwargs)
                         value = await steps
-                        untouched = not steps.suspended and sys.getrefcount(worker) == references
+                        untouched = not steps.suspended and (
+                            (sys.getrefcount(worker), getweakrefcount(worker)) == references
+                        )
                     else:
                         value = await self._attempt(job)
                     if worker.cancelling():

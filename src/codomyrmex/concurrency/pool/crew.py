@@ -28,6 +28,7 @@ class Crew:
 
     def __init__(self, name: str, size: int, meter: Meter, course: Course) -> None:
         self._name = name
+        self._worker_name = f"{name}-worker"
         self._size = size
         self._meter = meter
         self._course = course
@@ -55,7 +56,7 @@ class Crew:
         while len(self._workers) < self._size and (job := self._take()):
             steps = self._run_jobs(job)
             try:
-                worker = asyncio.create_task(steps, name=f"{self._name}-worker")
+                worker = asyncio.create_task(steps, name=self._worker_name)
             except Exception as error:
                 steps.close()
                 self._lose(job, error)
