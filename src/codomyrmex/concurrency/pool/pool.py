@@ -56,7 +56,8 @@ class AsyncWorkerPool:
         task_timeout: seconds for each attempt. A function in a thread or process cannot be ended: it runs on, its
             result is thrown away, and its thread counts as taken until it is done.
         executor: ``"auto"`` runs async functions on the event loop and plain ones in threads, as does ``"thread"``;
-            ``"process"`` runs plain functions, that can be pickled, in processes.
+            ``"process"`` runs plain functions, that can be pickled, in processes. A process that dies fails the task
+            that ran in it (``BrokenProcessPool``) and no other.
         report: whether to report the pool's figures to etcd for ``cluster_stats`` and ``pools``: True, False, or
             seconds between reports (5); left out, it reports if a ``session`` is given.
         session: the session for reports, ``lock=`` and ``cluster_stats``; the default one when left out.
@@ -168,7 +169,8 @@ class AsyncWorkerPool:
 
     async def shutdown(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more tasks and wait for those there are; after ``timeout`` seconds, or at once without ``drain``,
-        the rest is cancelled, and their results say so. Calling it again does no harm."""
+        the rest is cancelled, and their results say so. Cancelled itself, it cancels the rest too, waits until they
+        have ended, and passes each further cancel on to them. Calling it again does no harm."""
         self._closed = True
         cancelled: asyncio.CancelledError | None = None
         if drain:
