@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
 
-from codomyrmex.concurrency import AsyncWorkerPool, Attempt, DeadLetter, DeadLetterQueue, Semaphore, Session
-from codomyrmex.concurrency.fleet import pools
+import pytest
+
+from codomyrmex.concurrency import (
+    AsyncWorkerPool,
+    Attempt,
+    DeadLetter,
+    DeadLetterQueue,
+    EtcdUnavailable,
+    Semaphore,
+    Session,
+)
+from codomyrmex.concurrency.fleet import Reporter, pools
 from tests.helpers import counting, eventually
 
 
@@ -98,3 +111,106 @@ async def test_an_item_whose_lock_is_none_needs_none(session: Session) -> None:
     async with AsyncWorkerPool(session=session, report=False) as pool:
         results = await pool.map(double, [1, 2], lock=lambda item: None if item == 1 else "file")
     assert [result.unwrap() for result in results] == [2, 4]
+
+
+# A reporter never dies in silence
+
+
+def failing_first(errors: list[BaseException]) -> Callable[[Reporter], Any]:
+    """``Reporter._write``, which raises ``errors`` before it writes anything."""
+    write = Reporter._write
+
+    async def written(reporter: Reporter) -> None:
+        if errors:
+            raise errors.pop(0)
+        await write(reporter)
+
+    return written
+
+
+async def reported(pool: AsyncWorkerPool) -> bool:
+    return (await pool.cluster_stats()).completed == 3
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "pool 'crew'" in r.getMessage()]
+
+
+async def test_a_reporter_that_fails_says_why_and_goes_on(
+    session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors: list[BaseException] = [KeyError("bug"), KeyError("bug"), EtcdUnavailable("away"), KeyError("again")]
+    monkeypatch.setattr(Reporter, "_write", failing_first(errors))
+    async with AsyncWorkerPool(name="crew", session=session, report=0.02) as pool:
+        await pool.map(double, range(3))
+        await eventually(lambda: reported(pool))
+    said = warnings(caplog)
+    assert len(said) == 3 and "KeyError: 'bug'" in said[0] and "EtcdUnavailable: away" in said[1]
+    assert [bool(record.exc_info) for record in caplog.records if record.getMessage() in said] == [True, False, True]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), BaseException("worse")])
+async def test_a_reporter_that_ends_is_told_and_begins_again(
+    error: BaseException, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Reporter, "_write", failing_first([error]))
+    async with AsyncWorkerPool(name="crew", session=session, report=0.02) as pool:
+        await pool.map(double, range(3))
+        await eventually(lambda: reported(pool))
+    (said,) = warnings(caplog)
+    assert "begins again" in said and ("cancelled" in said or "worse" in said)
+    assert not any(task.get_name() == "pool-reporter" for task in asyncio.all_tasks())
+
+
+async def test_a_reporter_that_somebody_cancels_begins_again(
+    session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncWorkerPool(name="crew", session=session, report=0.02) as pool:
+        await pool.map(double, range(2))
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "pool-reporter"]
+        task.cancel()
+        await asyncio.wait([task])
+        await pool.map(double, range(1))
+        await eventually(lambda: reported(pool))
+    assert len(warnings(caplog)) == 1
+
+
+async def test_leaving_that_is_cancelled_takes_the_report_back(session: Session) -> None:
+    begun = asyncio.Event()
+
+    async def leave() -> None:
+        async with AsyncWorkerPool(2, name="crew", session=session, report=0.02) as pool:
+            await pool.map(double, range(3))
+            await eventually(lambda: reported(pool))
+            running.append(asyncio.create_task(pool.map(asyncio.sleep, [60] * 3)))
+            await asyncio.sleep(0)
+            begun.set()
+
+    running: list[asyncio.Task[Any]] = []
+    leaving = asyncio.create_task(leave())
+    await begun.wait()
+    await asyncio.sleep(0.02)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert {result.status for result in await running[0]} == {"cancelled"}
+    assert await pools(session) == []
+    assert not any(task.get_name().startswith(("pool-reporter", "crew")) for task in asyncio.all_tasks())
+
+
+def test_a_reporter_follows_its_pool_to_another_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = set()
+
+    async def written(_: Reporter) -> None:
+        loops.add(asyncio.get_running_loop())
+
+    monkeypatch.setattr(Reporter, "_write", written)
+    pool = AsyncWorkerPool(name="crew", report=0.01)
+
+    async def work() -> None:
+        await pool.map(double, range(3))
+        await asyncio.sleep(0.01)
+
+    for _ in range(2):
+        asyncio.run(work())
+    assert len(loops) == 2

@@ -1,8 +1,9 @@
 """The fleet's pools in view: each pool instance keeps one leased key with its figures; anybody can read and sum them.
 
 A report never slows or fails a task: it is written by a task of its own, not more often than the interval and only when
-something has changed, and what goes wrong is logged once. The key is bound to the session's lease, so it goes with the
-process.
+something has changed. What goes wrong is logged, once until a report is written again, and tried again after the
+interval; a reporter that ends although nobody closed it is logged too, and begins again. The key is bound to the
+session's lease, so it goes with the process.
 """
 
 from __future__ import annotations
@@ -84,18 +85,26 @@ class Reporter:
         self._interval = interval
         self._stats = stats
         self._changes = changes
+        self._name = stats().name
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._written: tuple[int, Session] | None = None
-        self._told = False
+        self._told = ""
+        self._closed = False
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="pool-reporter")
+        """Report from now on; on the running loop, if it began on another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._begin()
 
     async def close(self) -> None:
         """Take the report back, as far as etcd answers."""
-        if self._task:
+        self._closed = True
+        if self._task and self._loop is asyncio.get_running_loop():
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait([self._task])
         if self._written:
             session = self._written[1]
             try:
@@ -103,17 +112,40 @@ class Reporter:
                     await session.remover.remove(self._key(session))
             except (ConcurrencyError, TimeoutError):
                 pass  # the lease takes it along
+            except Exception as error:
+                log.warning("the report of the pool %r may stay as long as its session: %r", self._name, error)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="pool-reporter")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """It never ends by itself. A loop that is ending takes all tasks along, and never comes to the timer."""
+        why = "it was cancelled" if task.cancelled() else repr(task.exception())
+        if not self._closed:
+            task.get_loop().call_later(self._interval, self._again, task, why)
+
+    def _again(self, ended: asyncio.Task[None], why: str) -> None:
+        if not self._closed and self._task is ended:
+            log.warning("the reporter of the pool %r ended (%s) and begins again", self._name, why)
+            self._begin()
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._write()
-                self._told = False
-            except ConcurrencyError as error:
-                if not self._told:
-                    log.warning("the pool %r cannot report its figures: %s", self._stats().name, error)
-                self._told = True
+                self._told = ""
+            except Exception as error:  # whatever it is, the tasks of the pool have nothing to do with it
+                self._tell(error)
             await asyncio.sleep(self._interval * random.uniform(1 - _JITTER, 1 + _JITTER))
+
+    def _tell(self, error: Exception) -> None:
+        """Log it, once in a row for each kind; with its traceback if it is none that etcd may cause."""
+        kind = type(error).__qualname__
+        if self._told != kind:
+            unexpected = None if isinstance(error, ConcurrencyError) else error
+            log.warning("the pool %r cannot report its figures: %s: %s", self._name, kind, error, exc_info=unexpected)
+        self._told = kind
 
     async def _write(self) -> None:
         session = await ready(self._given)

@@ -7,10 +7,10 @@ from contextvars import Context
 from typing import Any
 
 
-class _InContext:
-    """Awaits what ``call`` returns, each step of it in ``context``."""
+class InContext:
+    """Awaits what ``call`` returns, each step of it in ``context``. ``suspended`` once it has waited for anything."""
 
-    __slots__ = ("_args", "_call", "_context", "_kwargs")
+    __slots__ = ("_args", "_call", "_context", "_kwargs", "suspended")
 
     def __init__(
         self, context: Context, call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -19,6 +19,7 @@ class _InContext:
         self._call = call
         self._args = args
         self._kwargs = kwargs
+        self.suspended = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
         run = self._context.run
@@ -26,6 +27,7 @@ class _InContext:
             steps, waits_for = run(_begin, self._call, self._args, self._kwargs)
         except StopIteration as stop:
             return stop.value
+        self.suspended = True
         while True:
             try:
                 answer = yield waits_for
@@ -42,6 +44,3 @@ class _InContext:
 def _begin(call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     steps = call(*args, **kwargs).__await__()
     return steps, next(steps)
-
-
-in_context = _InContext

@@ -60,11 +60,15 @@ class Meter:
             self._per_second.append([int(now), 0])
         self._per_second[-1][1] += 1
 
-    def drop(self) -> None:
+    def drop(self, status: Status = "cancelled") -> None:
         """A task ends that never began."""
         self.queued -= 1
-        self._ended["cancelled"] += 1
+        self._ended[status] += 1
         self.changes += 1
+
+    def leave_loop(self) -> None:
+        """The event loop is closed, and its timer with it."""
+        self._sampling = None
 
     def where(self) -> dict[str, object]:
         return {"host": self._host, "pid": os.getpid()}

@@ -1,37 +1,35 @@
 """``AsyncWorkerPool``: a few workers take tasks from many sources. Local: it needs no etcd, and imports none.
 
-A worker is a task of the event loop that runs one task after another and ends when there are none left, so a pool that
-is idle has nothing running and nothing to clean up. Dead letters and reports are handed to what the user gives.
+The workers are in ``crew.py``, what they do with a task in ``course.py``. Dead letters and reports are handed to what
+the user gives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-import traceback
 import weakref
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sized
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from codomyrmex.concurrency.errors import PoolClosed, text_of
-from codomyrmex.concurrency.pool.context import in_context
+from codomyrmex.concurrency.errors import PoolClosed
+from codomyrmex.concurrency.pool.course import Course
+from codomyrmex.concurrency.pool.crew import Crew, patiently
 from codomyrmex.concurrency.pool.meter import Meter
 from codomyrmex.concurrency.pool.progress import Callback, Progress
-from codomyrmex.concurrency.pool.results import DeadLetterSink, PoolStats, Status, TaskResult
-from codomyrmex.concurrency.pool.runner import Executor, Runner, describe
-from codomyrmex.concurrency.pool.source import Job, Single, Source, Work
+from codomyrmex.concurrency.pool.results import DeadLetterSink, PoolStats, TaskResult
+from codomyrmex.concurrency.pool.runner import Executor, Runner, describe, is_async
+from codomyrmex.concurrency.pool.source import Single, Source, Work
 from codomyrmex.concurrency.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.fleet import ClusterPoolStats, Reporter
     from codomyrmex.concurrency.session import Session
 
-MAX_ERROR = 2 * 1024  # characters
-MAX_TRACEBACK = 8 * 1024
+log = logging.getLogger("codomyrmex.concurrency")
 _INTERVAL = 5.0  # seconds between reports
 
 
@@ -58,7 +56,8 @@ class AsyncWorkerPool:
         task_timeout: seconds for each attempt. A function in a thread or process cannot be ended: it runs on, its
             result is thrown away, and its thread counts as taken until it is done.
         executor: ``"auto"`` runs async functions on the event loop and plain ones in threads, as does ``"thread"``;
-            ``"process"`` runs plain functions, that can be pickled, in processes.
+            ``"process"`` runs plain functions, that can be pickled, in processes. A process that dies fails the task
+            that ran in it (``BrokenProcessPool``) and no other.
         report: whether to report the pool's figures to etcd for ``cluster_stats`` and ``pools``: True, False, or
             seconds between reports (5); left out, it reports if a ``session`` is given.
         session: the session for reports, ``lock=`` and ``cluster_stats``; the default one when left out.
@@ -97,19 +96,15 @@ class AsyncWorkerPool:
             raise TypeError(f"progress must be True, False or a function, not {progress!r}")
         self.name = name
         self._max_workers = max_workers
-        self._dlq = dlq
-        self._retry = retry
-        self._task_timeout = task_timeout
         self._runner = Runner(executor, max_workers, name)
         self._report = _interval(report, session)
         self._session = session
         self._progress = progress
         self._meter = Meter(name, max_workers)
-        self._sources: deque[Source] = deque()
-        self._workers: dict[asyncio.Task[None], Job] = {}  # each with the task it runs, or ran last
+        course = Course(name, self._meter, retry, dlq, task_timeout, session)
+        self._crew = Crew(name, max_workers, self._meter, course)
         self._closed = False
         self._reporter: Reporter | None = None
-        self._numbers = 0
         _pools[id(self)] = weakref.ref(self)
 
     async def submit(self, function: Callable[..., Any], *args: Any, task_id: str = "", **kwargs: Any) -> TaskResult:
@@ -119,7 +114,7 @@ class AsyncWorkerPool:
             self._start(source, 1)
             result = await source.result()
         finally:
-            await self._finish(source)
+            await self._crew.finish(source)
         assert result
         return result
 
@@ -174,18 +169,29 @@ class AsyncWorkerPool:
 
     async def shutdown(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more tasks and wait for those there are; after ``timeout`` seconds, or at once without ``drain``,
-        the rest is cancelled, and their results say so. Calling it again does no harm."""
+        the rest is cancelled, and their results say so. Cancelled itself, it cancels the rest too, waits until they
+        have ended, and passes each further cancel on to them. Calling it again does no harm."""
         self._closed = True
+        cancelled: asyncio.CancelledError | None = None
+        if drain:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._crew.over()
+            except TimeoutError:
+                pass
+            except asyncio.CancelledError as error:
+                cancelled = error
+        self._crew.cancel_all()
+        await patiently(self._end(), self._crew.cancel_all)
+        if cancelled:
+            raise cancelled
+
+    async def _end(self) -> None:
         try:
-            async with asyncio.timeout(timeout if drain else 0):
-                while self._workers or self._sources:
-                    await self._next_end()
-        except TimeoutError:
-            for source in list(self._sources):
-                self._cancel(source)
-            while self._workers:
-                await self._next_end()
-        self._runner.close()
+            await self._crew.over()
+        finally:
+            if left := self._runner.close():
+                log.warning("the pool %r leaves %d threads behind, which cannot be ended", self.name, left)
         reporter, self._reporter = self._reporter, None
         if reporter:
             await reporter.close()
@@ -210,7 +216,7 @@ class AsyncWorkerPool:
             raise TypeError(f"lock must be a function from an item to a lock's name, not {lock!r}")
         if semaphore is not None and not hasattr(semaphore, "__aenter__"):
             raise TypeError(f"semaphore must be a Semaphore, not {semaphore!r}")
-        return Work(self._runner.call(function), describe(function), lock, semaphore)
+        return Work(self._runner.call(function), describe(function), lock, semaphore, is_async(function))
 
     async def _each(
         self,
@@ -225,7 +231,6 @@ class AsyncWorkerPool:
         work = self._work(function, lock, semaphore)
         source = Source(work, items, time.perf_counter(), window=window, ordered=ordered)
         total = len(items) if isinstance(items, Sized) else None
-        feeder = asyncio.create_task(self._feed(source)) if source.feed is not None else None
         try:
             with Progress(self._progress, self.name, total) as progress:
                 self._start(source, total if window is None and total else 0)
@@ -233,248 +238,23 @@ class AsyncWorkerPool:
                     progress.step()
                     yield result
                     if window is not None:
-                        self._wake()
+                        self._crew.wake()
             if source.error:
                 raise source.error
         finally:
-            if feeder:
-                feeder.cancel()
-            await self._finish(source)
-
-    async def _feed(self, source: Source) -> None:
-        """Takes the items of an async iterable as there is room for them."""
-        assert source.feed is not None
-        try:
-            async for item in source.feed:
-                while source.full:
-                    await source.news()
-                source.arrive(item)
-                self._wake()
-            source.end()
-        except Exception as error:
-            source.end(error)
+            await self._crew.finish(source)
 
     def _start(self, source: Source, known: int) -> None:
-        source.uncounted = known
-        self._meter.submitted += known
-        self._meter.queued += known
-        self._meter.changes += 1
-        self._sources.append(source)
         self._start_reporting()
-        self._wake()
-
-    async def _finish(self, source: Source) -> None:
-        """The caller is done with it, or gone: whatever of it still runs is cancelled and waited for."""
-        if source.over and not source.uncounted:
-            return
-        self._cancel(source)
-        settling = asyncio.ensure_future(source.settled())
-        while not settling.done():
-            try:
-                await asyncio.shield(settling)
-            except asyncio.CancelledError:
-                if settling.done():
-                    raise
-                # The caller is being cancelled, or is again; its tasks were told and end soon.
-
-    def _cancel(self, source: Source) -> None:
-        source.end()
-        source.drop_arrived()
-        if source in self._sources:
-            self._sources.remove(source)
-        while source.uncounted:
-            source.uncounted -= 1
-            self._meter.drop()
-            source.settle_dropped(self._dropped())
-        for job in list(source.running):
-            job.cancelled = True
-            if job.began and job.worker:
-                job.worker.cancel()
-
-    # Workers
-
-    def _wake(self) -> None:
-        while len(self._workers) < self._max_workers and (job := self._take()):
-            worker = asyncio.create_task(self._run_jobs(job), name=f"{self.name}-worker")
-            job.worker = worker
-            self._workers[worker] = job
-            worker.add_done_callback(self._worker_ended)
-
-    def _worker_ended(self, worker: asyncio.Task[None]) -> None:
-        job = self._workers.pop(worker)
-        if job in job.source.running:  # the worker was cancelled before its first step, by the loop's end
-            self._drop(job)
-        self._wake()  # there may be room again for what it did not find
-
-    def _take(self) -> Job | None:
-        """The next task, from each source in turn."""
-        for _ in range(len(self._sources)):
-            source = self._sources[0]
-            job = source.take()
-            if job is None and source.exhausted:
-                self._sources.popleft()
-                self._forget_missing(source)
-                continue
-            if len(self._sources) > 1:
-                self._sources.rotate(-1)
-            if job:
-                if source.uncounted:
-                    source.uncounted -= 1
-                else:
-                    self._meter.submit()
-                return job
-        return None
-
-    def _forget_missing(self, source: Source) -> None:
-        """Its length promised more items than it had."""
-        self._meter.submitted -= source.uncounted
-        self._meter.queued -= source.uncounted
-        source.uncounted = 0
-
-    async def _run_jobs(self, job: Job | None) -> None:
-        worker = asyncio.current_task()
-        assert worker
-        while job:
-            job.worker = worker
-            self._workers[worker] = job
-            if job.cancelled:
-                self._drop(job)
-            else:
-                await self._run(job, worker)
-            job = self._take()
-
-    def _drop(self, job: Job) -> None:
-        """A task ends that never began."""
-        self._meter.drop()
-        job.source.settle(job, self._dropped())
-
-    def _dropped(self) -> TaskResult:
-        return TaskResult(self._new_id(), False, error="cancelled", status="cancelled", attempts=0)
-
-    async def _run(self, job: Job, worker: asyncio.Task[None]) -> None:
-        """One task, from its beginning to its result. Only the end of the worker itself is raised from here."""
-        job.began = True
-        work = job.source.work
-        plain = work.lock is None and work.semaphore is None and self._task_timeout is None
-        self._meter.begin()
-        began = time.perf_counter()
-        attempts = 0
-        status: Status = "cancelled"
-        value: Any = None
-        failure: BaseException | None = None
-        routed = None
-        try:
-            while True:
-                attempts += 1
-                try:
-                    if plain:  # spares what most tasks do not need: a fifth of the time of one that does nothing
-                        value = await in_context(job.context, work.call, job.args, job.kwargs)
-                    else:
-                        value = await self._attempt(job)
-                    status, failure = "ok", None
-                    break
-                except _TimedOut as error:
-                    status, failure = "timeout", error.reason
-                except (Exception, SystemExit) as error:  # a function that exits must not end its host
-                    status, failure = "failed", error
-                assert failure
-                if not (self._retry and self._retry.again(failure, attempts)):
-                    break
-                self._meter.retried += 1
-                await asyncio.sleep(self._retry.delay(attempts))
-            if failure and self._dlq:
-                routed = await self._route(job, failure, attempts)
-        except asyncio.CancelledError as error:
-            if failure is None:  # else it had failed already, and was only waiting for another attempt or being stored
-                status, failure = "cancelled", error
-            if job.cancelled:
-                worker.uncancel()
-            elif worker.cancelling():
-                raise
-        finally:
-            ended = time.perf_counter()
-            elapsed = (ended - began) * 1000
-            self._meter.end(status, elapsed, ended)
-            result = TaskResult(
-                job.task_id or self._new_id(),
-                status == "ok",
-                value if status == "ok" else None,
-                "" if status == "ok" else _text(status, failure),
-                elapsed,
-                status,
-                type(failure).__qualname__ if failure else "",
-                failure,
-                _trace(failure) if failure else "",
-                attempts,
-                (began - job.queued_at) * 1000,
-                routed.id if routed else None,
-                routed.note if routed else "",
-            )
-            job.source.settle(job, result)
-
-    async def _attempt(self, job: Job) -> Any:
-        work = job.source.work
-        async with AsyncExitStack() as held:
-            if work.lock is not None and (name := work.lock(job.item)) is not None:
-                from codomyrmex.concurrency.manager import LockManager
-
-                await held.enter_async_context(LockManager(self._session).acquire(name))
-            if work.semaphore is not None:
-                await held.enter_async_context(
-                    work.semaphore.hold() if hasattr(work.semaphore, "hold") else work.semaphore
-                )
-            return await self._call(job)
-
-    async def _call(self, job: Job) -> Any:
-        if self._task_timeout is None:
-            return await in_context(job.context, job.source.work.call, job.args, job.kwargs)
-        try:
-            async with asyncio.timeout(self._task_timeout) as limit:
-                return await in_context(job.context, job.source.work.call, job.args, job.kwargs)
-        except TimeoutError as error:
-            if limit.expired():
-                raise _TimedOut(TimeoutError(f"no result within {self._task_timeout:g} s")) from None
-            raise error
-
-    async def _route(self, job: Job, failure: BaseException, attempts: int) -> Any:
-        from codomyrmex.concurrency.models import Routed
-
-        assert self._dlq
-        stats = self._meter
-        try:
-            routed = await self._dlq.route(
-                operation=job.source.work.operation,
-                args={"args": list(job.args), "kwargs": job.kwargs},
-                error=failure,
-                metadata={"pool": self.name, "task_id": job.task_id, "attempts": attempts, **stats.where()},
-            )
-        except Exception as error:
-            return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {text_of(error)}")
-        stats.dead_lettered += 1
-        return routed
-
-    async def _next_end(self) -> None:
-        if self._workers:
-            await asyncio.wait(self._workers, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(0.01)  # an async iterable of items that is yet to give one
-
-    def _new_id(self) -> str:
-        self._numbers += 1
-        return f"{self.name}-{self._numbers}"
+        self._crew.add(source, known)
 
     def _start_reporting(self) -> None:
         if self._report and self._reporter is None:
             from codomyrmex.concurrency.fleet import Reporter
 
             self._reporter = Reporter(self._session, self._report, self.stats, lambda: self._meter.changes)
+        if self._reporter:
             self._reporter.start()
-
-
-class _TimedOut(Exception):
-    def __init__(self, reason: TimeoutError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
 
 
 def _interval(report: bool | float | None, session: Session | None) -> float:
@@ -486,12 +266,3 @@ def _interval(report: bool | float | None, session: Session | None) -> float:
     if not (math.isfinite(report) and report > 0):
         raise ValueError(f"report must be True, False or a number of seconds greater than 0, not {report!r}")
     return float(report)
-
-
-def _text(status: Status, failure: BaseException | None) -> str:
-    text = text_of(failure) if failure else ""
-    return (text or (status if status == "cancelled" else f"{type(failure).__qualname__}()"))[:MAX_ERROR]
-
-
-def _trace(failure: BaseException) -> str:
-    return "".join(traceback.format_exception(failure))[-MAX_TRACEBACK:]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import functools
 import inspect
-import multiprocessing
 import pickle
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from codomyrmex.concurrency.pool.outcome import Outcome, outcome
+from codomyrmex.concurrency.pool.processes import Processes
 
 Executor = Literal["auto", "thread", "process"]
 Call = Callable[..., Awaitable[Any]]
@@ -27,8 +30,9 @@ class Runner:
         self._kind = executor
         self._workers = workers
         self._name = name
-        self._pool: concurrent.futures.Executor | None = None
-        self.busy: set[asyncio.Future[Any]] = set()  # threads that run on after their task has ended
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes = Processes()
+        self.busy: set[Future[Outcome]] = set()  # threads at work; they run on after their task has ended
 
     def call(self, function: Callable[..., Any]) -> Call:
         """``function`` as something to await; raises ``TypeError`` if it cannot be run this way."""
@@ -54,38 +58,59 @@ class Runner:
         return functools.partial(self._in_thread, function)
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._pool is None:
-            self._pool = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix=self._name)
         context = contextvars.copy_context()
-        result = await self._answer(self._pool, functools.partial(context.run, function, *args, **kwargs))
+        result = await self._answer(function, functools.partial(context.run, function, *args, **kwargs))
         return await result if inspect.isawaitable(result) else result
 
     async def _in_process(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(self._workers, mp_context=spawn)
-        return await self._answer(self._pool, functools.partial(function, *args, **kwargs))
+        """A thread packs the arguments, waits for the process and unpacks the result, so the loop does none of it."""
+        run = functools.partial(self._processes.run, describe(function), function, args, kwargs)
+        return await self._answer(function, run)
 
-    async def _answer(self, pool: concurrent.futures.Executor, work: Callable[[], Any]) -> Any:
+    async def _answer(self, function: Callable[..., Any], work: Callable[[], Any]) -> Any:
         while len(self.busy) >= self._workers:  # threads of tasks that timed out; they cannot be ended
-            await asyncio.wait(self.busy, return_when=asyncio.FIRST_COMPLETED)
-        future = asyncio.get_running_loop().run_in_executor(pool, work)
-        self.busy.add(future)
-        future.add_done_callback(self.busy.discard)
-        future.add_done_callback(_seen)
-        return await asyncio.shield(future)
+            await asyncio.wait([_heard(running) for running in tuple(self.busy)], return_when=asyncio.FIRST_COMPLETED)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix=self._name)
+        running = self._threads.submit(outcome, work)
+        self.busy.add(running)
+        running.add_done_callback(self.busy.discard)
+        try:
+            done: Outcome = await _heard(running)
+        except BaseException:
+            running.cancel()  # this has an effect only if it has not begun
+            raise
+        if isinstance(done.error, StopIteration):  # no coroutine may raise it, and Python says so in the same way
+            raise RuntimeError(f"{describe(function)} raised StopIteration") from done.error
+        if done.error is not None:
+            raise done.error
+        return done.value
 
-    def close(self) -> None:
-        """End threads and processes once they have nothing to do; does not wait for them."""
-        pool, self._pool = self._pool, None
-        if pool:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def close(self) -> int:
+        """End threads and processes once they have nothing to do; does not wait for them. Gives how many are busy."""
+        threads, self._threads = self._threads, None
+        if threads:
+            threads.shutdown(wait=False)
+        self._processes.close()
+        return len(self.busy) if threads else 0
 
 
-def _seen(future: asyncio.Future[Any]) -> None:
-    """An error of a thread whose task has ended already is nobody's to report."""
-    if not future.cancelled():
-        future.exception()
+def _heard(running: Future[Outcome]) -> asyncio.Future[Outcome]:
+    """What a thread's work gives, on this loop. A cancel does not reach the work; a loop that is gone is no error."""
+    loop = asyncio.get_running_loop()
+    heard: asyncio.Future[Outcome] = loop.create_future()
+
+    def pass_on(done: Future[Outcome]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+            loop.call_soon_threadsafe(_hear, heard, done)
+
+    running.add_done_callback(pass_on)
+    return heard
+
+
+def _hear(heard: asyncio.Future[Outcome], done: Future[Outcome]) -> None:
+    if not heard.done():
+        heard.set_result(Outcome(None, asyncio.CancelledError()) if done.cancelled() else done.result())
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -23,6 +23,7 @@ class Work(NamedTuple):
     operation: str
     lock: Callable[[Any], str | None] | None
     semaphore: Any
+    on_loop: bool  # its function is async
 
 
 class Job:
@@ -79,6 +80,7 @@ class Source:
         self._news: asyncio.Future[None] | None = None
         self._iterator: Iterator[Any] | None = None
         self.feed: AsyncIterable[Any] | None = None
+        self.feeder: asyncio.Task[None] | None = None  # takes the items of ``feed``
         if isinstance(items, AsyncIterable):
             self.feed = items
         else:
@@ -105,7 +107,7 @@ class Source:
             except StopIteration:
                 self.end()
                 return None
-            except Exception as error:
+            except BaseException as error:  # whatever it is, it is for whoever gave the items
                 self.end(error)
                 return None
         job = self.make(self._begun, item)
@@ -161,9 +163,11 @@ class Source:
         return result
 
     async def settled(self) -> None:
-        """Wait until nothing runs any more."""
+        """Wait until nothing runs any more, and nobody takes items."""
         while self.running:
             await self.news()
+        if self.feeder:
+            await asyncio.wait([self.feeder])
 
     async def news(self) -> None:
         self._news = self._news or asyncio.get_running_loop().create_future()
@@ -171,7 +175,7 @@ class Source:
 
     def _tell(self) -> None:
         news, self._news = self._news, None
-        if news and not news.done():
+        if news and not news.done() and not news.get_loop().is_closed():
             news.set_result(None)
 
 

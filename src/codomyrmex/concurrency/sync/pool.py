@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any
 
 from codomyrmex.concurrency.fleet import ClusterPoolStats
 from codomyrmex.concurrency.pool import pool as twin
+from codomyrmex.concurrency.pool.outcome import Outcome, outcome
 from codomyrmex.concurrency.pool.progress import Callback
 from codomyrmex.concurrency.pool.results import PoolStats, TaskResult
 from codomyrmex.concurrency.pool.runner import Executor
@@ -18,6 +20,7 @@ from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.semaphore import Semaphore
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 
+log = logging.getLogger("codomyrmex.concurrency")
 _END = object()
 
 
@@ -133,12 +136,34 @@ def _without_blocking(items: Iterable[Any]) -> Any:
 
 
 async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    asked = asyncio.ensure_future(asyncio.to_thread(next, items, _END))
+    """``items``, each asked for in a thread. What they raise comes as a value: it could end the portal's loop."""
+    asked = _ask(lambda: next(items, _END))
     try:
-        while (item := await asyncio.shield(asked)) is not _END:
+        while True:
+            item, error = await asyncio.shield(asked)
+            if error is not None:
+                raise error
+            if item is _END:
+                return
             yield item
-            asked = asyncio.ensure_future(asyncio.to_thread(next, items, _END))
+            asked = _ask(lambda: next(items, _END))
     finally:
-        if isinstance(items, Generator):  # what it holds is given back, and not from the event loop
-            await asyncio.wait([asked])
-            await asyncio.to_thread(items.close)
+        if isinstance(items, Generator):
+            closing = asyncio.create_task(_close(items, asked))  # nobody waits for a thread that may never answer
+            _closing.add(closing)
+            closing.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+async def _close(items: Generator[Any, Any, Any], asked: asyncio.Future[Outcome]) -> None:
+    """What ``items`` hold is given back, and not from the event loop."""
+    await asyncio.wait([asked])
+    closed = await _ask(items.close)
+    if closed.error is not None:
+        log.warning("the items of a pool failed as they were closed: %s", type(closed.error).__qualname__)
+
+
+def _ask(call: Callable[[], Any]) -> asyncio.Future[Outcome]:
+    return asyncio.ensure_future(asyncio.to_thread(outcome, call))

@@ -18,6 +18,7 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from codomyrmex.concurrency.errors import SessionLost
+from codomyrmex.concurrency.pool.outcome import Outcome
 from codomyrmex.concurrency.session import default_session
 
 T = TypeVar("T")
@@ -43,11 +44,11 @@ class Portal:
             work.close()
             raise SessionLost("the interpreter is exiting: blocking calls are over")
         done: Future[T] = Future()
-        task: list[asyncio.Task[T]] = []
+        task: list[asyncio.Task[Outcome]] = []
         name = threading.current_thread().name
 
         def start() -> None:
-            task.append(self._loop.create_task(work, name=name))
+            task.append(self._loop.create_task(_carried_out(work), name=name))
             task[0].add_done_callback(lambda ended: _pass_on(ended, done))
 
         self._loop.call_soon_threadsafe(start, context=copy_context())
@@ -105,13 +106,24 @@ class Portal:
             self._loop.close()
 
 
-def _pass_on(task: asyncio.Task[T], done: Future[T]) -> None:
+async def _carried_out(work: Coroutine[Any, Any, Any]) -> Outcome:
+    """What ``work`` gives or raises, as a value: ``SystemExit`` would end the loop under all other calls."""
+    try:
+        return Outcome(await work, None)
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+            raise
+        return Outcome(None, error)
+
+
+def _pass_on(task: asyncio.Task[Outcome], done: Future[T]) -> None:
     if task.cancelled():
         done.set_exception(SessionLost("the call was cancelled, because blocking calls are over in this process"))
-    elif error := task.exception():
+    elif error := task.exception() or task.result().error:
         done.set_exception(error)
     else:
-        done.set_result(task.result())
+        done.set_result(task.result().value)
 
 
 async def _close_default() -> None:

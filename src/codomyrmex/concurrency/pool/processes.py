@@ -1,0 +1,126 @@
+"""Child processes that run one function each at a time. One that dies takes nothing along but what ran in it.
+
+An executor of the standard library breaks as a whole when one of its processes dies, or sends what cannot be unpickled.
+So each process has an executor of its own, and what goes through it is bytes and text alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
+
+from codomyrmex.concurrency.errors import text_of
+from codomyrmex.concurrency.pool.outcome import outcome
+
+
+class _Reply(NamedTuple):
+    """What a process sends back. ``error`` and ``trace`` say in words what ``pickled`` may fail to say."""
+
+    pickled: bytes | None
+    error: str = ""
+    trace: str = ""
+
+
+class _Trace(Exception):
+    """The traceback in the other process, as the cause of its error here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f'\n"""\n{text}"""')
+
+
+class Processes:
+    """Processes that are started as they are needed, and used again. Threads may call it side by side."""
+
+    def __init__(self) -> None:
+        self._idle: list[ProcessPoolExecutor] = []
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def run(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``function``'s result, from a process; blocks. Raises what it raised, or else an error that says what was."""
+        packed = outcome(lambda: bytes(ForkingPickler.dumps((function, args, kwargs))))
+        if packed.error:
+            raise pickle.PicklingError(f"the arguments of {name} cannot be pickled: {_said(packed.error)}")
+        reply = self._reply(name, packed.value)
+        opened = outcome(lambda: ForkingPickler.loads(reply.pickled) if reply.pickled is not None else None)
+        if not reply.error:
+            if opened.error:
+                raise pickle.UnpicklingError(f"the result of {name} cannot be unpickled: {_said(opened.error)}")
+            return opened.value
+        cause = _Trace(reply.trace) if reply.trace else None
+        if isinstance(opened.value, BaseException):
+            raise opened.value from cause
+        why = _said(opened.error) if opened.error else "it cannot be pickled"
+        raise RuntimeError(f"{reply.error} (the error itself was lost between processes: {why})") from cause
+
+    def close(self) -> None:
+        """End the processes that have nothing to do; the others end once they are done. Waits for none."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.shutdown(wait=False)
+
+    def _reply(self, name: str, packed: bytes) -> _Reply:
+        while True:
+            child = self._take()
+            try:
+                running = child.submit(_serve, name, packed)
+            except BrokenProcessPool:
+                child.shutdown(wait=False)
+                continue  # it died while it was idle, so nothing began; there are only so many of these
+            try:
+                reply = running.result()
+            except BrokenProcessPool as error:
+                child.shutdown(wait=False)
+                raise BrokenProcessPool(
+                    f"the process that ran {name} ended abruptly (killed, out of memory, or crashed); "
+                    "the function may have run in part"
+                ) from error
+            self._give_back(child)
+            return reply
+
+    def _take(self) -> ProcessPoolExecutor:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def _give_back(self, child: ProcessPoolExecutor) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(child)
+                return
+        child.shutdown(wait=False)
+
+
+def _serve(name: str, packed: bytes) -> _Reply:
+    """Runs in the process; never raises."""
+    work = outcome(lambda: ForkingPickler.loads(packed))
+    if work.error:
+        return _problem(pickle.UnpicklingError(f"{name} cannot be unpickled in its process: {_said(work.error)}"))
+    function, args, kwargs = work.value
+    done = outcome(partial(function, *args, **kwargs))
+    error = done.error
+    packed_answer = outcome(lambda: bytes(ForkingPickler.dumps(done.value if error is None else error)))
+    if error is not None:
+        trace = outcome(lambda: "".join(traceback.format_exception(error))).value or ""
+        return _Reply(packed_answer.value, _said(error), trace)
+    if packed_answer.error:
+        return _problem(pickle.PicklingError(f"the result of {name} cannot be pickled: {_said(packed_answer.error)}"))
+    return _Reply(packed_answer.value)
+
+
+def _problem(error: pickle.PickleError) -> _Reply:
+    return _Reply(pickle.dumps(error), str(error))
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__qualname__}: {outcome(lambda: text_of(error)).value or 'no text'}"
