@@ -94,6 +94,8 @@ def text_of(error: BaseException) -> str:
     """What an error says, in Unicode that can be stored, even where it fails to say it."""
     try:
         text = str(error)
-    except Exception as problem:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:
         text = f"(its text cannot be told: {type(problem).__name__})"
     return text.encode(errors="backslashreplace").decode()
