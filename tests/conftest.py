@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import settings
 
-from codomyrmex.concurrency import EmbeddedEtcd, Session
+from codomyrmex.concurrency import EmbeddedEtcd, Session, foreign
 
 _numbers = itertools.count(1)
 
@@ -43,6 +43,12 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
         server.start_sync()
         stack.callback(server.stop_sync)
         yield server
+
+
+@pytest.fixture(autouse=True)
+def skipped_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is told anew of the keys that are skipped."""
+    monkeypatch.setattr(foreign, "_told", set())
 
 
 @pytest.fixture

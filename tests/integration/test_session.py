@@ -20,6 +20,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transport import Get
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.session import open_sessions
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import behind_proxy
 
@@ -172,3 +173,15 @@ async def test_the_deadline_counts_from_when_a_keepalive_was_sent(etcd: Embedded
             deadline = now
         proxy.resume()
         assert longest < 3 * 2 / 3 - 0.25
+
+
+def test_a_session_whose_loop_was_closed_is_no_open_one(etcd: EmbeddedEtcd, namespace: str) -> None:
+    """Whoever ends with asyncio.run and closes nothing must not stand in the figures for ever."""
+
+    async def use() -> Session:
+        session = await Session(endpoints=etcd.endpoint, namespace=namespace).open()
+        assert session in open_sessions()
+        return session
+
+    session = asyncio.run(use())
+    assert session.is_over and session not in open_sessions()

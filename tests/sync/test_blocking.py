@@ -87,6 +87,7 @@ _INTERNAL = {
     "lose",
     "keep",
     "start",
+    "is_over",
     "notice_distrust",
 }
 

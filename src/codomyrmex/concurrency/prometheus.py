@@ -135,7 +135,7 @@ class Metrics(telemetry.Observer):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        sessions = list(open_sessions)
+        sessions = open_sessions()
         deadline = GaugeMetricFamily(
             "codomyrmex_session_deadline_seconds", "Time for which the least trusted session may still be trusted"
         )

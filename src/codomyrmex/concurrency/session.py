@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-open_sessions: set[Session] = set()  # of this process, for those who look on
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _ENDING = 1.0  # seconds for what works on the session to end when it is closed
 PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
 
@@ -285,7 +285,7 @@ class Session:
         await self._write_key(fence)
         self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
         self.is_open = True
-        open_sessions.add(self)
+        _open_sessions.add(self)
         self._trust.set()
 
     async def _write_key(self, fence: Fence) -> None:
@@ -363,13 +363,18 @@ class Session:
         if self._keepalive:
             self._keepalive.stop(revoke=False)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was lost or closed, or its event loop was."""
+        return self.lost.is_set() or (self._loop is not None and self._loop.is_closed())
+
     def waits(self) -> list[tuple[str, float]]:
         """What its members wait for, and since when on ``clock``. Any thread may ask."""
         inside = [waits for member in list(self._members) if (waits := member.waits())]
         return [*inside, *self.doors.waits()]
 
     async def _release_resources(self) -> None:
-        open_sessions.discard(self)
+        _open_sessions.discard(self)
         if self._patrolling:
             self._patrolling.cancel()
         if self._keepalive:
@@ -409,6 +414,11 @@ _defaults: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakr
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _defaults.clear())
+
+
+def open_sessions() -> list[Session]:
+    """The sessions of this process that are open, for those who look on. Any thread may ask."""
+    return [session for session in list(_open_sessions) if not session.is_over]
 
 
 def default_session() -> Session:
