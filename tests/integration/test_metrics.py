@@ -75,6 +75,7 @@ async def test_an_observer_is_told_each_step_once(session: Session, other: Sessi
         pass
     await asyncio.to_thread(session.transport.lease_client().revoke, other.id, 1.0)
     await asyncio.wait_for(grant.lost.wait(), 5)
+    await eventually(lambda: len(told.what) == 10)
     assert told.what[:8] == [
         ("granted", "lock", "x", False),
         ("released", "lock", "x"),
