@@ -143,11 +143,13 @@ class _Book:
         self.revision = 0
 
     def read(self, entries: Iterable[KV], revision: int) -> list[LockEvent]:
-        """The whole state was read: what is new has joined, what is missing was released unseen."""
+        """The whole state was read: what is new has joined, what is missing was released unseen. Keys are used again, so
+        one that is there in another life has left, too."""
         seen = {kv.key: kv for kv in entries}
+        lives = {kv.key: kv.create_revision for kv in seen.values()}
         events = []
         for name, queue in list(self._queues.items()):
-            for key in [key for key in queue if key not in seen]:
+            for key in [key for key, owner in queue.items() if lives.get(key) != owner.token]:
                 events += self._left(name, key, "released", revision)
         for kv in sorted(seen.values(), key=_by_age):
             events += self._joined(kv)
