@@ -78,17 +78,17 @@ class Evidence:
 
     @cached_property
     def claims(self) -> dict[str, list[Claim]]:
-        """Every claim of every dead letter, by the key of its record."""
+        """Every claim of every dead letter, by the key of its record. A key without a lease is none."""
         claims: dict[str, list[Claim]] = defaultdict(list)
         for event in self.events:
             if not part_of(event.key, "claim"):
                 continue
             own = claims[event.key.replace("/claim/", "/entry/")]
-            if event.value is not None and (not own or own[-1].ended is not None):
+            if event.lease and (not own or own[-1].ended is not None):
                 own.append(Claim(event.created, event.lease, None))
             elif event.value is None and own and own[-1].ended is None:
                 own[-1] = Claim(own[-1].token, own[-1].lease, event.revision)
-        return dict(claims)
+        return {key: own for key, own in claims.items() if own}
 
     @cached_property
     def ends(self) -> dict[str, float]:

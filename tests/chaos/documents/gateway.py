@@ -55,4 +55,5 @@ class Gateway:
         """Compact everything, give the space back and disarm the alarm of a full database."""
         self.call("kv/compaction", revision=str(self.revision()), physical=True)
         self.call("maintenance/defragment")
-        self.call("maintenance/alarm", action="DEACTIVATE", alarm="NOSPACE")
+        for alarm in self.call("maintenance/alarm", action="GET").get("alarms", ()):
+            self.call("maintenance/alarm", action="DEACTIVATE", **alarm)

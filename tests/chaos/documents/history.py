@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from tests.chaos.documents.gateway import Gateway, coded, decoded
 
+BALLAST = "/ballast"  # what fills a database; its values tell nothing
+
 
 class HistoryLost(Exception):
     """Revisions were compacted before they were read, so nothing can be judged."""
@@ -47,13 +49,13 @@ def state_at_end(events: Iterable[Event]) -> dict[str, Event]:
     return state
 
 
-def parsed(message: dict[str, Any], seen: float, keep: str = "") -> Iterator[Event]:
-    """The events of one watch answer. Values of keys without the prefix ``keep`` are dropped, to save memory."""
+def parsed(message: dict[str, Any], seen: float, drop: str = BALLAST) -> Iterator[Event]:
+    """The events of one watch answer. Values of keys with the prefix ``drop`` are dropped, to save memory."""
     for raw in message.get("events", ()):
         kv = raw["kv"]
         key = decoded(kv["key"]).decode(errors="replace")
         gone = raw.get("type") == "DELETE"
-        value = decoded(kv.get("value", "")) if key.startswith(keep) else b""
+        value = b"" if key.startswith(drop) else decoded(kv.get("value", ""))
         yield Event(
             int(kv["mod_revision"]),
             key,
@@ -67,11 +69,11 @@ def parsed(message: dict[str, Any], seen: float, keep: str = "") -> Iterator[Eve
 class Follower(threading.Thread):
     """A thread that follows all of etcd from revision 1, across broken connections and restarts of its members."""
 
-    def __init__(self, endpoints: list[str], tls: ssl.SSLContext | None = None, keep: str = "") -> None:
+    def __init__(self, endpoints: list[str], tls: ssl.SSLContext | None = None) -> None:
         super().__init__(daemon=True, name="history")
         self.events: list[Event] = []
         self.upto = 0  # the last revision that was received as a whole
-        self._endpoints, self._tls, self._keep = endpoints, tls, keep
+        self._endpoints, self._tls = endpoints, tls
         self._over = threading.Event()
         self._lost: Exception | None = None
 
@@ -108,7 +110,7 @@ class Follower(threading.Thread):
                 if int(message.get("compact_revision", 0)) > self.upto + 1:
                     self._lost = HistoryLost(f"compacted at {message['compact_revision']}, read up to {self.upto}")
                     return
-                pending.extend(parsed(message, time.monotonic(), self._keep))
+                pending.extend(parsed(message, time.monotonic()))
                 if not message.get("fragment") and pending:
                     self.events.extend(event for event in pending if event.revision > self.upto)
                     self.upto = pending[-1].revision

@@ -20,9 +20,6 @@ from codomyrmex.concurrency import (
     Discard,
     LockManager,
     Park,
-    Retry,
-    Semaphore,
-    Session,
 )
 from tests.chaos.documents.journal import Journal
 
@@ -38,6 +35,7 @@ class Instruments:
         self.journal = Journal(folder, process)
         self.namespace = namespace
         self._numbers = itertools.count(1)
+        self._holding: dict[int, tuple[Any, float]] = {}  # grants, and when trust in each was last seen
         self._beating: asyncio.Task[None] | None = None
         self.say = self.journal.say
 
@@ -51,10 +49,13 @@ class Instruments:
             await asyncio.wait([self._beating])
 
     async def _beat(self) -> None:
-        """Say when the event loop stood still."""
+        """Say when the event loop stood still; look at the trust in what is held."""
         while True:
             before = time.monotonic()
             await asyncio.sleep(BEAT)
+            for number, (grant, _) in list(self._holding.items()):
+                if grant.deadline() > 0:
+                    self._holding[number] = grant, time.monotonic()
             if (late := time.monotonic() - before - BEAT) > 1.0:
                 self.say("stall", seconds=late)
 
@@ -135,7 +136,7 @@ class Instruments:
             except Discard:
                 outcome = "discard"
                 raise
-            except (Retry, Exception):
+            except Exception:
                 outcome = "failed"
                 raise
             finally:
@@ -161,13 +162,14 @@ class Instruments:
                     permits=getattr(got, "permits", 1),
                     trust=grant.deadline(),
                 )
+                self._holding[number] = grant, time.monotonic()
                 try:
                     yield got
                 finally:
-                    facts = {"trust": grant.deadline(), "lost": grant.lost.is_set()}
-                    me = asyncio.current_task()
-                    self.say("block", hold=number, cancelling=me.cancelling() if me else 0, **facts)
                     ended = time.monotonic()
+                    _, trusted = self._holding.pop(number)
+                    overrun = ended - trusted if grant.deadline() <= 0 else 0.0
+                    facts = {"overrun": overrun, "lost": grant.lost.is_set()}
         except asyncio.CancelledError:
             error = "cancelled"
             raise
@@ -175,7 +177,7 @@ class Instruments:
             error = type(raised).__name__
         finally:
             if facts:
-                self.say("held", hold=number, error=error, ended=ended, **facts)
+                self.say("held", hold=number, error=error, at=ended, **facts)
 
     async def spill_file(self, folder: Path, wanted: int) -> None:
         """Say how large the files of spilled dead letters are."""
@@ -209,6 +211,3 @@ def cli_belief(lines: list[str]) -> dict[str, set[int]]:
         elif event["kind"] in ("released", "expired"):
             holders.discard(event["owner"]["token"])
     return belief
-
-
-__all__ = ["Instruments", "LockManager", "Semaphore", "Session", "cli_belief"]

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
-from tests.chaos.documents.evidence import Claim, Evidence, Version, Violation, entry_key, spans
+from tests.chaos.documents.evidence import FOREVER, Claim, Evidence, Version, Violation, entry_key, spans
 from tests.chaos.documents.journal import Fact
 
 UNRESOLVED = ("waiting", "running", "parked")
@@ -64,47 +64,51 @@ def _told(record: dict[str, object]) -> str:
     return f"attempts {[attempt['outcome'] for attempt in attempts]}"
 
 
+def _ran(fact: Fact) -> tuple[str, int]:
+    """Which claim a run says that it runs under. Entries claimed together share a token, never one entry's claims."""
+    return entry_key(fact["ns"], fact["queue"], fact["id"]), fact["token"]
+
+
 def idle_claims(evidence: Evidence) -> list[Violation]:
     """No claim at the end without a run of it under way, and nothing runs without a claim."""
     under_way = {
-        fact["token"]
+        _ran(fact)
         for fact, end, until in spans(evidence, evidence.said("run"), evidence.said("ran"), "run")
-        if end is None and until == float("inf")
+        if end is None and until == FOREVER
     }
     found = []
     for key, claims in evidence.claims.items():
         last = claims[-1]
-        if last.ended is None and last.token not in under_way:
+        if last.ended is None and (key, last.token) not in under_way:
             text = f"{key} is claimed with token {last.token} under lease {last.lease:x}, and nobody runs it"
             found.append(Violation("claim without runner", text))
     for key, versions in evidence.entries.items():
         owned = evidence.claims.get(key)
         if versions[-1].state == "running" and (not owned or owned[-1].ended is not None):
-            found.append(
-                Violation("claim without runner", f"{key} says running at the end, and nobody has a claim on it")
-            )
+            text = f"{key} says running at the end, and nobody has a claim on it"
+            found.append(Violation("claim without runner", text))
     return found
 
 
 def attempts(evidence: Evidence) -> list[Violation]:
     """Attempts on record equal runs: each run has its claim, each claim its run, and the record says how it ended."""
-    tokens = {claim.token: (key, claim) for key, claims in evidence.claims.items() for claim in claims}
-    runs: Counter[int] = Counter()
+    claims = {(key, claim.token): claim for key, own in evidence.claims.items() for claim in own}
+    runs: Counter[tuple[str, int]] = Counter()
     found = []
     for fact, end, _ in spans(evidence, evidence.said("run"), evidence.said("ran"), "run"):
-        runs[fact["token"]] += 1
-        if fact["token"] not in tokens:
-            found.append(
-                Violation("attempts", f"{fact['process']} ran {fact['id']} under token {fact['token']} without a claim")
-            )
+        own = _ran(fact)
+        runs[own] += 1
+        if own not in claims:
+            text = f"{fact['process']} ran {own[0]} under token {own[1]}, and no claim of it was ever in etcd"
+            found.append(Violation("attempts", text))
         elif end is not None:
-            found += _recorded(evidence, *tokens[fact["token"]], fact, end)
-    found += [
-        Violation("attempts", f"{times} runs under one token {token}") for token, times in runs.items() if times > 1
-    ]
-    for token, (key, claim) in tokens.items():
+            found += _recorded(evidence, own[0], claims[own], fact, end)
+    for (key, token), times in runs.items():
+        if times > 1:
+            found.append(Violation("attempts", f"{key}: {times} runs under one token {token}"))
+    for (key, token), claim in claims.items():
         outcome = _outcome(evidence, key, claim)
-        if token not in runs and outcome not in ("interrupted", "crashed", "running", "", None):
+        if (key, token) not in runs and outcome not in ("interrupted", "crashed", "running", "", None):
             found.append(Violation("attempts", f"{key}: nobody ran token {token}, and its record says {outcome}"))
     return found
 

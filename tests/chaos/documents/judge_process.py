@@ -8,6 +8,7 @@ from tests.chaos.documents.evidence import Evidence, Violation
 
 STALL = 3.0  # seconds for which an event loop may stand still on a busy machine
 FACTOR, SLACK = 2.0, 2.0  # a call may take so many times its limit, and so many seconds more, on a busy machine
+DEATHS = ("never retrieved", "Exception in callback", "Exception in thread", "Fatal Python error")
 
 
 def deaths(evidence: Evidence) -> list[Violation]:
@@ -17,9 +18,9 @@ def deaths(evidence: Evidence) -> list[Violation]:
         Violation("hung", f"{fact['of']} did not end within {fact['limit']} s: {fact.get('last', '')}")
         for fact in evidence.said("hung")
     ]
-    for fact in evidence.said("exit"):
+    for fact in evidence.said("exit", "end"):
         told = fact.get("stderr", "")
-        if "Traceback" in told or "never retrieved" in told:
+        if any(sign in told for sign in DEATHS):
             found.append(Violation("traceback", f"{fact['of']} left: {told.strip()[-600:]}"))
         elif fact["code"] and fact["of"] not in killed:
             found.append(Violation("traceback", f"{fact['of']} ended with {fact['code']}: {told.strip()[-300:]}"))
