@@ -174,6 +174,8 @@ class Instruments:
             error = "cancelled"
             raise
         except ConcurrencyError as raised:
+            if not facts:
+                raise  # it was not granted
             error = type(raised).__name__
         finally:
             if facts:

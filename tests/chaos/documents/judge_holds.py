@@ -68,16 +68,19 @@ def turns(evidence: Evidence) -> list[Violation]:
 
 
 def trust(evidence: Evidence) -> list[Violation]:
-    """No block runs on once trust in its grant has ended, from its beginning or later; it is cancelled by then."""
+    """No block runs on without trust in its grant, from its beginning or once it has ended; it is cancelled by then."""
     found = []
     for fact, end, until in spans(evidence, evidence.said("hold"), evidence.said("held"), "hold"):
         if end is None or evidence.stopped_for(fact["process"], float(fact["at"]) - 5.0, until):
             continue
-        if end["overrun"] > RUNS_ON:
-            text = (
-                f"{fact['process']} with token {fact['token']} of {_name(fact)} was granted with {fact['trust']:.2f} s "
-                f"of trust, and its block went on for {end['overrun']:.1f} s after trust had ended"
+        who = f"{fact['process']} with token {fact['token']} of {_name(fact)}"
+        lasted = float(end["at"]) - float(fact["at"])
+        if fact["trust"] <= 0 and lasted > RUNS_ON:
+            found.append(
+                Violation("no trust", f"{who} was granted without trust, and its block ran for {lasted:.1f} s")
             )
+        elif end["overrun"] > RUNS_ON:
+            text = f"{who}: its block went on for {end['overrun']:.1f} s after trust had ended"
             found.append(Violation("no trust", text))
     return found
 

@@ -95,11 +95,12 @@ def strew(rig: Rig, lease: int) -> None:
     for number, value in enumerate(VALUES):
         for place in places:
             for leased in (0, lease):
-                rig.gateway.put(f"{root}/{place}/{number:x}-{int(bool(leased))}", value, leased)
+                rig.gateway.put(f"{root}/{place}/{lease + number:016x}-{int(bool(leased))}", value, leased)
         for kind in ("entry", "claim", "dedup"):
             rig.gateway.put(f"{root}/dead/work/{kind}/{number:024x}", value)
     for number, value in enumerate(strange_records()):
-        rig.gateway.put(f"{root}/dead/work/entry/{number + 1000:024x}", value)
+        own = f"{number + 1000:024x}"
+        rig.gateway.put(f"{root}/dead/work/entry/{own}", value.replace(RECORD["id"].encode(), own.encode()))
     for key in (f"semaphore/gate/limit-{DIGITS}", "semaphore/gate/limit-x", f"semaphore/{DIGITS[:600]}/limit-1"):
         rig.gateway.put(f"{root}/{key}")
     for permits in (DIGITS, "0", "-1", "x", "1e9", "\u0663"):

@@ -17,7 +17,7 @@ TTL = 3
 async def granted_without_trust(rig: Rig) -> None:
     """Trust ends between the second write of a lock with `lock_delay` and its grant, at one moment after the other."""
     near = LockManager(await rig.session(request_timeout=10))
-    await asyncio.gather(*(_late_grant(rig, near, n) for n in range(12)))
+    await asyncio.gather(*(_late_grant(rig, near, n) for n in range(24)))
     await rig.mark()
 
 
@@ -28,18 +28,18 @@ async def _late_grant(rig: Rig, near: LockManager, number: int) -> None:
 
     async def hold() -> None:
         async with rig.does.hold("lock", name, far.acquire(name, lock_delay=1.0)):
-            await asyncio.sleep(8)
+            await asyncio.sleep(6)
 
     async def other() -> None:
         await asyncio.sleep(1)
         async with rig.does.hold("lock", name, near.acquire(name)):
             await asyncio.sleep(0.5)
 
-    proxy.delay(0.1)  # each exchange takes 0.2 s, so that the steps of an acquire lie apart
+    proxy.delay(0.06)  # each exchange takes 0.12 s, so that the steps of an acquire lie apart
     tasks = [asyncio.create_task(rig.does.within(20, f"{who.__name__} of {name}", who())) for who in (hold, other)]
-    await asyncio.sleep(0.05 + 0.08 * number)
-    proxy.blackhole(up=False, down=True)
-    await asyncio.sleep(2 * TTL / 3 + 0.3)
+    await asyncio.sleep(0.3 + 0.1 * (number % 6))
+    proxy.blackhole(up=number % 2 == 0, down=True)
+    await asyncio.sleep(2 * TTL / 3 + (0.1, 0.4, 1.2, 3.0)[number // 6])
     proxy.resume()
     await asyncio.wait(tasks)
 

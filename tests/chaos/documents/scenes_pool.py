@@ -43,28 +43,38 @@ async def double_soon(number: int) -> int:
     return 2 * number
 
 
+def me() -> asyncio.Task[Any]:
+    """The task that runs this."""
+    task = asyncio.current_task()
+    assert task
+    return task
+
+
 async def cancel_itself(number: int) -> int:
-    me = asyncio.current_task()
-    assert me
-    me.cancel()
+    me().cancel()
     await asyncio.sleep(0)
     return number
 
 
-async def cancel_late(number: int) -> int:
-    """Leaves a task behind that cancels the one that ran this, a moment later."""
-    me = asyncio.current_task()
-    assert me
-    asyncio.get_running_loop().call_later(0.005, me.cancel)
-    return 2 * number
-
-
 async def cancel_at_end(number: int) -> int:
     """Cancels itself without awaiting, so that the cancel is still to come when it has returned."""
-    me = asyncio.current_task()
-    assert me
-    me.cancel()
+    me().cancel()
     return 2 * number
+
+
+async def cancel_late(number: int) -> int:
+    """Leaves a child behind that cancels the task that ran this, a moment later."""
+    parent = me()
+
+    async def child() -> None:
+        await asyncio.sleep(0.005)
+        parent.cancel()
+
+    _children.add(asyncio.create_task(child()))
+    return 2 * number
+
+
+_children: set[asyncio.Task[None]] = set()
 
 
 async def ends_with_cancel() -> AsyncIterator[int]:
@@ -116,9 +126,27 @@ async def threads(rig: Rig) -> None:
 
 async def cancels(rig: Rig) -> None:
     """Tasks cancel themselves, at once and late, and the ones after them must not be harmed."""
-    for bad in (cancel_itself, cancel_late, cancel_at_end):
+    for bad in (cancel_itself, cancel_at_end, cancel_late):
         await one_after_another(rig, "an async pool", "auto", bad, double_soon)
+        await _mapped(rig, bad)
     await rig.mark()
+
+
+async def _mapped(rig: Rig, bad: Callable[..., Any]) -> None:
+    """Bad tasks among innocent ones in one `map`, which gives a result for each."""
+
+    async def either(number: int) -> int:
+        return await (bad if number % 3 == 0 else double_soon)(number)
+
+    pool = AsyncWorkerPool(1)
+    results = await rig.does.within(8, f"map() with {bad.__name__}", pool.map(either, range(12)))
+    for number, result in enumerate(results or ()):
+        wanted = ["ok"] if number % 3 else ["ok", "failed", "cancelled"]
+        what = f"item {number} of a map() with {bad.__name__}"
+        rig.does.say("task", what=what, status=result.status, wanted=wanted, error=result.error)
+    await rig.does.within(6, "shutdown()", pool.shutdown())
+    if results:
+        say_figures(rig, pool, results)
 
 
 async def source_cancelled(rig: Rig) -> None:
