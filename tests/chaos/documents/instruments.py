@@ -181,6 +181,16 @@ class Instruments:
             if facts:
                 self.say("held", hold=number, error=error, at=ended, **facts)
 
+    @contextlib.asynccontextmanager
+    async def hold_all(self, names: list[str], acquiring: Any) -> AsyncIterator[Any]:
+        """Several locks at once, each a hold of its own."""
+        async with contextlib.AsyncExitStack() as stack:
+            outer = acquiring
+            async with outer as grants:
+                for name, grant in zip(names, grants, strict=True):
+                    await stack.enter_async_context(self.hold("lock", name, contextlib.nullcontext(grant)))
+                yield grants
+
     async def spill_file(self, folder: Path, wanted: int) -> None:
         """Say how large the files of spilled dead letters are."""
         files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
@@ -197,9 +207,9 @@ class Instruments:
             elif event.kind in ("released", "expired"):
                 holders.discard(event.owner.token)
 
-    def say_locks(self, belief: dict[str, set[int]], prefix: str = "") -> None:
+    def say_locks(self, belief: dict[str, set[int]], prefix: str = "", partial: bool = False) -> None:
         named = {name: sorted(tokens) for name, tokens in belief.items()}
-        self.say("belief", what="locks", ns=self.namespace, prefix=prefix, believed=named)
+        self.say("belief", what="locks", ns=self.namespace, prefix=prefix, believed=named, partial=partial)
 
 
 def cli_belief(lines: list[str]) -> dict[str, set[int]]:

@@ -164,7 +164,7 @@ def doubles(evidence: Evidence) -> list[Violation]:
 def returned(evidence: Evidence) -> list[Violation]:
     """What was resolved, or tried, stays so, but for a replay; what was deleted is not written again."""
     by_id = {(fact["ns"], fact["queue"], fact["id"]) for fact in evidence.said("replay")}
-    whole = {(fact["ns"], fact["queue"]) for fact in evidence.said("replay_all")}
+    whole = {(fact["ns"], fact["queue"]) for fact in evidence.said("replay_all") if fact.get("state") != "parked"}
     found = []
     for key, versions in evidence.entries.items():
         _, namespace, _, _, queue, _, number = key.split("/")
@@ -172,9 +172,9 @@ def returned(evidence: Evidence) -> list[Violation]:
         for before, after in itertools.pairwise(versions):
             if before.record is None:
                 found.append(Violation("returned", f"{key} was deleted and is written again at {after.revision}"))
-            elif after.record is None or replayed:
+            elif after.record is None:
                 continue
-            elif before.state == "resolved" and after.state != "resolved":
+            elif before.state == "resolved" and after.state != "resolved" and not replayed:
                 found.append(Violation("returned", f"{key} was resolved and is {after.state} at {after.revision}"))
             elif len(after.record["attempts"]) < min(len(before.record["attempts"]), 8):
                 text = f"{key} had {len(before.record['attempts'])} attempts, at {after.revision} it has fewer"

@@ -117,6 +117,8 @@ def followers(evidence: Evidence) -> list[Violation]:
                 if key.startswith(root) and versions[-1].record
             }
             believed = {name: state for name, state in fact["believed"].items() if name in wanted}
+        if fact.get("partial"):  # it began in the midst, and speaks of what it saw
+            wanted = {name: wanted[name] for name in believed if name in wanted}
         wrong = [name for name in {*wanted, *believed} if wanted.get(name) != believed.get(name)]
         if wrong:
             name = min(wrong)
@@ -128,4 +130,23 @@ def followers(evidence: Evidence) -> list[Violation]:
     return found
 
 
-HOLDS: tuple[Callable[[Evidence], list[Violation]], ...] = (held_together, turns, trust, losses, followers)
+def left_behind(evidence: Evidence) -> list[Violation]:
+    """When all processes have ended and their leases too, no queue has an entry of theirs, and nobody a claim."""
+    if not evidence.said("quiet"):
+        return []
+    queues, _ = replay(evidence.events)
+    return [
+        Violation("left behind", f"{place.key} with token {place.token} is there after all have ended")
+        for queue in queues.values()
+        for place in queue.places.values()
+    ]
+
+
+HOLDS: tuple[Callable[[Evidence], list[Violation]], ...] = (
+    held_together,
+    turns,
+    trust,
+    losses,
+    followers,
+    left_behind,
+)

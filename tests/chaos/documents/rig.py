@@ -24,6 +24,11 @@ MARK = "/chaos/mark"
 NAMESPACE = "chaos"
 
 
+def state_folder() -> Path:
+    """Where, by the README, dead letters are kept while etcd is away."""
+    return Path(os.environ["XDG_STATE_HOME"]) / "codomyrmex" / "dead-letters"
+
+
 class Rig:
     """One scenario's means. Whatever it opens is closed when it ends."""
 

@@ -6,10 +6,9 @@ import asyncio
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from codomyrmex.concurrency import AsyncWorkerPool, Attempt, DeadLetter, DeadLetterQueue, Session
-from tests.chaos.documents.rig import NAMESPACE, Rig
+from tests.chaos.documents.rig import NAMESPACE, Rig, state_folder
 from tests.chaos.documents.servers import free_ports
 
 
@@ -20,11 +19,6 @@ def fails(task: str) -> None:
 
 async def nothing(entry: DeadLetter, attempt: Attempt) -> None:
     """A handler that succeeds at once."""
-
-
-def state_folder() -> Path:
-    """Where, by the README, dead letters are kept while etcd is away."""
-    return Path(os.environ["XDG_STATE_HOME"]) / "codomyrmex" / "dead-letters"
 
 
 async def fail(rig: Rig, pool: AsyncWorkerPool, queue: str, tasks: list[str]) -> None:
