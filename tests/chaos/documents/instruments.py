@@ -184,12 +184,10 @@ class Instruments:
     @contextlib.asynccontextmanager
     async def hold_all(self, names: list[str], acquiring: Any) -> AsyncIterator[Any]:
         """Several locks at once, each a hold of its own."""
-        async with contextlib.AsyncExitStack() as stack:
-            outer = acquiring
-            async with outer as grants:
-                for name, grant in zip(names, grants, strict=True):
-                    await stack.enter_async_context(self.hold("lock", name, contextlib.nullcontext(grant)))
-                yield grants
+        async with acquiring as grants, contextlib.AsyncExitStack() as stack:
+            for name, grant in zip(names, grants, strict=True):
+                await stack.enter_async_context(self.hold("lock", name, contextlib.nullcontext(grant)))
+            yield grants
 
     async def spill_file(self, folder: Path, wanted: int) -> None:
         """Say how large the files of spilled dead letters are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.chaos.documents.evidence import Evidence, Violation
+from tests.chaos.documents.journal import Fact
 
 STALL = 3.0  # seconds for which an event loop may stand still on a busy machine
 FACTOR, SLACK = 2.0, 2.0  # a call may take so many times its limit, and so many seconds more, on a busy machine
@@ -15,7 +16,7 @@ def deaths(evidence: Evidence) -> list[Violation]:
     """No process dies with a traceback, and each ends once it is told to."""
     killed = {fact["of"] for fact in evidence.said("killed")}
     found = [
-        Violation("hung", f"{fact['of']} did not end within {fact['limit']} s: {fact.get('last', '')}")
+        Violation("hung", f"{fact['of']} did not end within {fact['limit']} s; it last said {_last(evidence, fact)}")
         for fact in evidence.said("hung")
     ]
     for fact in evidence.said("exit", "end"):
@@ -25,6 +26,13 @@ def deaths(evidence: Evidence) -> list[Violation]:
         elif fact["code"] and fact["of"] not in killed:
             found.append(Violation("traceback", f"{fact['of']} ended with {fact['code']}: {told.strip()[-300:]}"))
     return found
+
+
+def _last(evidence: Evidence, hung: Fact) -> str:
+    own = [fact for fact in evidence.facts if fact["process"] == hung["of"] and fact["at"] < hung["at"]]
+    return "; ".join(
+        f"{fact['fact']} {fact.get('what', '')} {hung['at'] - fact['at']:.0f} s before" for fact in own[-3:]
+    )
 
 
 def errors(evidence: Evidence) -> list[Violation]:

@@ -96,7 +96,7 @@ async def _sweep_one(member: Member, name: str) -> None:
             _judged(member, name, "auto", "fails", f"{member.name}-{member.sessions}-{name}", result)
         async with queue.worker(concurrency=16) as worker:
             await member.rest(6.0)
-            await member.does.within(40, f"settled() of {name} after the faults", worker.settled())
+            await member.does.within(25, f"settled() of {name} after the faults", worker.settled())
 
 
 ROLES = {"pool": pool, "sweep": sweep}

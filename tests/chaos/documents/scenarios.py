@@ -89,8 +89,7 @@ def _await(name: str, command: list[str], folder: Path) -> None:
     try:
         code: int | None = process.wait(LIMIT)
     except subprocess.TimeoutExpired:
-        last = of(read(folder), "run", "ran", "call", "never", "over")[-1:]
-        journal.say("hung", of=name, limit=LIMIT, last=last)
+        journal.say("hung", of=name, limit=LIMIT)
         code = None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
