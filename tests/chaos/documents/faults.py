@@ -57,7 +57,8 @@ class Faults:
             self.process_killed,
             self.process_killed,
             self.process_stopped,
-            self.process_stopped,
+            self.lagging,
+            self.lagging,
             self.garbage,
             *([self.files_replaced] * 2 if self.tls else []),
         ]
@@ -149,6 +150,17 @@ class Faults:
             self.fleet.stop(name)
             await asyncio.sleep(self.chance.choice((1.5, 3.0, 2.5 * TTL)))
             self.fleet.go_on(name)
+
+    async def lagging(self) -> None:
+        """A worker or follower stands still, or loses etcd, while another adds thousands of entries."""
+        self.fleet.start("burst")
+        await asyncio.sleep(2)  # until it has begun
+        for _ in range(2):
+            name = self.fleet.any(self.chance, "work", "follow")
+            if name is not None:
+                self.fleet.stop(name)
+                await asyncio.sleep(0.45 * TTL)
+                self.fleet.go_on(name)
 
     async def garbage(self) -> None:
         """Keys and values that nobody can read come under the prefix, and go."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.chaos.documents.journal import Journal
 from tests.chaos.documents.servers import die_with_parent
 
+ROLES = ("add", "work", "work", "pool", "hold", "hold", "follow")
 ENDS_WITHIN = 45.0  # seconds in which a process must end once it is told to
 
 
@@ -44,9 +45,10 @@ class Fleet:
         self.processes[name] = role, process
         return name
 
-    def any(self, chance: random.Random) -> str | None:
-        """One that runs and is not stopped."""
-        names = [name for name in sorted(self.processes) if name not in self.halted]
+    def any(self, chance: random.Random, *roles: str) -> str | None:
+        """One that runs and is not stopped, of these roles if any are named."""
+        running = sorted(set(self.processes) - self.halted)
+        names = [name for name in running if not roles or self.processes[name][0] in roles]
         return chance.choice(names) if names else None
 
     async def kill(self, name: str) -> None:
@@ -56,7 +58,8 @@ class Fleet:
         process.kill()
         await asyncio.to_thread(process.wait)
         self._ended(name, process)
-        self.start(role)
+        if role in ROLES:
+            self.start(role)
 
     def stop(self, name: str) -> None:
         self.halted.add(name)
@@ -91,12 +94,13 @@ class Fleet:
             self._ended(name, process)
 
     def died(self) -> None:
-        """Write down those that ended by themselves, and start others."""
+        """Write down those that ended by themselves, and start others of the roles that are to be filled at all times."""
         for name, (role, process) in list(self.processes.items()):
             if process.poll() is not None:
                 self.processes.pop(name)
                 self._ended(name, process)
-                self.start(role)
+                if role in ROLES:
+                    self.start(role)
 
     def _ended(self, name: str, process: subprocess.Popen[bytes]) -> None:
         text = (self.folder / f"{name}.stderr").read_text(errors="replace")

@@ -85,6 +85,15 @@ async def add(member: Member) -> None:
             recent.append((queue, number))
 
 
+async def burst(member: Member) -> None:
+    """Thousands of adds, one after another, so that whoever lags is sent them in batches."""
+    queue = queue_of(member, "jobs")
+    for _ in range(2 * BURST):
+        if member.on:
+            await member.does.add(queue, "work", limit=3.0)
+    member.stopping.set()
+
+
 async def _as_a_person(member: Member, jobs: DeadLetterQueue, queue: DeadLetterQueue, number: str) -> None:
     say, namespace = member.does.say, member.does.namespace
     match member.chance.randrange(5):
@@ -202,4 +211,4 @@ async def follow(member: Member) -> None:
             task.exception()  # it is told above, or it is the session's end
 
 
-ROLES = {"add": add, "work": work, "hold": hold, "follow": follow}
+ROLES = {"add": add, "burst": burst, "work": work, "hold": hold, "follow": follow}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ MIXES = {
     "auto": (fails_soon, succeeds_soon, succeeds_soon),
 }
 FIGURES = ("submitted", "completed", "failed", "timed_out", "cancelled", "running", "queued")
+_pools = itertools.count(1)
 
 
 async def pool(member: Member) -> None:
@@ -42,11 +44,12 @@ async def pool(member: Member) -> None:
 
 async def _rounds(member: Member, executor: str, queue: DeadLetterQueue) -> None:
     results: list[TaskResult] = []
+    number = next(_pools)
     made = AsyncWorkerPool(4, executor=executor, dlq=queue, task_timeout=20)
     async with made:
         for round_ in range(member.chance.randint(1, 6)):
             chosen = [
-                (member.chance.choice(MIXES[executor]), f"{member.name}-{member.sessions}-{id(made)}-{round_}-{n}")
+                (member.chance.choice(MIXES[executor]), f"{member.name}-{member.sessions}-{number}-{round_}-{n}")
                 for n in range(6)
             ]
             pending = [asyncio.create_task(made.submit(function, task)) for function, task in chosen]

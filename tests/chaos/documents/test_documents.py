@@ -17,7 +17,7 @@ import pytest
 
 from tests.chaos.documents.evidence import Evidence
 from tests.chaos.documents.faults import QUOTA, Faults
-from tests.chaos.documents.fleet import Fleet
+from tests.chaos.documents.fleet import ROLES, Fleet
 from tests.chaos.documents.history import Follower
 from tests.chaos.documents.journal import read
 from tests.chaos.documents.judge import judge, report
@@ -27,8 +27,6 @@ from tests.chaos.documents.workload import TTL
 from tests.proxy import TcpProxy
 
 pytestmark = pytest.mark.chaos
-
-FLEET = ("add", "work", "work", "pool", "hold", "hold", "follow")
 
 
 @pytest.mark.parametrize("members", [1, 3])
@@ -61,7 +59,7 @@ async def _run(cluster: Servers, folder: Path, tls: Authority | None, seconds: f
         stack.callback(fleet.close)
         faults = Faults(cluster, follower, fleet, near, far, seed)
         faults.tls = tls.folder if tls else None
-        for role in FLEET:
+        for role in ROLES:
             fleet.start(role)
         until = time.monotonic() + seconds
         await asyncio.sleep(4)
@@ -81,7 +79,7 @@ async def _calm_down(cluster: Servers, faults: Faults, fleet: Fleet) -> None:
     await asyncio.to_thread(cluster.ready)
     await asyncio.to_thread(faults.free)
     await asyncio.sleep(3)
-    await fleet.end("add", "hold", "pool")
+    await fleet.end("add", "burst", "hold", "pool")
     await asyncio.sleep(2 * TTL)
     await fleet.end("work")
     name = fleet.start("sweep")
