@@ -26,7 +26,7 @@ def gone(revision: int, key: str) -> Event:
 
 
 def record(state: str, *outcomes: str, **about: Any) -> dict[str, Any]:
-    attempts = [{"number": n, "time": f"t{n}", "outcome": outcome} for n, outcome in enumerate(outcomes, 1)]
+    attempts = [{"number": n, "time": f"2026-{n}", "outcome": outcome} for n, outcome in enumerate(outcomes, 1)]
     return {"operation": "work", "args": {}, "state": state, "attempts": attempts, "next_attempt_at": "2026", **about}
 
 
@@ -117,6 +117,7 @@ DOUBLE = [put(1, ENTRY, record("waiting", dedup="d")), put(2, ENTRY + "2", recor
 READERS = queue("lock", ".r", ".r")
 PERMITS = [put(1, "/n/v1/semaphore/l/limit-2"), *(put(n, f"/n/v1/semaphore/l/7-{n}.2", {}, lease=7) for n in (2, 3))]
 SPILLED = put(1, ENTRY, record("waiting", args={"args": ["t"], "kwargs": {}}))
+CALM = fact(9, "calm", ns="n", queue="q", revision=9, clock="2027")
 FAILED = fact(1, "failed", ns="n", queue="q", task="t")
 
 CASES: list[tuple[str, str, list[Event], list[Fact]]] = [
@@ -124,6 +125,8 @@ CASES: list[tuple[str, str, list[Event], list[Fact]]] = [
     ("lost", "deleted at 2 while waiting", [WAITING, gone(2, ENTRY)], [ADDED]),
     ("unfinished", "nobody ran it", [WAITING], [HANDLED]),
     ("unfinished", "still running", RUNNING, [HANDLED, run(2.1, 1, 2)]),
+    ("idle", "did nothing until 2027", [WAITING], [CALM]),
+    ("idle", "in name only", RUNNING, [CALM, run(2.1, 1, 2)]),
     ("claim without runner", "nobody runs it", RUNNING, []),
     ("claim without runner", "nobody runs it", RUNNING, [run(2.1, 1, 2), ran(2.9, 1)]),
     ("attempts", "no claim of it", [WAITING], [run(2.1, 1, 2), ran(2.9, 1)]),

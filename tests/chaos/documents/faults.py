@@ -156,7 +156,7 @@ class Faults:
         self.fleet.start("burst")
         await asyncio.sleep(2)  # until it has begun
         for _ in range(2):
-            name = self.fleet.any(self.chance, "work", "follow")
+            name = self.fleet.any(self.chance, "serve", "follow")
             if name is not None:
                 self.fleet.stop(name)
                 await asyncio.sleep(0.45 * TTL)

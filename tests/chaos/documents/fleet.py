@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.chaos.documents.journal import Journal
 from tests.chaos.documents.servers import die_with_parent
 
-ROLES = ("add", "work", "work", "pool", "hold", "hold", "follow")
+ROLES = ("add", "work", "work", "pool", "hold", "hold", "follow", "serve")
 ENDS_WITHIN = 45.0  # seconds in which a process must end once it is told to
 
 
@@ -94,7 +94,7 @@ class Fleet:
             self._ended(name, process)
 
     def died(self) -> None:
-        """Write down those that ended by themselves, and start others of the roles that are to be filled at all times."""
+        """Write down those that ended by themselves, and fill their places."""
         for name, (role, process) in list(self.processes.items()):
             if process.poll() is not None:
                 self.processes.pop(name)

@@ -58,6 +58,24 @@ def unfinished(evidence: Evidence) -> list[Violation]:
     return found
 
 
+def idle(evidence: Evidence) -> list[Violation]:
+    """A worker that lives does what is due, and does not leave it to others; judged at a moment of calm."""
+    found = []
+    for fact in evidence.said("calm"):
+        root = entry_key(fact["ns"], fact["queue"], "")
+        for key, versions in evidence.entries.items():
+            before = [version for version in versions if version.revision <= fact["revision"]]
+            record = before[-1].record if before and key.startswith(root) else None
+            if record and record["state"] == "waiting" and str(record["next_attempt_at"]) < fact["clock"]:
+                due = record["next_attempt_at"]
+                found.append(
+                    Violation("idle", f"{key} was due at {due}, and its worker did nothing until {fact['clock']}")
+                )
+            elif record and record["state"] == "running" and record["attempts"][-1]["time"] < fact["clock"]:
+                found.append(Violation("idle", f"{key} is running in name only at {fact['clock']}; {_told(record)}"))
+    return found
+
+
 def _told(record: dict[str, object]) -> str:
     attempts = record.get("attempts") or []
     assert isinstance(attempts, list)
@@ -228,6 +246,7 @@ def spilled(evidence: Evidence) -> list[Violation]:
 DEAD: tuple[Callable[[Evidence], list[Violation]], ...] = (
     lost,
     unfinished,
+    idle,
     idle_claims,
     attempts,
     doubles,

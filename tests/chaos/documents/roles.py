@@ -24,6 +24,7 @@ from tests.chaos.documents.tasks import POOL_QUEUES, TASKS
 if TYPE_CHECKING:
     from tests.chaos.documents.workload import Member
 
+STEADY = "steady"  # the queue of the one worker that is never left, and of nobody else until all is swept up
 QUEUES = ("jobs", "mail", "mail.eu", "bounded", *POOL_QUEUES)
 SOON = RetryPolicy(max_attempts=4, initial=0.2, maximum=1.0, jitter=0.5)
 KINDS = ("ok", "ok", "ok", "fail", "retry", "park", "discard", "brief", "long", "once")
@@ -62,7 +63,7 @@ async def handle(entry: DeadLetter, attempt: Attempt) -> None:
 async def add(member: Member) -> None:
     """Adds of all kinds; now and then what persons do: replay, discard, purge."""
     chance = member.chance
-    queues = [queue_of(member, name) for name in ("jobs", "mail", "mail.eu", "bounded")]
+    queues = [queue_of(member, name) for name in ("jobs", "mail", "mail.eu", "bounded", STEADY)]
     recent: list[tuple[DeadLetterQueue, str]] = []
     while member.on:
         queue = chance.choice(queues)
@@ -87,7 +88,7 @@ async def add(member: Member) -> None:
 
 async def burst(member: Member) -> None:
     """Thousands of adds, one after another, so that whoever lags is sent them in batches."""
-    queue = queue_of(member, "jobs")
+    queue = queue_of(member, STEADY)
     for _ in range(2 * BURST):
         if member.on:
             await member.does.add(queue, "work", limit=3.0)
@@ -142,6 +143,15 @@ async def work(member: Member) -> None:
                 member.does.raised("a worker's block", error)
 
 
+async def serve(member: Member) -> None:
+    """One worker that goes on for as long as its session lives, so that whatever it misses stays missed."""
+    queue = queue_of(member, STEADY)
+    member.does.handle(queue, work=handle)
+    async with queue.worker(concurrency=8):
+        while member.on:
+            await member.rest(1.0)
+
+
 async def hold(member: Member) -> None:
     """Locks and permits of all kinds, by several tasks at once."""
     manager = LockManager(member.session)
@@ -186,7 +196,7 @@ async def follow(member: Member) -> None:
     states: dict[str, str] = {}
 
     async def follow_queue() -> None:
-        async for entry in queue_of(member, "jobs").watch():
+        async for entry in queue_of(member, STEADY).watch():
             states[entry.id] = entry.state
 
     following = [
@@ -201,7 +211,7 @@ async def follow(member: Member) -> None:
                 member.does.raised("a watch", task.exception() or RuntimeError("the watch ended by itself"))
     elif member.session.alive:
         member.does.say_locks(belief, partial=True)
-        about = {"ns": member.does.namespace, "queue": "jobs", "believed": states, "partial": True}
+        about = {"ns": member.does.namespace, "queue": STEADY, "believed": states, "partial": True}
         member.does.say("belief", what="dead", **about)
     for task in (told, *following):
         task.cancel()
@@ -211,4 +221,4 @@ async def follow(member: Member) -> None:
             task.exception()  # it is told above, or it is the session's end
 
 
-ROLES = {"add": add, "burst": burst, "work": work, "hold": hold, "follow": follow}
+ROLES = {"add": add, "burst": burst, "work": work, "hold": hold, "follow": follow, "serve": serve}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, TaskResult
 from tests.chaos.documents.rig import state_folder
-from tests.chaos.documents.roles import QUEUES, handle, queue_of
+from tests.chaos.documents.roles import QUEUES, STEADY, handle, queue_of
 from tests.chaos.documents.tasks import (
     POOL_QUEUES,
     TASKS,
@@ -81,7 +81,7 @@ def _judged(member: Member, queue: str, executor: str, function: str, task: str,
 async def sweep(member: Member) -> None:
     """After the faults: send what is spilled, and work until nothing is left to do."""
     async with asyncio.TaskGroup() as group:
-        for name in QUEUES:
+        for name in (*QUEUES, STEADY):
             group.create_task(_sweep_one(member, name))
     for _ in range(150):
         if not any(path.is_file() and path.stat().st_size for path in state_folder().rglob("*")):

@@ -21,9 +21,10 @@ from tests.chaos.documents.fleet import ROLES, Fleet
 from tests.chaos.documents.history import Follower
 from tests.chaos.documents.journal import read
 from tests.chaos.documents.judge import judge, report
+from tests.chaos.documents.roles import STEADY
 from tests.chaos.documents.servers import Servers, servers
 from tests.chaos.documents.tls import Authority, client_context
-from tests.chaos.documents.workload import TTL
+from tests.chaos.documents.workload import NAMESPACE, TTL
 from tests.proxy import TcpProxy
 
 pytestmark = pytest.mark.chaos
@@ -80,14 +81,22 @@ async def _calm_down(cluster: Servers, faults: Faults, fleet: Fleet) -> None:
     await asyncio.to_thread(faults.free)
     await asyncio.sleep(3)
     await fleet.end("add", "burst", "hold", "pool")
-    await asyncio.sleep(2 * TTL)
-    await fleet.end("work")
+    await asyncio.sleep(3 * TTL)
+    await asyncio.to_thread(_say_calm, cluster, fleet)
+    await fleet.end("work", "serve")
     name = fleet.start("sweep")
     await fleet.ended({name: fleet.processes[name][1]})
     await asyncio.sleep(TTL)
     await fleet.end("follow")
     await asyncio.sleep(TTL + 3)
     fleet.journal.say("quiet")
+
+
+def _say_calm(cluster: Servers, fleet: Fleet) -> None:
+    """By now the worker that goes on all the while has done whatever was due."""
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() - TTL))
+    revision = cluster.gateway().revision()
+    fleet.journal.say("calm", ns=NAMESPACE, queue=STEADY, revision=revision, clock=clock)
 
 
 async def _proxies(stack: AsyncExitStack, cluster: Servers) -> list[TcpProxy]:
