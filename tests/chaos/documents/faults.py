@@ -152,15 +152,22 @@ class Faults:
             self.fleet.go_on(name)
 
     async def lagging(self) -> None:
-        """A worker or follower stands still, or loses etcd, while another adds thousands of entries."""
-        self.fleet.start("burst")
-        await asyncio.sleep(2)  # until it has begun
+        """A process stands still, or connections are broken, while others add thousands of entries."""
         for _ in range(2):
-            name = self.fleet.any(self.chance, "serve", "follow")
-            if name is not None:
-                self.fleet.stop(name)
-                await asyncio.sleep(0.45 * TTL)
-                self.fleet.go_on(name)
+            self.fleet.start("burst")
+        await asyncio.sleep(2)  # until they have begun
+        name = self.fleet.any(self.chance, "serve", "follow")
+        if name is not None and self.chance.random() < 0.4:
+            self.fleet.stop(name)
+            await asyncio.sleep(0.45 * TTL)
+            self.fleet.go_on(name)
+            return
+        for proxy in self.near:
+            proxy.refuse()
+            proxy.cut()
+        await asyncio.sleep(0.32 * TTL)
+        for proxy in self.near:
+            proxy.resume()
 
     async def garbage(self) -> None:
         """Keys and values that nobody can read come under the prefix, and go."""

@@ -23,10 +23,9 @@ ENDS_WITHIN = 45.0  # seconds in which a process must end once it is told to
 class Fleet:
     """Processes by name, each with its role; one that was killed is followed by another of its role."""
 
-    def __init__(self, folder: Path, near: str, far: str, tls: Path | None, seed: int) -> None:
-        self.folder, self.tls, self.seed = folder, tls, seed
-        self.endpoints = {"pool": far}
-        self.near = near
+    def __init__(self, folder: Path, endpoints: dict[str, str], tls: Path | None, seed: int) -> None:
+        """``endpoints``: what the processes of a role connect to, and all others under the name of ``""``."""
+        self.folder, self.endpoints, self.tls, self.seed = folder, endpoints, tls, seed
         self.journal = Journal(folder, "driver")
         self.processes: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
         self.halted: set[str] = set()
@@ -37,7 +36,7 @@ class Fleet:
         number = next(self._numbers)
         name = f"{role}-{number}"
         command = [sys.executable, "-m", "tests.chaos.documents.workload", role, "--name", name]
-        command += ["--endpoints", self.endpoints.get(role, self.near), "--folder", str(self.folder)]
+        command += ["--endpoints", self.endpoints.get(role, self.endpoints[""]), "--folder", str(self.folder)]
         command += ["--seed", str(self.seed + number), *(["--tls", str(self.tls)] if self.tls else [])]
         environment = {**os.environ, "XDG_STATE_HOME": str(self.folder / "state")}
         with open(self.folder / f"{name}.stderr", "wb") as errors:

@@ -55,8 +55,10 @@ async def _run(cluster: Servers, folder: Path, tls: Authority | None, seconds: f
         follower.start()
         stack.callback(follower.end)
         near, far = [await _proxies(stack, cluster) for _ in range(2)]
-        places = [",".join(_endpoint(proxy, tls) for proxy in proxies) for proxies in (near, far)]
-        fleet = Fleet(folder, places[0], places[1], tls.folder if tls else None, seed)
+        ways = {"": near, "pool": far}
+        endpoints = {role: ",".join(_endpoint(proxy, tls) for proxy in way) for role, way in ways.items()}
+        endpoints["burst"] = cluster.endpoints
+        fleet = Fleet(folder, endpoints, tls.folder if tls else None, seed)
         stack.callback(fleet.close)
         faults = Faults(cluster, follower, fleet, near, far, seed)
         faults.tls = tls.folder if tls else None
