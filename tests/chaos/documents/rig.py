@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -53,6 +54,19 @@ class Rig:
             settings |= {name: self.tls / f"{name}.pem" for name in ("ca_file", "cert_file", "key_file")}
             endpoint = endpoint.replace("http://", "https://")
         return await self.stack.enter_async_context(Session(endpoints=endpoint, **settings))
+
+    async def command(self, *arguments: str, proxy: TcpProxy | None = None) -> asyncio.subprocess.Process:
+        """A command of the command line, started."""
+        environment = {
+            **os.environ,
+            "CODOMYRMEX_ETCD_ENDPOINTS": proxy.endpoint if proxy else self.endpoint,
+            "CODOMYRMEX_ETCD_NAMESPACE": NAMESPACE,
+            "PYTHONUNBUFFERED": "1",
+        }
+        program, pipe = str(Path(sys.executable).parent / "codomyrmex"), asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            program, "concurrency", *arguments, env=environment, stdout=pipe, stderr=pipe
+        )
 
     @contextlib.asynccontextmanager
     async def standing_still(self) -> AsyncIterator[None]:

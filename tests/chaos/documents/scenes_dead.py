@@ -180,7 +180,7 @@ async def _end_older(rig: Rig, queue: DeadLetterQueue, way: str, old: str) -> No
 
 
 async def handler_hangs(rig: Rig) -> None:
-    """The worker's block is left while a handler waits for what never comes, and while one swallows its cancel."""
+    """The worker's block is left while a handler waits for what never comes."""
     session = await rig.session()
 
     async def hang(entry: DeadLetter, attempt: Attempt) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from codomyrmex.concurrency import DeadLetterQueue, LockManager, Semaphore
@@ -111,21 +108,7 @@ def strew(rig: Rig, lease: int) -> None:
 
 async def command(rig: Rig, *arguments: str) -> None:
     """A command of the command line; how it ended is judged as that of any process."""
-    environment = {
-        **os.environ,
-        "CODOMYRMEX_ETCD_ENDPOINTS": rig.endpoint,
-        "CODOMYRMEX_ETCD_NAMESPACE": NAMESPACE,
-        "PYTHONWARNINGS": "default",
-    }
-    program = str(Path(sys.executable).parent / "codomyrmex")
-    process = await asyncio.create_subprocess_exec(
-        program,
-        "concurrency",
-        *arguments,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await rig.command(*arguments)
     said = await rig.does.within(15, " ".join(arguments), process.communicate())
     if said is None:
         process.kill()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from codomyrmex.concurrency import Attempt, DeadLetter, DeadLetterQueue, LockManager, Semaphore
+from tests.chaos.documents.instruments import cli_belief
 from tests.chaos.documents.rig import NAMESPACE, Rig
 from tests.chaos.documents.tls import renew
 
@@ -48,7 +50,9 @@ async def followers_lag(rig: Rig) -> None:
         asyncio.create_task(rig.does.believe_locks(LockManager(far), belief)),
         asyncio.create_task(follow_queue()),
     ]
-    await asyncio.sleep(0.5)
+    command = await rig.command("locks", "--watch", "-o", "jsonl", proxy=proxy)
+    shown = asyncio.create_task(command.communicate())
+    await asyncio.sleep(2)
     grants = [await manager.acquire(f"held-{n}") for n in range(30)]
     ids = [await rig.does.add(queue, "work") for _ in range(30)]
     await rig.until(lambda: len(belief) == 30 and len(states) == 30, 5)
@@ -64,6 +68,10 @@ async def followers_lag(rig: Rig) -> None:
     proxy.resume()
     await asyncio.sleep(6)
     rig.does.say_locks(belief)
+    command.send_signal(signal.SIGINT)
+    out, errors = await shown
+    rig.does.say("exit", of="locks --watch", code=command.returncode, stderr=errors.decode(errors="replace"))
+    rig.does.say_locks(cli_belief(out.decode().splitlines()))
     rig.does.say("belief", what="dead", ns=NAMESPACE, queue="seen", believed=states)
     await rig.mark()
     for task in following:
