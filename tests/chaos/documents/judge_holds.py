@@ -123,7 +123,7 @@ def followers(evidence: Evidence) -> list[Violation]:
         if wrong:
             name = min(wrong)
             text = (
-                f"{fact['process']} follows {fact['what']} and is wrong about {len(wrong)} of {len(wanted)}: "
+                f"{fact['process']} follows {fact['what']} and is wrong about {len(wrong)} names: "
                 f"{name} is {wanted.get(name)}, believed {believed.get(name)}"
             )
             found.append(Violation("follower", text))

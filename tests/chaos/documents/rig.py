@@ -23,6 +23,7 @@ from tests.proxy import TcpProxy
 
 MARK = "/chaos/mark"
 NAMESPACE = "chaos"
+SETTLES = 1.0  # seconds for the outcome of a run that has just ended to be written
 
 
 def state_folder() -> Path:
@@ -79,6 +80,7 @@ class Rig:
 
     async def mark(self) -> None:
         """Here the scenario is judged: what etcd holds now, and which runs are under way."""
+        await asyncio.sleep(SETTLES)
         await asyncio.to_thread(self.gateway.put, MARK)
         self.does.say("mark")
 
