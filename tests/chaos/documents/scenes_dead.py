@@ -180,11 +180,13 @@ async def _end_older(rig: Rig, queue: DeadLetterQueue, way: str, old: str) -> No
 
 
 async def handler_hangs(rig: Rig) -> None:
-    """The worker's block is left while a handler waits for what never comes."""
+    """The worker's block is left while a handler waits for what never comes; another worker finishes its entry."""
     session = await rig.session()
+    left = asyncio.Event()
 
     async def hang(entry: DeadLetter, attempt: Attempt) -> None:
-        await asyncio.Event().wait()
+        if not left.is_set():
+            await asyncio.Event().wait()
 
     async def leave(queue: DeadLetterQueue) -> None:
         async with queue.worker():
@@ -193,7 +195,10 @@ async def handler_hangs(rig: Rig) -> None:
 
     queue = DeadLetterQueue("hangs", session=session)
     rig.does.handle(queue, work=hang)
-    await rig.does.within(20, "leaving a worker whose handler hangs", leave(queue))
+    await rig.does.within(26, "leaving a worker whose handler hangs", leave(queue))  # 20 s, and 5 s after the cancel
+    left.set()
+    async with queue.worker() as worker:
+        await rig.does.within(5, "what a hanging handler left behind", worker.settled())
     await rig.mark()
 
 

@@ -192,7 +192,7 @@ class DeadLetterQueue:
 
         return register
 
-    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 30.0) -> WorkerHandle:
+    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> WorkerHandle:
         """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
 
         At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run, at

@@ -126,7 +126,7 @@ class DeadLetterQueue:
     async def _register(self, operation: str, handle: handling.Handler) -> None:
         self._queue.handler(operation)(handle)
 
-    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 30.0) -> Worker:
+    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> Worker:
         """Retry what is due while the block runs: ``with dlq.worker() as worker: worker.settled()``."""
         return Worker(self._queue.worker(concurrency, drain_timeout=drain_timeout))
 
