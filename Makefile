@@ -61,6 +61,7 @@ versions: $(VENV)/.ready
 
 mutants: $(VENV)/.ready
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants --documents
 
 # The pinned generator is the last whose output every protobuf runtime from 5 to 7 accepts.
 proto:

@@ -2,6 +2,9 @@
 
 A mutant names the file, what is replaced, and the tests that must fail then. One that survives is a missing test; one
 whose text is no longer found must be written anew. ``python -m tests.mutants NAME...`` runs only those.
+
+``python -m tests.mutants --documents`` shows instead that the scenarios of ``tests/chaos/documents/``, which were
+written without a look at the code, notice the mutants that undo the fix of each kind of fault their like had found.
 """
 
 from __future__ import annotations
@@ -26,15 +29,48 @@ class Mutant(NamedTuple):
     old: str
     new: str
     tests: str  # what to give pytest
+    scenario: str = ""  # of the checker that was written from the documents, which must notice it too
+    also: tuple[tuple[str, str, str], ...] = ()  # files, texts and replacements of what would make good for the first
 
 
 MUTANTS = (
+    Mutant(
+        "let new TLS files cancel what is under way, and the watch stream die of it in silence",
+        "etcd/links.py",
+        "        for link in old:\n            self._close_if_unused(link)",
+        "        for link in old:\n            asyncio.ensure_future(self._close(link.connection))",
+        "tests/integration/test_security.py -k under_way",
+        "02-tls-replaced",
+        (
+            ("etcd/overdue.py", "if task and task.cancelling() > cancels:", "if call in self._deadlines:"),
+            ("etcd/grpc.py", "if task is None or not task.cancelling():", "if False:"),
+            ("etcd/watch.py", "if side.cancelled():", "if False:"),
+            ("etcd/supervision.py", "elif not task.cancelling():", "elif False:"),
+        ),
+    ),
+    Mutant(
+        "carry out a claim that nobody waits for any more, and never look for it",
+        "etcd/commit.py",
+        "if request.again is not None and not request.reply.done():",
+        "if request.again is not None:",
+        "tests/integration/test_worker_faults.py -k runner_or_is_undone",
+        "03-still-while-claiming",
+        (
+            (
+                "dead_letters/store.py",
+                "            undo=lambda: self.session.start(",
+                "            unsent=lambda: self.session.start(",
+            ),
+            ("dead_letters/worker.py", "if self._store.is_stray(kv) and not self._stopping:", "if False:"),
+        ),
+    ),
     Mutant(
         "take the header of a message for what a watch has seen",
         "etcd/watch_state.py",
         "watch.revision = events[-1].kv.mod_revision",
         "watch.revision = message.revision",
         "tests/unit/test_watch_state.py",
+        "01-worker-lags",
     ),
     Mutant(
         "close the old connections under the calls on them when TLS files change",
@@ -98,6 +134,7 @@ MUTANTS = (
         "await asyncio.wait(self._tasks, timeout=limit)",
         "await asyncio.wait_for(asyncio.gather(*self._tasks), limit)",
         "tests/integration/test_worker_faults.py -k leaving",
+        "04-left-while-cancelled",
     ),
     Mutant(
         "drop an entry whose claim etcd refused for want of space",
@@ -105,6 +142,7 @@ MUTANTS = (
         "            self._schedule.again(entry_id, self._resting_until)\n",
         "",
         "tests/integration/test_worker_faults.py -k full_database",
+        "05-full-while-due",
     ),
     Mutant(
         "keep reasons and errors of any length",
@@ -112,6 +150,7 @@ MUTANTS = (
         "return text if len(text) <= limit else",
         "return text if len(text) <= limit or True else",
         "tests/integration/test_worker_faults.py -k 'shortened or whatever_fits'",
+        "06-reasons-too-long",
     ),
     Mutant(
         "wait for a handler that hangs for as long as it takes",
@@ -119,6 +158,7 @@ MUTANTS = (
         "self._drain_timeout if kind is None else 0.0",
         "None if kind is None else 0.0",
         "tests/integration/test_worker_faults.py -k hangs",
+        "15-handler-hangs",
     ),
     Mutant(
         "skip the session compare, so that a straggler commits",
@@ -351,6 +391,7 @@ MUTANTS = (
         "return ProcessPoolExecutor(1, mp_context=",
         "self._take = lambda one=ProcessPoolExecutor(1): one\n        return ProcessPoolExecutor(1, mp_context=",
         "tests/unit/test_pool_processes.py -k costs",
+        "14-children",
     ),
     Mutant(
         "send exceptions between processes as they are",
@@ -512,6 +553,7 @@ MUTANTS = (
         "return _Rider(Compare(key, Target.VALUE, entry.id.encode()), Delete(key))",
         'return _Rider(Compare(key + b"x", Target.CREATE_REVISION, 0), Delete(key))',
         "tests/integration/test_dead_letter_dedup.py -k leaves",
+        "07-older-forgets-newer",
     ),
     Mutant(
         "believe a dedup key that dangles",
@@ -540,6 +582,7 @@ MUTANTS = (
         "compares = [Compare(key, Target.CREATE_REVISION, 0), *free]",
         "compares = [*free]",
         "tests/integration/test_dead_letter_dedup.py tests/integration/test_spill.py -k 'again or doubt'",
+        "09-spilled-in-doubt",
     ),
     Mutant(
         "make room for an entry that is stored already",
@@ -554,6 +597,15 @@ MUTANTS = (
         "self.spill.remove(path)",
         "pass",
         "tests/unit/test_spill.py -k 'sent_in_order or sent_again'",
+        "08-away-and-back",
+    ),
+    Mutant(
+        "take the part of a name before its dot for the name",
+        "dead_letters/spill.py",
+        "self._owner = namespace, queue",
+        'self._owner = namespace.partition(".")[0], queue.partition(".")[0]',
+        "tests/integration/test_spill.py",
+        "10-taken-over",
     ),
     Mutant(
         "send what another queue has spilled",
@@ -631,6 +683,7 @@ MUTANTS = (
         "len(digits) > _MAX_DIGITS or ",
         "",
         "tests/unit/test_decode.py",
+        "13-garbage",
     ),
     Mutant(
         "believe a record without looking at what is in it",
@@ -708,6 +761,11 @@ MUTANTS = (
         "await _outlive_session(entries)\n            await _trusted(entries, patience)",
         "await _outlive_session(entries)",
         "tests/integration/test_trust.py -k lock_delay-False",
+        "11-granted-without-trust",
+        (
+            ("queue/entry.py", "        self.notice_loss()\n", ""),
+            ("session.py", "if clock.now() - asked_at > self.ttl / 3:", "if False:"),
+        ),
     ),
     Mutant(
         "grant without a look at trust",
@@ -750,6 +808,7 @@ MUTANTS = (
         "if not lost:\n                raise",
         "raise",
         "tests/integration/test_trust.py -k while_etcd_stands_still",
+        "12-lost-while-away",
     ),
     Mutant(
         "turn a block's success into an error because its release is not confirmed",
@@ -804,7 +863,11 @@ MUTANTS = (
 
 
 def main() -> None:
-    chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or any(text in mutant.name for text in sys.argv[1:])]
+    names = [text for text in sys.argv[1:] if text != "--documents"]
+    chosen = [mutant for mutant in MUTANTS if not names or any(text in mutant.name for text in names)]
+    if "--documents" in sys.argv:
+        scenario = "-m chaos tests/chaos/documents/test_scenarios.py -k "
+        chosen = [mutant._replace(tests=scenario + mutant.scenario) for mutant in chosen if mutant.scenario]
     survivors = [mutant.name for mutant in chosen if not _noticed(mutant)]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants were noticed", flush=True)
     sys.exit(bool(survivors))
@@ -815,11 +878,12 @@ def _noticed(mutant: Mutant) -> bool:
         copy = Path(folder)
         for part in ("src", "tests", "pyproject.toml"):
             (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
-        target = copy / PACKAGE / mutant.file
-        text = target.read_text()
-        if mutant.old not in text:
-            sys.exit(f"{mutant.name}: its text is no longer in {mutant.file}")
-        target.write_text(text.replace(mutant.old, mutant.new))
+        for file, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
+            target = copy / PACKAGE / file
+            text = target.read_text()
+            if old not in text:
+                sys.exit(f"{mutant.name}: its text is no longer in {file}")
+            target.write_text(text.replace(old, new))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60"]
         environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
         try:
