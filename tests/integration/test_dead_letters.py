@@ -542,7 +542,7 @@ async def test_with_etcd_away_a_failed_task_is_spilled_and_sent_later(
             await dlq.count()
             await etcd.stop()
             routed = await dlq.route(operation="f", args={"x": object()}, error=ValueError("bad"), metadata={})
-            assert routed.id and "etcd was away" in routed.note
+            assert routed.id and "not in etcd yet" in routed.note
             spill = Spill(session.settings.namespace, "spilling")
             (path,) = spill.waiting()
             line = json.loads(path.read_bytes().splitlines()[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from codomyrmex.concurrency import AsyncWorkerPool, Attempt, DeadLetter, DeadLetterQueue, Session
+from codomyrmex.concurrency import AsyncWorkerPool, Attempt, DeadLetter, DeadLetterQueue, EtcdQuotaExceeded, Session
 from codomyrmex.concurrency.dead_letters import record, spiller
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
@@ -267,3 +267,33 @@ async def test_a_task_whose_dead_letter_can_be_kept_nowhere_says_so(
             result = await pool.submit(fails)
     assert result.error and result.dead_letter_id is None
     assert "no dead letter could be stored" in result.dead_letter_note
+
+
+async def test_entering_a_queue_sends_what_was_left_there(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
+    """A fleet that has recovered and fails at nothing calls nothing else."""
+    async with far(etcd, namespace) as (proxy, here), DeadLetterQueue("q", session=here) as dlq:
+        await dlq.count()
+        go_away(proxy)
+        entry_id = await route(dlq)
+        assert "not in etcd yet" in (await dlq.route(operation="x", args={}, error=ValueError(), metadata={})).note
+    async with DeadLetterQueue("q", session=session):
+        queue = DeadLetterQueue("q", session=session)
+        store = Store(session, "q", 60)
+        await eventually(lambda: store.get(entry_id), limit=15)
+    assert await queue.count() == 2
+
+
+async def test_what_etcd_refuses_is_spilled_too(session: Session, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full database, or a permission that is gone, must lose no failure."""
+    async with DeadLetterQueue("q", session=session) as dlq:
+        original = Store.add
+
+        async def refused(self: Store, entry: DeadLetter) -> str:
+            raise EtcdQuotaExceeded("etcd's database is full")
+
+        monkeypatch.setattr(Store, "add", refused)
+        routed = await dlq.route(operation="x", args={}, error=ValueError("bad"), metadata={})
+        assert "database is full" in routed.note and size(state) > 0
+        monkeypatch.setattr(Store, "add", original)
+        await all_sent(dlq)
+        assert await dlq.get(routed.id)

@@ -362,7 +362,11 @@ async def test_a_cancel_that_a_handler_leaves_behind_strikes_at_nothing(session:
     assert await states(dlq) <= {"resolved", "parked"} and await claims(session) == []
 
 
-@pytest.mark.parametrize("problem", [StopIteration, GeneratorExit, SystemExit, asyncio.CancelledError])
+class Unusual(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("problem", [StopIteration, GeneratorExit, SystemExit, asyncio.CancelledError, Unusual])
 async def test_a_handler_that_raises_what_ends_others_ends_its_attempt_alone(
     problem: type[BaseException], session: Session
 ) -> None:
@@ -377,6 +381,63 @@ async def test_a_handler_that_raises_what_ends_others_ends_its_attempt_alone(
         await asyncio.wait_for(working.settled(), 10)
     (entry,) = await dlq.list_entries()
     assert entry.state == "parked" and entry.attempts[-1].outcome == "failed" and await claims(session) == []
+
+
+async def test_whatever_a_handler_does_to_its_arguments_the_record_keeps_them(session: Session) -> None:
+    """Else the next attempt, or a person, would find them gone, or nothing could be written at all."""
+    dlq = queue_on(session)
+    given = {"to": "a@example.org", "all": [1, {"deep": 2}]}
+
+    @dlq.handler("x")
+    async def handle(entry: DeadLetter, attempt: Attempt) -> None:
+        assert entry.args == given and entry.metadata == {"m": [1]}
+        entry.args.pop("to")
+        entry.args["all"][1]["deep"] = object()
+        entry.metadata["huge"] = "x" * 3_000_000
+        raise ValueError("it failed")
+
+    entry_id = await dlq.add(operation="x", args=given, error="e", metadata={"m": [1]})
+    async with dlq.worker() as working:
+        await asyncio.wait_for(working.settled(), 10)
+    entry = await dlq.get(entry_id)
+    assert entry and entry.state == "parked" and entry.attempt_count == 3 and entry.args == given
+    assert all("it failed" in attempt.error for attempt in entry.attempts)
+
+
+async def test_an_outcome_that_cannot_be_written_leaves_no_claim_for_good(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LOOK_ROUND", 0.2)
+    original, broken = Store.finish, []
+
+    async def finish(self: Store, claim: Any, entry: DeadLetter) -> bool:
+        if not broken:
+            broken.append(entry.id)
+            raise RuntimeError("a bug that nobody expects")
+        return await original(self, claim, entry)
+
+    monkeypatch.setattr(Store, "finish", finish)
+    dlq = queue_on(session)
+
+    @dlq.handler("x")
+    async def handle(entry: DeadLetter, attempt: Attempt) -> None:
+        pass
+
+    await dlq.add(operation="x", args={}, error="e")
+    with pytest.raises(RuntimeError, match="nobody expects"):
+        async with dlq.worker():
+            await asyncio.sleep(30)
+    assert len(await claims(session)) == 1
+    async with dlq.worker() as working:  # the same session's next worker gives it back
+        await asyncio.wait_for(working.settled(), 10)
+    assert await states(dlq) == {"resolved"} and await claims(session) == []
+
+
+async def test_every_text_that_is_stored_passes_the_redaction(session: Session) -> None:
+    dlq = queue_on(session, redact=lambda text: text.replace("secret", "***"))
+    entry_id = await dlq.add(operation="x", args={}, error="a secret")
+    discarded = await dlq.discard(entry_id, reason="it was a secret")
+    assert "secret" not in repr(discarded) and discarded.reason == "it was a ***"
 
 
 async def test_a_redaction_that_fails_withholds_the_text_and_loses_no_outcome(session: Session) -> None:

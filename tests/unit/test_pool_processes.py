@@ -220,3 +220,33 @@ def test_a_program_that_forgets_its_pool_ends(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "program.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert done.stdout == "[1, 2]\n" and not done.stderr and done.returncode == 0
+
+
+def writes_late(path: str, seconds: float) -> None:
+    Path(path).with_suffix(".began").touch()
+    time.sleep(seconds)
+    Path(path).touch()
+
+
+async def test_the_process_of_a_task_that_timed_out_is_ended_and_its_place_free(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    async with AsyncWorkerPool(1, executor="process", task_timeout=3) as pool, asyncio.timeout(LIMIT):
+        assert (await pool.submit(writes_late, str(late), 4.5)).status == "timeout"
+        assert (await pool.submit(len, "abc")).result == 3
+        await asyncio.sleep(2)
+    assert late.with_suffix(".began").exists() and not late.exists()
+
+
+async def test_the_process_of_a_task_that_was_cancelled_is_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = tmp_path / "late"
+    pool = AsyncWorkerPool(1, executor="process")
+    task = asyncio.create_task(pool.submit(writes_late, str(late), 1.5))
+    await eventually(late.with_suffix(".began").exists, LIMIT)
+    task.cancel()
+    await asyncio.wait({task})
+    await pool.shutdown(drain=False)
+    assert not caplog.records  # no thread goes on
+    await asyncio.sleep(2)
+    assert not late.exists()

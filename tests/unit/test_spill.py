@@ -358,7 +358,7 @@ async def test_close_ends_it_for_good_until_it_is_opened_again() -> None:
     etcd.refuse = lambda _: None
     await sending.keep(letter())
     assert sending._task.done() and len(sending.spill.waiting()) == 2
-    sending.reopen()
+    sending.open()
     await eventually(lambda: len(etcd.added) == 2)
     await sending.close()
 

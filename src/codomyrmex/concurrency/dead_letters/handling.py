@@ -66,9 +66,13 @@ Handler = Callable[[DeadLetter, Attempt], Awaitable[object]]
 async def outcome(
     handler: Handler, entry: DeadLetter, attempt: Attempt, policy: RetryPolicy, redact: Callable[[str], str]
 ) -> DeadLetter:
-    """Run the handler; returns the entry as the handler's end leaves it. Raises nothing but ``CancelledError``."""
+    """Run the handler; returns the entry as the handler's end leaves it. Raises nothing but ``CancelledError``, and
+    ``KeyboardInterrupt``, which is the program's.
+
+    The handler is given an entry of its own: whatever it does to the arguments, the record keeps them.
+    """
     try:
-        await handler(entry, attempt)
+        await handler(record.copied(entry), attempt)
     except Retry as error:
         if entry.attempt_count >= policy.max_attempts:
             return record.parked(entry, "attempts are used up", "failed")
@@ -78,7 +82,9 @@ async def outcome(
         return record.parked(entry, redact(error.reason))
     except Discard as error:
         return record.resolved(entry, "discarded", redact(error.reason))
-    except (Exception, SystemExit, GeneratorExit) as error:  # a handler that exits must not end its worker
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a handler that exits must not end its worker
         text = redact(f"{type(error).__qualname__}: {text_of(error)}")
         return record.failed(entry, error, text, policy)
     return record.resolved(entry)

@@ -25,9 +25,10 @@ from codomyrmex.concurrency.dead_letters.worker_handle import Work, WorkerHandle
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
-    EtcdUnavailable,
+    EtcdError,
     QueueFull,
     SessionLost,
+    text_of,
 )
 from codomyrmex.concurrency.etcd.transport import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
@@ -114,7 +115,7 @@ class DeadLetterQueue:
         return stored.entry if stored else None
 
     async def count(self) -> int:
-        """How many entries there are, in any state."""
+        """How many entries there are, in any state; whatever else lies among them is counted too."""
         return await (await self._opened()).count()
 
     async def list_entries(
@@ -253,7 +254,9 @@ class DeadLetterQueue:
         """
         if not reason.strip():
             raise ValueError("a discard needs a reason, for those who ask later")
-        return await self._change(id, lambda entry: record.resolved(entry, "discarded", reason), "discarded")
+        return await self._change(
+            id, lambda entry: record.resolved(entry, "discarded", self._redact(reason)), "discarded"
+        )
 
     async def purge(self, before: datetime | None = None, state: State | None = None) -> int:
         """Delete resolved and parked entries, or those of one ``state``, created ``before`` then; returns how many.
@@ -271,7 +274,7 @@ class DeadLetterQueue:
         return sum([await store.remove(stored) for stored in snapshot])
 
     async def __aenter__(self) -> DeadLetterQueue:
-        self._spilling().reopen()
+        self._spilling().open()
         return self
 
     async def __aexit__(
@@ -289,26 +292,26 @@ class DeadLetterQueue:
     async def route(
         self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]
     ) -> Routed:
-        """Store the failure of a pool's task; with etcd away, spill it to a local file that is sent later. Raises
-        ``OSError`` if that cannot be written either.
+        """Store the failure of a pool's task; where etcd does not take it, spill it to a local file that is sent later.
+        Raises ``OSError`` if that cannot be written either, and ``QueueFull``.
 
         Arguments that are not JSON are stored as their ``repr``, under ``"repr"``, and ``metadata`` says so.
         """
         try:
             entry = record.new(operation, args, error, metadata, self._redact)
         except TypeError:
-            plain = {"repr": {key: repr(value)[: record.MAX_TEXT] for key, value in args.items()}}
+            plain = {"repr": {key: record.shown(value) for key, value in args.items()}}
             entry = record.new(operation, plain, error, {**metadata, "args_not_json": True}, self._redact)
         record.encode(entry)
         spiller = self._spilling()
         if not spiller.away:
             try:
                 return Routed(await self._add(entry), "")
-            except (EtcdUnavailable, SessionLost) as problem:
-                log.warning("dead letters are spilled to a local file, for etcd is away: %s", problem)
-                spiller.went_away()
+            except (EtcdError, SessionLost) as problem:
+                log.warning("dead letters are spilled to a local file, for etcd does not take them: %s", problem)
+                spiller.went_away(text_of(problem))
         path = await spiller.keep(entry)
-        return Routed(entry.id, f"etcd was away; kept in {path} until it is back")
+        return Routed(entry.id, f"not in etcd yet ({spiller.trouble}); kept in {path} and sent from there")
 
     def _spilling(self) -> Spiller:
         if self._spiller is None:

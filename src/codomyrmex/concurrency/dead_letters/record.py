@@ -24,6 +24,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -225,6 +226,16 @@ def brief(text: str, limit: int = MAX_TEXT) -> str:
 _CUT = "... (shortened)"
 
 
+def shown(value: object) -> str:
+    """The ``repr`` of what cannot be stored as it is."""
+    try:
+        return brief(repr(value))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return f"(a {type(value).__qualname__}, whose repr() raised {type(error).__qualname__})"
+
+
 def total(redact: Callable[[str], str]) -> Callable[[str], str]:
     """``redact`` as it can be called where nothing may fail: where it raises, or returns no text, nothing of the text
     is told."""
@@ -241,6 +252,11 @@ def total(redact: Callable[[str], str]) -> Callable[[str], str]:
         return f"(withheld: redact= failed, {problem})"
 
     return redacted
+
+
+def copied(entry: DeadLetter) -> DeadLetter:
+    """The same entry, with arguments and metadata of its own."""
+    return replace(entry, args=deepcopy(entry.args), metadata=deepcopy(entry.metadata))
 
 
 # Steps

@@ -39,6 +39,7 @@ class Spiller:
         self._add = add
         self._over = over
         self._task: asyncio.Task[None] | None = None
+        self.trouble = ""  # why etcd took nothing, when it was asked last
         self._away_until = 0.0  # on the monotonic clock: before that etcd need not be asked
         self._more = False  # something was kept since the last look
         self._unsent = False  # as far as is known
@@ -50,7 +51,8 @@ class Spiller:
         """Whether etcd was away just now, so that asking it would only cost time."""
         return time.monotonic() < self._away_until
 
-    def went_away(self) -> None:
+    def went_away(self, trouble: str) -> None:
+        self.trouble = trouble
         self._away_until = time.monotonic() + SEND_EVERY
 
     async def keep(self, entry: DeadLetter) -> Path:
@@ -70,11 +72,10 @@ class Spiller:
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
 
-    def reopen(self) -> None:
-        """Undo ``close``."""
-        if self._closed:
-            self._closed = False
-            self.wake()
+    def open(self) -> None:
+        """Begin, also after ``close``: what processes left here before is sent."""
+        self._closed = False
+        self.wake()
 
     async def close(self) -> None:
         """End the task; what is not sent stays in its files."""
@@ -113,7 +114,7 @@ class Spiller:
                 if self._over():
                     return
                 if isinstance(error, EtcdUnavailable):
-                    self.went_away()
+                    self.went_away(str(error))
             except (Exception, asyncio.CancelledError):
                 if _is_cancelled():
                     raise

@@ -222,6 +222,10 @@ class Store:
         """The claim's create revision, if it was refused for having been applied before, its answer lost; else 0."""
         return next((kv.create_revision for kv in _found(reply, 0).kvs if kv.value == mark), 0)
 
+    def let_go(self, claim: Claim) -> None:
+        """Nobody in this process runs the claim any more. If it is in etcd all the same, the look round finds it."""
+        _under_way.discard(claim.mark)
+
     def is_stray(self, claim: KV) -> bool:
         """Whether it is a claim of this session that nobody in this process runs."""
         return claim.lease == self.session.id and claim.value not in _under_way
@@ -268,7 +272,6 @@ class Store:
         held = Compare(claim_key, Target.CREATE_REVISION, claim.token)
         request = Request((claim_key,), then, (held,), (Get(key),), again=(), size=len(value))
         reply = await self._commit(request, self._forget_dedup(entry) if entry.state == "resolved" else None)
-        _under_way.discard(claim.mark)
         if reply.succeeded:
             return True
         return any(kv.value == value for kv in _found(reply, 0).kvs)  # applied the first time, its answer lost

@@ -106,14 +106,14 @@ class Worker:
         try:
             while not self._stopping:
                 self._news.clear()
-                self._start_due()
-                self._tell_settled()
-                await self._wait()
                 for part in parts:
                     if part.done():
                         part.result()
                 if self._failure:
                     raise self._failure
+                self._start_due()
+                self._tell_settled()
+                await self._wait()
         finally:
             self._stopping = True
             self._tell_settled(over=True)
@@ -339,8 +339,11 @@ class Worker:
             if not self._hurry and self._store.session.alive:  # the answer to the claim may have come late
                 entry = await self._handle(handler, claim, attempt)
         finally:
-            await self._finish(claim, entry)
-            self._attempts.pop(entry_id, None)
+            try:
+                await self._finish(claim, entry)
+            finally:
+                self._attempts.pop(entry_id, None)
+                self._store.let_go(claim)
 
     async def _claim(self, entry_id: str) -> Claim | None:
         """The claim on a due entry; None if another worker was quicker, or etcd takes none at the moment."""

@@ -1,16 +1,19 @@
 """Child processes that run one function each at a time. One that dies takes nothing along but what ran in it.
 
 An executor of the standard library breaks as a whole when one of its processes dies, or sends what cannot be unpickled.
-So each process has an executor of its own, and what goes through it is bytes and text alone.
+So each process has an executor of its own, and what goes through it is bytes and text alone. A process can be ended, as
+a thread cannot: that of a task that timed out or was cancelled is killed.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -35,20 +38,57 @@ class _Trace(Exception):
         super().__init__(f'\n"""\n{text}"""')
 
 
+class Errand:
+    """One function's run in a process. Any thread may end it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = 0
+        self.ended = False
+
+    def begun(self, pid: int) -> bool:
+        """It is about to run in the process ``pid``; False if it was ended before."""
+        with self._lock:
+            self._pid = 0 if self.ended else pid
+            return not self.ended
+
+    def over(self) -> None:
+        """The process has answered, or died."""
+        with self._lock:
+            self._pid = 0
+
+    def end(self) -> None:
+        """Kill the process if the function runs in it; it begins in none any more."""
+        with self._lock:
+            self.ended = True
+            for process in multiprocessing.active_children() if self._pid else ():
+                if process.pid == self._pid:
+                    process.kill()
+
+
+class Child(NamedTuple):
+    """A process, and the executor that it alone serves."""
+
+    executor: ProcessPoolExecutor
+    pid: int
+
+
 class Processes:
     """Processes that are started as they are needed, and used again. Threads may call it side by side."""
 
     def __init__(self) -> None:
-        self._idle: list[ProcessPoolExecutor] = []
+        self._idle: list[Child] = []
         self._closed = False
         self._lock = threading.Lock()
 
-    def run(self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, errand: Errand, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """``function``'s result, from a process; blocks. Raises what it raised, or else an error that says what was."""
         packed = outcome(lambda: bytes(ForkingPickler.dumps((function, args, kwargs))))
         if packed.error:
             raise pickle.PicklingError(f"the arguments of {name} cannot be pickled: {_said(packed.error)}")
-        reply = self._reply(name, packed.value)
+        reply = self._reply(errand, name, packed.value)
         opened = outcome(lambda: ForkingPickler.loads(reply.pickled) if reply.pickled is not None else None)
         if not reply.error:
             if opened.error:
@@ -66,39 +106,52 @@ class Processes:
             self._closed = True
             idle, self._idle = self._idle, []
         for child in idle:
-            child.shutdown(wait=False)
+            child.executor.shutdown(wait=False)
 
-    def _reply(self, name: str, packed: bytes) -> _Reply:
+    def _reply(self, errand: Errand, name: str, packed: bytes) -> _Reply:
         while True:
             child = self._take()
+            if not errand.begun(child.pid):
+                self._give_back(child)
+                raise CancelledError
             try:
-                running = child.submit(_serve, name, packed)
+                running = child.executor.submit(_serve, name, packed)
             except BrokenProcessPool:
-                child.shutdown(wait=False)
+                child.executor.shutdown(wait=False)
                 continue  # it died while it was idle, so nothing began; there are only so many of these
             try:
                 reply = running.result()
             except BrokenProcessPool as error:
-                child.shutdown(wait=False)
+                child.executor.shutdown(wait=False)
                 raise BrokenProcessPool(
                     f"the process that ran {name} ended abruptly (killed, out of memory, or crashed); "
                     "the function may have run in part"
                 ) from error
+            finally:
+                errand.over()
             self._give_back(child)
             return reply
 
-    def _take(self) -> ProcessPoolExecutor:
+    def _take(self) -> Child:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            return Child(executor, executor.submit(os.getpid).result())
+        except BrokenProcessPool as error:
+            executor.shutdown(wait=False)
+            raise BrokenProcessPool(
+                "a process ended before it could run anything; is the program's start guarded by "
+                "`if __name__ == '__main__'`?"
+            ) from error
 
-    def _give_back(self, child: ProcessPoolExecutor) -> None:
+    def _give_back(self, child: Child) -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(child)
                 return
-        child.shutdown(wait=False)
+        child.executor.shutdown(wait=False)
 
 
 def _serve(name: str, packed: bytes) -> _Reply:

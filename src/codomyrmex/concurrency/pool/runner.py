@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from codomyrmex.concurrency.pool.outcome import Outcome, outcome
-from codomyrmex.concurrency.pool.processes import Processes
+from codomyrmex.concurrency.pool.processes import Errand, Processes
 
 Executor = Literal["auto", "thread", "process"]
 Call = Callable[..., Awaitable[Any]]
@@ -32,6 +32,7 @@ class Runner:
         self._name = name
         self._threads: ThreadPoolExecutor | None = None
         self._processes = Processes()
+        self._ending: set[Future[Outcome]] = set()  # those of them that end soon
         self.busy: set[Future[Outcome]] = set()  # threads at work; they run on after their task has ended
 
     def call(self, function: Callable[..., Any]) -> Call:
@@ -64,10 +65,14 @@ class Runner:
 
     async def _in_process(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A thread packs the arguments, waits for the process and unpacks the result, so the loop does none of it."""
-        run = functools.partial(self._processes.run, describe(function), function, args, kwargs)
-        return await self._answer(function, run)
+        errand = Errand()
+        run = functools.partial(self._processes.run, errand, describe(function), function, args, kwargs)
+        return await self._answer(function, run, errand.end)
 
-    async def _answer(self, function: Callable[..., Any], work: Callable[[], Any]) -> Any:
+    async def _answer(
+        self, function: Callable[..., Any], work: Callable[[], Any], end: Callable[[], None] | None = None
+    ) -> Any:
+        """What ``work`` gives in a thread. ``end`` ends it where nobody waits any more; without it, it runs on."""
         while len(self.busy) >= self._workers:  # threads of tasks that timed out; they cannot be ended
             await asyncio.wait([_heard(running) for running in tuple(self.busy)], return_when=asyncio.FIRST_COMPLETED)
         if self._threads is None:
@@ -79,6 +84,10 @@ class Runner:
             done: Outcome = await _heard(running)
         except BaseException:
             running.cancel()  # this has an effect only if it has not begun
+            if end:
+                self._ending.add(running)
+                running.add_done_callback(self._ending.discard)
+                end()
             raise
         if isinstance(done.error, StopIteration):  # no coroutine may raise it, and Python says so in the same way
             raise RuntimeError(f"{describe(function)} raised StopIteration") from done.error
@@ -87,12 +96,12 @@ class Runner:
         return done.value
 
     def close(self) -> int:
-        """End threads and processes once they have nothing to do; does not wait for them. Gives how many are busy."""
+        """End threads and processes once they have nothing to do, without waiting. Gives how many threads go on."""
         threads, self._threads = self._threads, None
         if threads:
             threads.shutdown(wait=False)
         self._processes.close()
-        return len(self.busy) if threads else 0
+        return len(self.busy - self._ending) if threads else 0
 
 
 def _heard(running: Future[Outcome]) -> asyncio.Future[Outcome]:

@@ -143,8 +143,8 @@ class _Book:
         self.revision = 0
 
     def read(self, entries: Iterable[KV], revision: int) -> list[LockEvent]:
-        """The whole state was read: what is new has joined, what is missing was released unseen. Keys are used again, so
-        one that is there in another life has left, too."""
+        """The whole state was read: what is new has joined, what is missing was released unseen. Keys are used again,
+        so one that is there in another life has left, too."""
         seen = {kv.key: kv for kv in entries}
         lives = {kv.key: kv.create_revision for kv in seen.values()}
         events = []
