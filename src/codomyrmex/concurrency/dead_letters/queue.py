@@ -21,7 +21,7 @@ from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
 from codomyrmex.concurrency.dead_letters.store import Store, Stored
-from codomyrmex.concurrency.dead_letters.worker_handle import Work, WorkerHandle
+from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
@@ -81,7 +81,7 @@ class DeadLetterQueue:
         self._max_entries = max_entries
         self._redact = record.total(redact or str)
         self._handlers: dict[str, Handler] = {}
-        self._workers: weakref.WeakSet[WorkerHandle] = weakref.WeakSet()
+        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
         self._store: Store | None = None
         self._spiller: Spiller | None = None
 
@@ -187,12 +187,12 @@ class DeadLetterQueue:
                 raise ValueError(f"{operation!r} has a handler already")
             self._handlers[operation] = function
             for worker in list(self._workers):
-                worker.handled_now(operation)
+                worker._handled_now(operation)
             return function
 
         return register
 
-    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 30.0) -> WorkerHandle:
+    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 30.0) -> Worker:
         """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
 
         At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run, at
@@ -209,7 +209,7 @@ class DeadLetterQueue:
         if drain_timeout is not None and not drain_timeout >= 0:
             raise ValueError(f"drain_timeout must be at least 0 seconds, or None, not {drain_timeout!r}")
         work = Work(self._name, self._handlers, self._retry, self._redact, self._opened, self._is_over)
-        worker = WorkerHandle(work, concurrency, drain_timeout)
+        worker = Worker(work, concurrency, drain_timeout)
         self._workers.add(worker)
         return worker
 
