@@ -25,7 +25,10 @@ INSIDE = {
     "Session.leave",
     "Session.overstays",
 }  # for the library's own use, and not in API_SPECIFICATION.md
-CLASSES = [pytest.param(one, id=f"{one.__module__.split('.')[2]}-{one.__name__}") for one in PUBLIC]
+CLASSES = [
+    pytest.param(one, id=f"{one.__module__}.{one.__name__}")
+    for one in sorted(PUBLIC, key=lambda one: (one.__module__, one.__name__))
+]
 
 
 def names_for_checkers(module: Any) -> dict[str, Any]:
