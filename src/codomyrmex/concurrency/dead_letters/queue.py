@@ -25,6 +25,7 @@ from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
+    EtcdError,
     EtcdUnavailable,
     QueueFull,
     SessionLost,
@@ -32,7 +33,7 @@ from codomyrmex.concurrency.errors import (
 from codomyrmex.concurrency.etcd.transport import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
 from codomyrmex.concurrency.follow import notices
-from codomyrmex.concurrency.keys import check_name, prefix_end
+from codomyrmex.concurrency.keys import check_name, forms, prefix_end
 from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.retry import RetryPolicy
 from codomyrmex.concurrency.session import Session, make_settings, ready
@@ -73,6 +74,7 @@ class DeadLetterQueue:
         redact: Callable[[str], str] | None = None,
     ) -> None:
         self._name = check_name(name)
+        self._other_forms = forms(name)[1:]
         self._session = session
         self._retry = retry or RetryPolicy()
         self._retention = WEEK if retention is None else _positive("retention", retention)
@@ -325,9 +327,18 @@ class DeadLetterQueue:
     async def _opened(self) -> Store:
         session = await ready(self._session)
         if self._store is None or self._store.session is not session:
-            self._store = Store(session, self._name, self._retention)
+            store = Store(session, self._name, self._retention)
+            await self._adopt(store)
+            self._store = store
             self._spilling().wake()
         return self._store
+
+    async def _adopt(self, store: Store) -> None:
+        try:
+            for form in self._other_forms:
+                await store.adopt(form)
+        except EtcdError as error:
+            log.warning("what lies under another form of the name %r stays there for now: %s", self._name, error)
 
     async def _add(self, entry: DeadLetter) -> str:
         store = await self._opened()

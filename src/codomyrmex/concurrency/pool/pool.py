@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from codomyrmex.concurrency.errors import PoolClosed
+from codomyrmex.concurrency.keys import nfc
 from codomyrmex.concurrency.pool.course import Course
 from codomyrmex.concurrency.pool.crew import Crew, patiently
 from codomyrmex.concurrency.pool.meter import Meter
@@ -99,7 +100,7 @@ class AsyncWorkerPool:
             raise TypeError(f"dlq must be a DeadLetterQueue, not {dlq!r}")
         if not (isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"progress must be True, False or a function, not {progress!r}")
-        self.name = name
+        self.name = name = nfc(name)
         self._max_workers = max_workers
         self._runner = Runner(executor, max_workers, name)
         self._report = _interval(report, session)
