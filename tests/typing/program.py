@@ -1,3 +1,4 @@
+# pyright: strict
 """A user's program with every primitive of README.md, for the type checkers of ``make lint``; nothing runs it."""
 
 from __future__ import annotations
