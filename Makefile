@@ -24,6 +24,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.typing
 	$(BIN)/lint-imports
 
 # An environment of its own: one of the peers and the gateway's library call themselves by one name.

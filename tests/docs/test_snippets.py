@@ -6,8 +6,10 @@ import ast
 import asyncio
 import inspect
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,17 @@ SNIPPETS = [
 ]
 
 
+@pytest.fixture
+def own_sigterm() -> Iterator[None]:
+    """A snippet may say what SIGTERM does; not for longer than it runs."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("code", SNIPPETS)
 async def test_a_snippet_runs_as_written(
-    code: str, etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPatch
+    code: str, etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPatch, own_sigterm: None
 ) -> None:
     monkeypatch.setenv("CODOMYRMEX_ETCD_ENDPOINTS", etcd.endpoint)
     monkeypatch.setenv("CODOMYRMEX_ETCD_NAMESPACE", namespace)

@@ -476,7 +476,7 @@ async def test_a_worker_one_of_whose_parts_dies_ends_with_the_reason_at_once(
         await asyncio.sleep(0.1)
         raise RuntimeError("a bug that nobody expects")
 
-    monkeypatch.setattr(worker.Worker, part, bug)
+    monkeypatch.setattr(worker.SessionWorker, part, bug)
     dlq = queue_on(session)
 
     @dlq.handler("x")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,10 @@ from codomyrmex.concurrency.keys import (
     Layout,
     check_name,
     escape,
+    forms,
     is_writer,
+    name_in,
+    nfc,
     prefix_end,
     session_of,
     unescape,
@@ -90,7 +95,39 @@ def test_a_name_is_accepted_or_refused_with_a_reason(name: str) -> None:
     except InvalidName as error:
         assert "a name m" in str(error)
     else:
-        assert 0 < len(name.encode()) <= MAX_NAME_BYTES and "\0" not in name and "\n" not in name
+        assert 0 < len(nfc(name).encode()) <= MAX_NAME_BYTES and "\0" not in name and "\n" not in name
+
+
+# Letters that are written in several ways: composed, with marks in any order, as one sign of their own, in jamo.
+WRITTEN = st.text(st.sampled_from("eéậÅ가a/\u0301\u0323\u0307\u212b\u1100\u1161"), min_size=1, max_size=20)
+
+
+@given(WRITTEN | TEXT.filter(str.isprintable))
+def test_all_spellings_of_a_name_are_one_name(name: str) -> None:
+    composed = check_name(name)
+    assert check_name(unicodedata.normalize("NFD", name)) == composed
+    assert check_name(composed) == composed and unicodedata.is_normalized("NFC", composed)
+
+
+@given(WRITTEN, WRITTEN)
+def test_names_that_differ_in_more_than_their_spelling_stay_apart(one: str, two: str) -> None:
+    same = unicodedata.normalize("NFD", one) == unicodedata.normalize("NFD", two)
+    assert (check_name(one) == check_name(two)) == same
+
+
+@given(WRITTEN | TEXT)
+def test_the_forms_of_a_name_are_apart_and_the_one_in_use_comes_first(name: str) -> None:
+    first, *others = forms(name)
+    assert first == nfc(name) and name in (first, *others) and unicodedata.normalize("NFD", name) in (first, *others)
+    assert all(nfc(other) == first and other != first for other in others)
+    starts = [escape(form) for form in forms(name)]
+    assert not any(one != two and two.startswith(one) for one in starts for two in starts)  # nothing is read twice
+
+
+@given(WRITTEN)
+def test_a_name_that_lies_in_etcd_is_told_in_its_own_form(name: str) -> None:
+    for form in forms(name):
+        assert name_in(escape(form).encode()) == form
 
 
 def test_only_entries_of_exclusive_holders_and_waiters_are_writers() -> None:

@@ -23,6 +23,10 @@ HOSTILE = {
     "bidi override": "\u202eexe.txt",
     "zero width": "a\u200bb",
     "line separator": "a\u2028b",
+    "variation selector": "a\ufe0fb",
+    "tag": "a\U000e0041b",
+    "unassigned": "a\u0378b",
+    "decomposed": "e\u0301",
 }
 
 

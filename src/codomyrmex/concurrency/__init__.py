@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.dead_letters.queue import DeadLetterQueue as DeadLetterQueue
     from codomyrmex.concurrency.dead_letters.record import AttemptRecord as AttemptRecord
     from codomyrmex.concurrency.dead_letters.record import DeadLetter as DeadLetter
+    from codomyrmex.concurrency.dead_letters.worker_handle import Worker as Worker
     from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
     from codomyrmex.concurrency.errors import DeadLetterNotFound as DeadLetterNotFound
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
@@ -34,34 +35,46 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import QueueFull as QueueFull
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
+    from codomyrmex.concurrency.etcd.transport import KV as KV
     from codomyrmex.concurrency.etcd.transport import Compare as Compare
     from codomyrmex.concurrency.etcd.transport import Delete as Delete
+    from codomyrmex.concurrency.etcd.transport import Deleted as Deleted
+    from codomyrmex.concurrency.etcd.transport import Done as Done
     from codomyrmex.concurrency.etcd.transport import Get as Get
+    from codomyrmex.concurrency.etcd.transport import GetResult as GetResult
     from codomyrmex.concurrency.etcd.transport import Put as Put
     from codomyrmex.concurrency.etcd.transport import Target as Target
     from codomyrmex.concurrency.etcd.transport import TxnResult as TxnResult
     from codomyrmex.concurrency.fleet import ClusterPoolStats as ClusterPoolStats
     from codomyrmex.concurrency.locks import DistributedLock as DistributedLock
+    from codomyrmex.concurrency.manager import Acquisition as Acquisition
+    from codomyrmex.concurrency.manager import JointAcquisition as JointAcquisition
     from codomyrmex.concurrency.manager import LockManager as LockManager
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.models import Routed as Routed
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
     from codomyrmex.concurrency.pool.pool import AsyncWorkerPool as AsyncWorkerPool
+    from codomyrmex.concurrency.pool.results import DeadLetterSink as DeadLetterSink
     from codomyrmex.concurrency.pool.results import PoolStats as PoolStats
     from codomyrmex.concurrency.pool.results import TaskResult as TaskResult
     from codomyrmex.concurrency.queue.grant import Grant as Grant
     from codomyrmex.concurrency.retry import RetryPolicy as RetryPolicy
+    from codomyrmex.concurrency.semaphore import Holding as Holding
     from codomyrmex.concurrency.semaphore import Permit as Permit
     from codomyrmex.concurrency.semaphore import Semaphore as Semaphore
+    from codomyrmex.concurrency.session import Loss as Loss
     from codomyrmex.concurrency.session import Session as Session
+    from codomyrmex.concurrency.settings import EtcdOptions as EtcdOptions
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
 
 _HOME = {
     "fleet": ("ClusterPoolStats",),
     "pool.results": (
+        "DeadLetterSink",
         "PoolStats",
         "TaskResult",
     ),
@@ -77,9 +90,11 @@ _HOME = {
         "AttemptRecord",
     ),
     "dead_letters.queue": ("DeadLetterQueue",),
+    "dead_letters.worker_handle": ("Worker",),
     "semaphore": (
         "Semaphore",
         "Permit",
+        "Holding",
     ),
     "retry": ("RetryPolicy",),
     "errors": (
@@ -102,13 +117,13 @@ _HOME = {
         "SessionLost",
     ),
     "etcd.embedded": ("EmbeddedEtcd",),
-    "etcd.transport": ("Compare", "Delete", "Get", "Put", "Target", "TxnResult"),
+    "etcd.transport": ("Compare", "Delete", "Deleted", "Done", "Get", "GetResult", "KV", "Put", "Target", "TxnResult"),
     "locks": ("DistributedLock",),
-    "manager": ("LockManager",),
-    "models": ("SemaphoreInfo", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
+    "manager": ("Acquisition", "JointAcquisition", "LockManager"),
+    "models": ("SemaphoreInfo", "Routed", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
     "queue.grant": ("Grant",),
-    "session": ("Session",),
-    "settings": ("EtcdSettings",),
+    "session": ("Loss", "Session"),
+    "settings": ("EtcdOptions", "EtcdSettings"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

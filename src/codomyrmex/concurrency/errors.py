@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+from codomyrmex.concurrency.legible import legible
+
 Applied = Literal["yes", "no", "unknown"]
 
 
 class ConcurrencyError(Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library. Its text may name what others have named: nothing in it is hidden."""
+
+    def __str__(self) -> str:
+        return legible(super().__str__(), keep="\n\t")
 
 
 class InvalidName(ConcurrencyError, ValueError):

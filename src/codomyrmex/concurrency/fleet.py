@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 from codomyrmex.concurrency import decode, foreign
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transport import Get, Put
-from codomyrmex.concurrency.keys import escape, prefix_end, text_in
+from codomyrmex.concurrency.etcd.transport import KV, Get, Put
+from codomyrmex.concurrency.keys import escape, forms, nfc, prefix_end, text_in
 from codomyrmex.concurrency.models import to_json
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.session import Session, ready
@@ -165,26 +165,33 @@ class Reporter:
 
 async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
     """Every pool that reports and whose name starts with ``prefix``, by name."""
-    start = reports(session) + escape(prefix).encode()
-    end = prefix_end(start)
     found: dict[str, list[PoolStats]] = {}
-    while True:
-        page = await session.transport.get(Get(start, end, limit=_PAGE))
-        for kv in page.kvs:
+    for form in forms(prefix):
+        async for kv in _under(session, reports(session) + escape(form).encode()):
             name = text_in(kv.key[len(reports(session)) :].partition(b"/")[0])
             stats = decode.record(_ADAPTER, kv.value)
             if not name or stats is None or not kv.lease:
                 foreign.skip(kv.key, "pools' reports")
             else:
-                found.setdefault(name, []).append(stats)
-        if len(page.kvs) < _PAGE:
-            break
-        start = page.kvs[-1].key + b"\0"
+                found.setdefault(nfc(name), []).append(stats)
     return [_summed(name, instances) for name, instances in sorted(found.items())]
+
+
+async def _under(session: Session, start: bytes) -> AsyncIterator[KV]:
+    """Every key under a prefix, page by page."""
+    end = prefix_end(start)
+    while True:
+        page = await session.transport.get(Get(start, end, limit=_PAGE))
+        for kv in page.kvs:
+            yield kv
+        if len(page.kvs) < _PAGE:
+            return
+        start = page.kvs[-1].key + b"\0"
 
 
 async def cluster_stats(session: Session | None, name: str) -> ClusterPoolStats:
     """The pools of one name; without instances if none reports."""
+    name = nfc(name)
     found = [pool for pool in await pools(await ready(session), name) if pool.name == name]
     return found[0] if found else ClusterPoolStats(name, ())
 

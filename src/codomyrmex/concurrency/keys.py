@@ -10,8 +10,8 @@
 An entry is ``<lease>-<nonce>``, the lease id in hex and what tells the entries of one session in one queue apart; then
 ``.r`` for a reader, ``.<n>`` for n permits of a semaphore: a key alone tells what it claims. A name is percent-encoded,
 byte by byte, into one path segment: no name can reach another's keys, and the encoding of a prefix is a prefix of the
-encoding. ``lease/`` sorts just before ``lock/``, so that one watch covers both and can tell an expired holder from one
-that released.
+encoding. A name is in NFC, however it was given: a composed and a decomposed "é" are one. ``lease/`` sorts just before
+``lock/``, so that one watch covers both and can tell an expired holder from one that released.
 """
 
 from __future__ import annotations
@@ -30,12 +30,24 @@ _PLAIN = re.compile(r"[A-Za-z0-9\-._~:@+,=]+")
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:@+,=")
 
 
+def nfc(text: str) -> str:
+    """A name, or the beginning of one, as it is used: composed, so that what looks the same is the same."""
+    return unicodedata.normalize("NFC", text)
+
+
+def forms(text: str) -> tuple[str, ...]:
+    """A name, or the beginning of one, as it is used, and then the other forms of it that may lie in etcd: releases
+    before this one took names as they were given, and a Mac gives them decomposed."""
+    return tuple(dict.fromkeys((nfc(text), unicodedata.normalize("NFD", text), text)))
+
+
 def check_name(name: str) -> str:
-    """Return ``name`` if it can name a lock; raise ``InvalidName`` that says why not."""
+    """Return ``name`` in NFC if it can name a lock; raise ``InvalidName`` that says why not."""
     if not isinstance(name, str):
         raise InvalidName(f"a name must be a str, not {type(name).__name__}")
     if not name:
         raise InvalidName("a name must not be empty")
+    name = nfc(name)
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
@@ -69,11 +81,14 @@ def text_in(segment: bytes) -> str | None:
 
 
 def name_in(segment: bytes) -> str | None:
-    """The name that a segment of a key encodes, or None if nothing can have that name."""
+    """The name that a segment of a key encodes, in whatever form, or None if nothing can have that name."""
+    name = text_in(segment)
     try:
-        return None if (name := text_in(segment)) is None else check_name(name)
+        if name is not None:
+            check_name(name)
     except InvalidName:
         return None
+    return name
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -146,6 +146,7 @@ class LockManager:
 
     def lock(self, name: str) -> DistributedLock:
         """The ``DistributedLock`` of ``name`` on this manager's session; the same object each time."""
+        name = check_name(name)
         if name not in self._locks:
             self._locks[name] = DistributedLock(name, self._session)
         return self._locks[name]

@@ -61,8 +61,8 @@ class Permit:
         return f"<Permit of {self.permits} of {self.grant.name!r}>"
 
 
-class _Holding:
-    """``async with sem.hold(permits=n)``; good for one use."""
+class Holding:
+    """What ``Semaphore.hold`` returns: ``async with sem.hold(permits=n)``; good for one use."""
 
     def __init__(self, semaphore: Semaphore, permits: int, timeout: float | None) -> None:
         self._semaphore = semaphore
@@ -137,9 +137,9 @@ class Semaphore:
         except LockTimeout:
             return None
 
-    def hold(self, permits: int = 1, timeout: float | None = None) -> _Holding:
+    def hold(self, permits: int = 1, timeout: float | None = None) -> Holding:
         """Hold ``permits`` permits during a block: ``async with sem.hold(permits=4): ...``."""
-        return _Holding(self, check_permits(permits), timeout)
+        return Holding(self, check_permits(permits), timeout)
 
     async def available(self) -> int:
         """Permits that nobody holds right now; they may be spoken for by those who wait."""

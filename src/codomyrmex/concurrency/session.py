@@ -15,9 +15,9 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from pydantic import ValidationError
 
@@ -35,7 +35,7 @@ from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, T
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
 from codomyrmex.concurrency.nonces import Nonces
-from codomyrmex.concurrency.settings import EMBEDDED, EtcdSettings
+from codomyrmex.concurrency.settings import EMBEDDED, EtcdOptions, EtcdSettings
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
@@ -96,7 +96,7 @@ class Session:
     Raises on opening: ``EtcdUnavailable`` (within ``dial_timeout``), ``EtcdAuthError``, ``EtcdQuotaExceeded``.
     """
 
-    def __init__(self, settings: EtcdSettings | None = None, **overrides: Any) -> None:
+    def __init__(self, settings: EtcdSettings | None = None, **overrides: Unpack[EtcdOptions]) -> None:
         self.settings = make_settings(settings, overrides)
         self.layout = Layout(self.settings.namespace)
         self.lost = Loss()
@@ -399,7 +399,7 @@ class Session:
             log.error("work on the session %016x goes on after its end, for it ignores that it was cancelled", self.id)
 
 
-def make_settings(settings: EtcdSettings | None, overrides: dict[str, Any]) -> EtcdSettings:
+def make_settings(settings: EtcdSettings | None, overrides: Mapping[str, Any]) -> EtcdSettings:
     """The settings given, else the environment's, with overrides; raises ``ValueError`` that says what is wrong."""
     try:
         if settings is None:

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 EMBEDDED = "embedded"
+
+
+class EtcdOptions(TypedDict, total=False):
+    """The arguments of ``EtcdSettings`` and the overrides of ``Session``, as a type checker knows them."""
+
+    endpoints: str | Sequence[str]
+    namespace: str
+    username: str | None
+    password: str | SecretStr | None
+    password_file: str | Path | None
+    ca_file: str | Path | None
+    cert_file: str | Path | None
+    key_file: str | Path | None
+    dial_timeout: float
+    request_timeout: float
+    session_ttl: int
+    transport: Literal["grpc", "gateway"]
+    allow_plaintext_credentials: bool
 
 
 class EtcdSettings(BaseSettings):
@@ -36,6 +55,9 @@ class EtcdSettings(BaseSettings):
     session_ttl: int = Field(15, ge=2, le=86_400)
     transport: Literal["grpc", "gateway"] = "grpc"
     allow_plaintext_credentials: bool = False
+
+    def __init__(self, **options: Unpack[EtcdOptions]) -> None:
+        super().__init__(**options)
 
     @field_validator("endpoints", mode="before")
     @classmethod

@@ -31,21 +31,23 @@ def names_of(segment: str) -> Complete:
 async def _names(context: click.Context, segment: str, incomplete: str) -> list[str]:
     from codomyrmex.concurrency.etcd.connect import transport_for
     from codomyrmex.concurrency.etcd.transport import Get
-    from codomyrmex.concurrency.keys import Layout, escape, name_in, prefix_end
+    from codomyrmex.concurrency.keys import Layout, escape, forms, name_in, prefix_end
 
     chosen = settings(context)
     layout = Layout(chosen.namespace)
     under = layout.root + segment.encode() + b"/"
-    start = under + escape(incomplete).encode()
-    end, found = prefix_end(start), list[str]()
+    found: list[str] = []
     transport = transport_for(chosen.model_copy(update={"dial_timeout": _LIMIT, "request_timeout": _LIMIT}))
     try:
         async with asyncio.timeout(_LIMIT):
-            while len(found) < _MOST and (page := await transport.get(Get(start, end, limit=1))).kvs:
-                name = page.kvs[0].key[len(under) :].partition(b"/")[0]
-                if (known := name_in(name)) is not None and known.isprintable():
-                    found.append(known)
-                start = prefix_end(under + name + b"/")
+            for form in forms(incomplete):
+                start = under + escape(form).encode()
+                end = prefix_end(start)
+                while len(found) < _MOST and (page := await transport.get(Get(start, end, limit=1))).kvs:
+                    name = page.kvs[0].key[len(under) :].partition(b"/")[0]
+                    if (known := name_in(name)) is not None and known.isprintable():
+                        found.append(known)
+                    start = prefix_end(under + name + b"/")
     finally:
         await transport.close()
     return found

@@ -133,7 +133,7 @@ async def _list(context: click.Context, name: str, choice: _Choice) -> None:
 
 
 async def _watch_entries(context: click.Context, name: str, choice: _Choice) -> int:
-    check_name(name)
+    name = check_name(name)
 
     async def events(session: Session) -> AsyncGenerator[DeadLetter, None]:
         async with aclosing(DeadLetterQueue(name, session=session).watch()) as entries:
@@ -319,7 +319,7 @@ def stats(context: click.Context, queue: str | None, watch: bool) -> None:
     Example:  codomyrmex concurrency dlq stats --watch
     """
     if queue is not None:
-        check_name(queue)
+        queue = check_name(queue)
     run(_watch_stats(context, queue) if watch else _stats(context, queue))
 
 

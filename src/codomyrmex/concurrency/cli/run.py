@@ -25,6 +25,7 @@ from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
 from codomyrmex.concurrency.cli.options import run as run_main
 from codomyrmex.concurrency.cli.process import Command
+from codomyrmex.concurrency.keys import nfc
 from codomyrmex.concurrency.queue import observe
 
 _SAY_AFTER = 1.0
@@ -104,7 +105,7 @@ def run(
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
-    wish = _Wish(locks, shared, semaphore, limit, max_hold, lock_delay)
+    wish = _Wish(tuple(map(nfc, locks)), shared, semaphore, limit, max_hold, lock_delay)
     run_main(_run(context, wish, timeout, kill_after, command))
 
 

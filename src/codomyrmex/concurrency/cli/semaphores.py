@@ -91,7 +91,7 @@ async def _watch(context: click.Context, prefix: str) -> int:
 
 
 async def _watch_one(context: click.Context, name: str) -> int:
-    check_name(name)
+    name = check_name(name)
 
     def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
         async def read() -> list[SemaphoreInfo]:

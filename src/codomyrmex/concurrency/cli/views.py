@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from codomyrmex.concurrency.cli.options import output
+from codomyrmex.concurrency.legible import legible
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.models import Owner
@@ -30,20 +30,16 @@ def console(context: click.Context) -> Console:
 
 
 def safe(text: object) -> Text:
-    """``text`` as it may be shown: control, format and bidirectional characters become visible escapes."""
+    """``text`` as it may be shown: what is hidden in it, or could steer a terminal, becomes a visible escape."""
     return Text(visible(text))
 
 
 def visible(text: object) -> str:
-    return "".join(char if not _harmful(char) else char.encode("unicode_escape").decode() for char in str(text))
+    return legible(str(text))
 
 
 def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _harmful(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def age(since: datetime | None) -> str:

@@ -21,7 +21,7 @@ from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
 from codomyrmex.concurrency.dead_letters.store import Store, Stored
-from codomyrmex.concurrency.dead_letters.worker_handle import Work, WorkerHandle
+from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
@@ -33,7 +33,7 @@ from codomyrmex.concurrency.errors import (
 from codomyrmex.concurrency.etcd.transport import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
 from codomyrmex.concurrency.follow import notices
-from codomyrmex.concurrency.keys import check_name, prefix_end
+from codomyrmex.concurrency.keys import check_name, forms, prefix_end
 from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.retry import RetryPolicy
 from codomyrmex.concurrency.session import Session, make_settings, ready
@@ -74,6 +74,7 @@ class DeadLetterQueue:
         redact: Callable[[str], str] | None = None,
     ) -> None:
         self._name = check_name(name)
+        self._other_forms = forms(name)[1:]
         self._session = session
         self._retry = retry or RetryPolicy()
         self._retention = WEEK if retention is None else _positive("retention", retention)
@@ -82,7 +83,7 @@ class DeadLetterQueue:
         self._max_entries = max_entries
         self._redact = record.total(redact or str)
         self._handlers: dict[str, Handler] = {}
-        self._workers: weakref.WeakSet[WorkerHandle] = weakref.WeakSet()
+        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
         self._store: Store | None = None
         self._spiller: Spiller | None = None
 
@@ -188,12 +189,12 @@ class DeadLetterQueue:
                 raise ValueError(f"{operation!r} has a handler already")
             self._handlers[operation] = function
             for worker in list(self._workers):
-                worker.handled_now(operation)
+                worker._handled_now(operation)
             return function
 
         return register
 
-    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> WorkerHandle:
+    def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> Worker:
         """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
 
         At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run, at
@@ -210,7 +211,7 @@ class DeadLetterQueue:
         if drain_timeout is not None and not drain_timeout >= 0:
             raise ValueError(f"drain_timeout must be at least 0 seconds, or None, not {drain_timeout!r}")
         work = Work(self._name, self._handlers, self._retry, self._redact, self._opened, self._is_over)
-        worker = WorkerHandle(work, concurrency, drain_timeout)
+        worker = Worker(work, concurrency, drain_timeout)
         self._workers.add(worker)
         return worker
 
@@ -328,9 +329,18 @@ class DeadLetterQueue:
     async def _opened(self) -> Store:
         session = await ready(self._session)
         if self._store is None or self._store.session is not session:
-            self._store = Store(session, self._name, self._retention)
+            store = Store(session, self._name, self._retention)
+            await self._adopt(store)
+            self._store = store
             self._spilling().wake()
         return self._store
+
+    async def _adopt(self, store: Store) -> None:
+        try:
+            for form in self._other_forms:
+                await store.adopt(form)
+        except EtcdError as error:
+            log.warning("what lies under another form of the name %r stays there for now: %s", self._name, error)
 
     async def _add(self, entry: DeadLetter) -> str:
         store = await self._opened()

@@ -24,7 +24,7 @@ from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, name_in, prefix_end
+from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, name_in, nfc, prefix_end
 from codomyrmex.concurrency.session import Session
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -71,7 +71,7 @@ def under(session: Session) -> bytes:
 
 
 async def queues(session: Session) -> list[str]:
-    """The names of the queues that hold anything, in order; one small read for each."""
+    """The names of the queues that hold anything; one small read for each."""
     prefix = start = under(session)
     end = prefix_end(prefix)
     names = []
@@ -80,7 +80,7 @@ async def queues(session: Session) -> list[str]:
         if (name := name_in(segment)) is not None:
             names.append(name)
         start = prefix_end(prefix + segment + b"/")
-    return names
+    return list(dict.fromkeys(map(nfc, names)))
 
 
 class Store:
@@ -297,6 +297,25 @@ class Store:
         request = Request((claim,), then, (self._same(stored), free), again=())
         return (await self._commit(request, self._forget_dedup(stored.entry))).succeeded
 
+    async def adopt(self, form: str) -> None:
+        """Move here what an earlier release stored under another form of the queue's name, except what is being run."""
+        former = Store(self.session, form, self._retention)
+        async for stored in former.all():
+            await self._commit(await self._move(former, stored), self._dedup_taken(stored.entry))
+
+    async def _move(self, former: Store, stored: Stored) -> Request:
+        entry, value = record.fitted(stored.entry)
+        key, claim = self.key(entry.id), former.claim_key(entry.id)
+        then: list[Op] = [Put(key, value, await self._lease_for(entry)), Delete(former.key(entry.id))]
+        if entry.dedup:
+            then.append(Delete(former._dedup_key(entry)))
+        compares = (
+            former._same(stored),
+            Compare(claim, Target.CREATE_REVISION, 0),
+            Compare(key, Target.CREATE_REVISION, 0),
+        )
+        return Request((claim,), then, compares, again=(), size=len(value))
+
     def forget_lease(self) -> None:
         """The next resolved record gets a lease of its own; this one may be gone."""
         self._lease = 0
@@ -343,10 +362,14 @@ class Store:
         """An entry that is resolved gives its key up; one that waits again takes it back, if that is free."""
         if after.state == "resolved":
             return self._forget_dedup(after)
-        if before.state != "resolved" or not after.dedup:
+        return self._dedup_taken(after) if before.state == "resolved" else None
+
+    def _dedup_taken(self, entry: DeadLetter) -> _Rider | None:
+        """An entry that is not resolved takes its key, if that is free."""
+        if entry.state == "resolved" or not entry.dedup:
             return None
-        key = self._dedup_key(after)
-        return _Rider(Compare(key, Target.CREATE_REVISION, 0), Put(key, after.id.encode()))
+        key = self._dedup_key(entry)
+        return _Rider(Compare(key, Target.CREATE_REVISION, 0), Put(key, entry.id.encode()))
 
     async def _commit(self, request: Request, rider: _Rider | None) -> Reply:
         """Commit ``request`` and, if its compare holds too, ``rider``; the answer is that of ``request`` alone.

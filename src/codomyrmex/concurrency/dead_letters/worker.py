@@ -37,7 +37,7 @@ _GRACE = 5.0  # seconds in which a handler that is cancelled must come to an end
 _KEPT = 16 << 20  # bytes of records
 
 
-class Worker:
+class SessionWorker:
     """Runs at most ``concurrency`` handlers at a time on one session."""
 
     def __init__(

@@ -12,7 +12,7 @@ from typing import Any
 
 from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.dead_letters.worker import Worker
+from codomyrmex.concurrency.dead_letters.worker import SessionWorker
 from codomyrmex.concurrency.errors import EtcdQuotaExceeded, EtcdUnavailable, SessionLost
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -35,20 +35,20 @@ class Work:
     is_over: Callable[[], bool]
 
 
-class WorkerHandle:
-    """A worker while its block runs."""
+class Worker:
+    """What ``DeadLetterQueue.worker`` returns: a worker of the queue for the time of a block; good for one use."""
 
     def __init__(self, work: Work, concurrency: int, drain_timeout: float | None) -> None:
         self._work = work
         self._concurrency = concurrency
         self._drain_timeout = drain_timeout
-        self._worker: Worker | None = None
+        self._worker: SessionWorker | None = None
         self._stopping = False
         self._block: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[None] | None = None
         self._cancelled_block = False
 
-    def handled_now(self, operation: str) -> None:
+    def _handled_now(self, operation: str) -> None:
         """A handler for ``operation`` was registered."""
         if self._worker:
             self._worker.handled_now(operation)
@@ -73,7 +73,7 @@ class WorkerHandle:
                     return True
         return False
 
-    async def __aenter__(self) -> WorkerHandle:
+    async def __aenter__(self) -> Worker:
         if self._task:
             raise RuntimeError("a worker is used once; call worker() for each block")
         self._block = asyncio.current_task()
@@ -109,7 +109,7 @@ class WorkerHandle:
     async def _run(self, store: Store) -> None:
         work = self._work
         while not self._stopping:
-            worker = Worker(store, work.handlers, work.policy, self._concurrency, work.redact)
+            worker = SessionWorker(store, work.handlers, work.policy, self._concurrency, work.redact)
             self._worker = worker
             try:
                 await worker.run()

@@ -11,11 +11,12 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sized
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from codomyrmex.concurrency.errors import PoolClosed
+from codomyrmex.concurrency.keys import nfc
 from codomyrmex.concurrency.pool.course import Course
 from codomyrmex.concurrency.pool.crew import Crew, patiently
 from codomyrmex.concurrency.pool.meter import Meter
@@ -27,7 +28,12 @@ from codomyrmex.concurrency.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.fleet import ClusterPoolStats, Reporter
+    from codomyrmex.concurrency.semaphore import Semaphore
     from codomyrmex.concurrency.session import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 log = logging.getLogger("codomyrmex.concurrency")
 _INTERVAL = 5.0  # seconds between reports
@@ -94,7 +100,7 @@ class AsyncWorkerPool:
             raise TypeError(f"dlq must be a DeadLetterQueue, not {dlq!r}")
         if not (isinstance(progress, bool) or callable(progress)):
             raise TypeError(f"progress must be True, False or a function, not {progress!r}")
-        self.name = name
+        self.name = name = nfc(name)
         self._max_workers = max_workers
         self._runner = Runner(executor, max_workers, name)
         self._report = _interval(report, session)
@@ -107,7 +113,19 @@ class AsyncWorkerPool:
         self._reporter: Reporter | None = None
         _pools[id(self)] = weakref.ref(self)
 
-    async def submit(self, function: Callable[..., Any], *args: Any, task_id: str = "", **kwargs: Any) -> TaskResult:
+    @overload  # one is needed for each: nothing may stand between `*args: P.args` and `**kwargs: P.kwargs`
+    async def submit(
+        self, function: Callable[..., Awaitable[T]], *args: Any, task_id: str, **kwargs: Any
+    ) -> TaskResult[T]: ...
+    @overload
+    async def submit(self, function: Callable[..., T], *args: Any, task_id: str, **kwargs: Any) -> TaskResult[T]: ...
+    @overload
+    async def submit(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
+    @overload
+    async def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
+    async def submit(
+        self, function: Callable[..., Any], *args: Any, task_id: Any = "", **kwargs: Any
+    ) -> TaskResult[Any]:
         """Run ``function(*args, **kwargs)`` and return its result. Raises ``PoolClosed`` after ``shutdown``."""
         source = Single(self._work(function, None, None), args, kwargs, task_id, time.perf_counter())
         try:
@@ -118,14 +136,32 @@ class AsyncWorkerPool:
         assert result
         return result
 
+    @overload
+    async def map(
+        self,
+        function: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> list[TaskResult[T]]: ...
+    @overload
+    async def map(
+        self,
+        function: Callable[[Item], T],
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> list[TaskResult[T]]: ...
     async def map(
         self,
         function: Callable[[Any], Any],
         items: Iterable[Any] | AsyncIterable[Any],
         *,
         lock: Callable[[Any], str | None] | None = None,
-        semaphore: Any = None,
-    ) -> list[TaskResult]:
+        semaphore: Semaphore | None = None,
+    ) -> list[TaskResult[Any]]:
         """Run ``function(item)`` for every item; the results come in the items' order.
 
         ``lock``: called with an item, names the lock to hold around it, or None. ``semaphore``: a ``Semaphore`` of
@@ -134,6 +170,26 @@ class AsyncWorkerPool:
         """
         return [result async for result in self._each(function, items, lock, semaphore, ordered=True, window=None)]
 
+    @overload
+    def imap(
+        self,
+        function: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        ordered: bool = False,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> AsyncGenerator[TaskResult[T], None]: ...
+    @overload
+    def imap(
+        self,
+        function: Callable[[Item], T],
+        items: Iterable[Item] | AsyncIterable[Item],
+        *,
+        ordered: bool = False,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> AsyncGenerator[TaskResult[T], None]: ...
     async def imap(
         self,
         function: Callable[[Any], Any],
@@ -141,8 +197,8 @@ class AsyncWorkerPool:
         *,
         ordered: bool = False,
         lock: Callable[[Any], str | None] | None = None,
-        semaphore: Any = None,
-    ) -> AsyncIterator[TaskResult]:
+        semaphore: Semaphore | None = None,
+    ) -> AsyncGenerator[TaskResult[Any], None]:
         """``map``, result by result as they come, or in the items' order. In bounded memory: at most twice
         ``max_workers`` items are taken beyond the results that were. Leaving the loop early cancels what runs."""
         each = self._each(function, items, lock, semaphore, ordered=ordered, window=2 * self._max_workers)
@@ -209,7 +265,9 @@ class AsyncWorkerPool:
 
     # Sources
 
-    def _work(self, function: Callable[..., Any], lock: Callable[[Any], str | None] | None, semaphore: Any) -> Work:
+    def _work(
+        self, function: Callable[..., Any], lock: Callable[[Any], str | None] | None, semaphore: Semaphore | None
+    ) -> Work:
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} has been shut down")
         if lock is not None and not callable(lock):
@@ -223,11 +281,11 @@ class AsyncWorkerPool:
         function: Callable[[Any], Any],
         items: Iterable[Any] | AsyncIterable[Any],
         lock: Callable[[Any], str | None] | None,
-        semaphore: Any,
+        semaphore: Semaphore | None,
         *,
         ordered: bool,
         window: int | None,
-    ) -> AsyncGenerator[TaskResult, None]:
+    ) -> AsyncGenerator[TaskResult[Any], None]:
         work = self._work(function, lock, semaphore)
         source = Source(work, items, time.perf_counter(), window=window, ordered=ordered)
         total = len(items) if isinstance(items, Sized) else None

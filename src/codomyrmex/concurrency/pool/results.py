@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, cast
 
 from codomyrmex.concurrency.models import Routed
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", covariant=True, default=Any)  # `TaskResult` alone means `TaskResult[Any]`
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T", covariant=True)  # which has a default since Python 3.13
 
 Status = Literal["ok", "failed", "timeout", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
-class TaskResult:
-    """What became of one task. ``error`` is never empty for a failure; ``elapsed_ms`` counts all attempts and the
-    delays between them, ``wait_ms`` the time in the pool's queue. ``dead_letter_note`` says what there is to say of
-    the dead letter: that it was spilled to a file, or could not be stored."""
+class TaskResult(Generic[T]):
+    """What became of one task of a function that returns a ``T``. ``error`` is never empty for a failure;
+    ``elapsed_ms`` counts all attempts and the delays between them, ``wait_ms`` the time in the pool's queue.
+    ``dead_letter_note`` says what there is to say of the dead letter: that it was spilled to a file, or could not be
+    stored."""
 
     task_id: str
     success: bool
-    result: Any = None
+    result: T | None = None
     error: str = ""
     elapsed_ms: float = 0.0
     status: Status = "ok"
@@ -31,10 +41,10 @@ class TaskResult:
     dead_letter_id: str | None = None
     dead_letter_note: str = ""
 
-    def unwrap(self) -> Any:
+    def unwrap(self) -> T:
         """The result; raises what the task raised if it failed."""
         if self.success:
-            return self.result
+            return cast(T, self.result)
         raise self.exception or RuntimeError(self.error)
 
 

@@ -30,6 +30,8 @@ from codomyrmex.concurrency.keys import (
     Layout,
     check_name,
     escape,
+    forms,
+    nfc,
     prefix_end,
     session_of,
 )
@@ -43,13 +45,13 @@ _PAGE = 1000
 
 async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
     """Every lock with a holder or a waiter whose name starts with ``prefix``, all at one revision, by name."""
-    entries, _ = await read_queues(session, session.layout.under(LOCK) + escape(prefix).encode())
+    entries, _ = await _read_all(session, prefix, LOCK)
     return _infos(session.layout, entries)
 
 
 async def info(session: Session, name: str) -> LockInfo | None:
     """One lock, with the record of its last forced release; None if nobody holds it or waits for it."""
-    entries, _ = await read_queues(session, session.layout.queue(check_name(name)))
+    name, entries = await _read_one(session, name, LOCK)
     found = _infos(session.layout, entries)
     audit = await session.transport.get(Get(session.layout.audit(name)))
     record = ForcedRelease.decode(audit.kvs[0].value) if audit.kvs else None
@@ -60,14 +62,13 @@ async def info(session: Session, name: str) -> LockInfo | None:
 
 async def semaphores(session: Session, prefix: str = "") -> list[SemaphoreInfo]:
     """Every semaphore whose name starts with ``prefix``, all at one revision, by name."""
-    start = session.layout.under(SEMAPHORE) + escape(prefix).encode()
-    found, _ = await read_queues(session, start, SEMAPHORE)
+    found, _ = await _read_all(session, prefix, SEMAPHORE)
     return [_semaphore(name, queue) for name, queue in queues_of(session.layout, found, SEMAPHORE).items()]
 
 
 async def semaphore(session: Session, name: str) -> SemaphoreInfo:
     """One semaphore; without a limit if there is none of that name."""
-    found, _ = await read_queues(session, session.layout.queue(check_name(name), SEMAPHORE), SEMAPHORE)
+    name, found = await _read_one(session, name, SEMAPHORE)
     return _semaphore(name, sorted(found, key=_by_age))
 
 
@@ -81,7 +82,7 @@ async def force_release(session: Session, name: str, reason: str, token: int | N
     """Delete the holder's entry and record who did it and why; see ``LockManager.force_release``."""
     if not reason.strip():
         raise ValueError("a forced release needs a reason, for those who find their lock gone")
-    entries, _ = await read_queues(session, session.layout.queue(check_name(name)))
+    name, entries = await _read_one(session, name, LOCK)
     queue = sorted(entries, key=_by_age)
     holders = queue[: holding([kv.key for kv in queue])]
     if not holders:
@@ -125,7 +126,7 @@ async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent,
                 for event in book.changed(notice.events):
                     yield event
             elif not book.revision or notice.gap:
-                entries, revision = await read_queues(session, layout.under(LOCK) + escape(prefix).encode())
+                entries, revision = await _read_all(session, prefix, LOCK)
                 for event in book.read(entries, revision):
                     yield event
 
@@ -135,7 +136,7 @@ class _Book:
 
     def __init__(self, layout: Layout, prefix: str) -> None:
         self._layout = layout
-        self._prefix = prefix
+        self._prefixes = forms(prefix)
         self._queues: dict[str, dict[bytes, Owner]] = {}
         self._holders: set[bytes] = set()
         self._longer: dict[bytes, int] = {}  # entries that outlive their session, by ``lock_delay``; and that session
@@ -178,7 +179,7 @@ class _Book:
 
     def _joined(self, kv: KV) -> list[LockEvent]:
         name = self._layout.name_of(kv.key)
-        if name is None or not name.startswith(self._prefix):
+        if name is None or not name.startswith(self._prefixes):
             return []
         if not kv.lease:
             skip(kv.key)
@@ -218,9 +219,29 @@ class _Book:
         return LockEvent(kind, name, owner, revision, datetime.now(UTC))
 
 
-async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK) -> tuple[list[KV], int]:
+async def _read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[KV]]:
+    """The queue of a name, under the form given, which an earlier release may have left, else under another."""
+    check_name(name)
+    for form in dict.fromkeys((name, *forms(name))):
+        entries, _ = await read_queues(session, session.layout.queue(form, kind), kind)
+        if entries:
+            return form, entries
+    return nfc(name), []
+
+
+async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV], int]:
+    """Every queue whose name starts with ``prefix``, in any form, at one revision."""
+    entries: list[KV] = []
+    revision = 0
+    for form in forms(prefix):
+        found, revision = await read_queues(session, session.layout.under(kind) + escape(form).encode(), kind, revision)
+        entries += found
+    return entries, revision
+
+
+async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revision: int = 0) -> tuple[list[KV], int]:
     """Every entry, and limit, under ``prefix`` at one revision, page by page."""
-    start, end, revision = prefix, prefix_end(prefix), 0
+    start, end = prefix, prefix_end(prefix)
     entries: list[KV] = []
     while True:
         page: GetResult = await session.transport.get(Get(start, end, limit=_PAGE, revision=revision))

@@ -9,10 +9,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
-from codomyrmex.concurrency.dead_letters import handling
+from codomyrmex.concurrency.dead_letters import handling, worker_handle
 from codomyrmex.concurrency.dead_letters import queue as twin
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
-from codomyrmex.concurrency.dead_letters.worker_handle import WorkerHandle
 from codomyrmex.concurrency.retry import RetryPolicy
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Session, unwrapped
@@ -151,6 +150,7 @@ class DeadLetterQueue:
         portal().run(self._queue.close())
 
     def __enter__(self) -> DeadLetterQueue:
+        portal().run(self._queue.__aenter__())
         return self
 
     def __exit__(
@@ -178,7 +178,7 @@ def _call(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
 class Worker:
     """A worker for the time of a block."""
 
-    def __init__(self, running: WorkerHandle) -> None:
+    def __init__(self, running: worker_handle.Worker) -> None:
         self._running = running
 
     def settled(self, timeout: float | None = None) -> None:

@@ -271,7 +271,7 @@ class LockManager:
 
     def lock(self, name: str) -> DistributedLock:
         """The ``DistributedLock`` of ``name`` on this manager's session; the same object each time."""
-        return self._locks.setdefault(name, DistributedLock(name, self._session))
+        return self._locks.setdefault(check_name(name), DistributedLock(name, self._session))
 
     def locks(self, prefix: str = "") -> list[LockInfo]:
         """Every lock that is held or waited for and whose name starts with ``prefix``, by name."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 from codomyrmex.concurrency.fleet import ClusterPoolStats
 from codomyrmex.concurrency.pool import pool as twin
@@ -22,6 +22,10 @@ from codomyrmex.concurrency.sync.session import Session, unwrapped
 
 log = logging.getLogger("codomyrmex.concurrency")
 _END = object()
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class AsyncWorkerPool:
@@ -59,10 +63,38 @@ class AsyncWorkerPool:
     def name(self) -> str:
         return self._pool.name
 
-    def submit(self, function: Callable[..., Any], *args: Any, task_id: str = "", **kwargs: Any) -> TaskResult:
+    @overload  # one is needed for each: nothing may stand between `*args: P.args` and `**kwargs: P.kwargs`
+    def submit(
+        self, function: Callable[..., Awaitable[T]], *args: Any, task_id: str, **kwargs: Any
+    ) -> TaskResult[T]: ...
+    @overload
+    def submit(self, function: Callable[..., T], *args: Any, task_id: str, **kwargs: Any) -> TaskResult[T]: ...
+    @overload
+    def submit(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
+    @overload
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
+    def submit(self, function: Callable[..., Any], *args: Any, task_id: Any = "", **kwargs: Any) -> TaskResult[Any]:
         """Run ``function(*args, **kwargs)`` and return its result. Raises ``PoolClosed`` after ``shutdown``."""
         return portal().run(self._pool.submit(function, *args, task_id=task_id, **kwargs))
 
+    @overload
+    def map(
+        self,
+        function: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item],
+        *,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> list[TaskResult[T]]: ...
+    @overload
+    def map(
+        self,
+        function: Callable[[Item], T],
+        items: Iterable[Item],
+        *,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> list[TaskResult[T]]: ...
     def map(
         self,
         function: Callable[[Any], Any],
@@ -70,10 +102,30 @@ class AsyncWorkerPool:
         *,
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
-    ) -> list[TaskResult]:
+    ) -> list[TaskResult[Any]]:
         """Run ``function(item)`` for every item; the results come in the items' order."""
         return portal().run(self._pool.map(function, _without_blocking(items), lock=lock, semaphore=_inner(semaphore)))
 
+    @overload
+    def imap(
+        self,
+        function: Callable[[Item], Awaitable[T]],
+        items: Iterable[Item],
+        *,
+        ordered: bool = False,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> Iterator[TaskResult[T]]: ...
+    @overload
+    def imap(
+        self,
+        function: Callable[[Item], T],
+        items: Iterable[Item],
+        *,
+        ordered: bool = False,
+        lock: Callable[[Item], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+    ) -> Iterator[TaskResult[T]]: ...
     def imap(
         self,
         function: Callable[[Any], Any],
@@ -82,7 +134,7 @@ class AsyncWorkerPool:
         ordered: bool = False,
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
-    ) -> Iterator[TaskResult]:
+    ) -> Iterator[TaskResult[Any]]:
         """``map``, result by result, in bounded memory. Leaving the loop early cancels what runs."""
         return portal().iterate(self._imap(function, items, ordered, lock, semaphore))
 
@@ -93,7 +145,7 @@ class AsyncWorkerPool:
         ordered: bool,
         lock: Callable[[Any], str | None] | None,
         semaphore: Semaphore | None,
-    ) -> AsyncGenerator[TaskResult, None]:
+    ) -> AsyncGenerator[TaskResult[Any], None]:
         results = self._pool.imap(
             function, _without_blocking(items), ordered=ordered, lock=lock, semaphore=_inner(semaphore)
         )

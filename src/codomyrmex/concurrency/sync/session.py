@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Any
+from typing import Unpack
 
 from codomyrmex.concurrency import session as twin
 from codomyrmex.concurrency.errors import ConcurrencyError
-from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.settings import EtcdOptions, EtcdSettings
 from codomyrmex.concurrency.sync.portal import portal
 
 
@@ -44,7 +44,7 @@ class Session:
     Any number of threads may share it.
     """
 
-    def __init__(self, settings: EtcdSettings | None = None, **overrides: Any) -> None:
+    def __init__(self, settings: EtcdSettings | None = None, **overrides: Unpack[EtcdOptions]) -> None:
         self._session = twin.Session(settings, **overrides)
         self.lost = Loss(self._session.lost)
 

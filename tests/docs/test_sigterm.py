@@ -1,0 +1,80 @@
+"""What SIGTERM does to a plain script that holds a lock, without and with the lines of README.md."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from codomyrmex.concurrency import EmbeddedEtcd, LockEvent, Session
+from codomyrmex.concurrency.queue import observe
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+(LINES,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "SIGTERM" in code]
+
+ASYNC = """
+import asyncio
+from codomyrmex.concurrency import DistributedLock
+
+async def main():
+    async with DistributedLock("job"):
+        print("held", flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+BLOCKING = """
+import time
+from codomyrmex.concurrency.sync import DistributedLock
+
+with DistributedLock("job"):
+    print("held", flush=True)
+    time.sleep(3600)
+"""
+
+
+async def end_of(script: str, etcd: EmbeddedEtcd, session: Session) -> LockEvent:
+    """How the lock of a script ends that is sent SIGTERM while it holds it."""
+    environment = {
+        **os.environ,
+        "CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint,
+        "CODOMYRMEX_ETCD_NAMESPACE": session.settings.namespace,
+        "CODOMYRMEX_ETCD_SESSION_TTL": "3",
+    }
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, env=environment, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout and await asyncio.wait_for(process.stdout.readline(), 30) == b"held\n"
+        async with asyncio.timeout(30), aclosing(observe.watch(session)) as events:
+            async for event in events:
+                if event.kind == "granted":
+                    process.send_signal(signal.SIGTERM)
+                elif event.kind in ("released", "expired"):
+                    return event
+        raise AssertionError("the watch ended")
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.mark.parametrize("script", [ASYNC, BLOCKING], ids=["async", "blocking"])
+async def test_a_plain_script_ends_at_once_and_its_lease_must_run_out(
+    script: str, etcd: EmbeddedEtcd, session: Session
+) -> None:
+    assert (await end_of(script, etcd, session)).kind == "expired"
+
+
+@pytest.mark.parametrize("script", [ASYNC, BLOCKING], ids=["async", "blocking"])
+async def test_with_the_lines_of_the_readme_it_gives_back_what_it_holds(
+    script: str, etcd: EmbeddedEtcd, session: Session
+) -> None:
+    assert (await end_of(LINES + script, etcd, session)).kind == "released"
