@@ -800,6 +800,13 @@ MUTANTS = (
         "        pass",
         "tests/integration/test_trust.py -k no_thread_tells",
     ),
+    Mutant(
+        "let a kill end the supervisor of an embedded etcd, who keeps the folder",
+        "etcd/embedded.py",
+        "obeying.join()\n",
+        "",
+        "tests/integration/test_embedded.py -k leaves_no_folder",
+    ),
 )
 
 
