@@ -329,9 +329,7 @@ async def test_dev_runs_a_command_on_an_etcd_of_its_own(cli: Cli) -> None:
 
 async def test_dev_says_where_it_is_until_ctrl_c(cli: Cli) -> None:
     async with cli.started("dev") as dev:
-        while not (said := await line(dev)).startswith("export "):
-            pass
-        cli.environment["CODOMYRMEX_ETCD_ENDPOINTS"] = said.partition("=")[2]
+        cli.environment["CODOMYRMEX_ETCD_ENDPOINTS"] = (await line(dev)).partition(" serves at ")[2].partition(";")[0]
         assert (await cli("status")).code == 0
         dev.send_signal(signal.SIGINT)
         assert await ended(dev) == 0

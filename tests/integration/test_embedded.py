@@ -229,7 +229,7 @@ async def test_a_taken_port_is_named(binary: str | None) -> None:
 
 async def test_a_port_lost_in_a_race_is_replaced(binary: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(embedded, "_is_free", lambda port: True)
+        monkeypatch.setattr(embedded, "is_free", lambda port: True)
         ports = iter([taken.getsockname()[1], *embedded._PORTS])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
         async with EmbeddedEtcd(binary=binary) as server:

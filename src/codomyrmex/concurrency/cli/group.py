@@ -6,6 +6,7 @@ from importlib import import_module
 
 import click
 
+from codomyrmex.concurrency.cli.groups import Group
 from codomyrmex.concurrency.cli.options import common_options
 
 # The summaries stand here too, so that the list of commands needs none of them imported.
@@ -21,7 +22,7 @@ _COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -37,7 +38,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy)
-@click.version_option(package_name="codomyrmex-concurrency")
+@click.version_option(package_name="codomyrmex-concurrency", message="%(package)s %(version)s")
 @common_options
 def concurrency() -> None:
     """Locks, semaphores, worker pools and dead letters for fleets of agents, on etcd.

@@ -176,7 +176,7 @@ class EmbeddedEtcd:
 
     def _start(self) -> None:
         binary = self.binary = self.binary or find_etcd()
-        if self._port and not _is_free(self._port):
+        if self._port and not is_free(self._port):
             raise EtcdUnavailable(f"cannot start etcd: port {self._port} of 127.0.0.1 is taken")
         if self._folder not in _owned:
             folder = self._folder = Path(tempfile.mkdtemp(prefix="codomyrmex-etcd-"))
@@ -236,7 +236,7 @@ class EmbeddedEtcd:
         assert supervisor.stdout
         self.pid = int(supervisor.stdout.read(20) or 0)
         self.version = _wait_until_served(self.endpoint, supervisor, logfile)
-        _announce(self.version)
+        _announce(self.version, self._keeps_data)
 
 
 def _runs(folder: Path | None) -> bool:
@@ -291,22 +291,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown)
 
 
-def _announce(version: str) -> None:
+def _announce(version: str, keeps_data: bool) -> None:
     global _announced
     if not _announced:
         _announced = True
-        corrupting = version in ("3.5.0", "3.5.1", "3.5.2")
+        corrupting = keeps_data and version in ("3.5.0", "3.5.1", "3.5.2")
         danger = "; 3.5.0 to 3.5.2 can corrupt data after a crash" if corrupting else ""
         log.warning("embedded etcd %s, for development only%s", version, danger)
 
 
 def _free_port() -> int:
-    while not _is_free(port := random.choice(_PORTS)):
+    while not is_free(port := random.choice(_PORTS)):
         pass
     return port
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens at this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         try:
