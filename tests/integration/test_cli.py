@@ -399,10 +399,11 @@ async def test_watch_says_when_etcd_falls_silent_and_when_it_is_back(namespace: 
 
 
 async def test_dev_notices_that_its_etcd_has_ended(cli: Cli) -> None:
-    async with cli.started("dev") as process:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    async with cli.started("dev", "--port", str(port)) as process:
         assert process.stdout
-        await asyncio.wait_for(process.stdout.readline(), 15)
-        port = (await _line_with(process.stdout, b"export")).rsplit(b":", 1)[1].strip().decode()
+        await _line_with(process.stdout, b"export")
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_bytes()

@@ -406,3 +406,23 @@ def test_an_old_etcd_is_told_to_do(version: str, old: bool) -> None:
     etcd = EmbeddedEtcd(binary="/usr/bin/etcd")
     etcd.version = version
     assert ("this one will do" in dev.described(etcd)) is old and "found on PATH" in dev.described(etcd)
+
+
+# The demo
+
+
+async def test_the_demo_says_what_a_token_is_and_looks_like_neither_a_crash_nor_a_prompt(cli: Cli) -> None:
+    async with cli.started("demo", "--agents", "2", "--edits", "2") as demo:
+        out, err = await asyncio.wait_for(demo.communicate(), 90)
+    told = out.decode()
+    assert (demo.returncode, err) == (0, b"")
+    lines = told.splitlines()
+    assert [line for line in lines if "log of agent-" in line and "is lost" in line]
+    assert all(line.startswith("    log of ") for line in lines if "log of " in line)
+    before_the_first = told.partition("agent-1")[0].partition("agent-2")[0]
+    assert "is given a token at that moment: a number" in before_the_first
+    to_type = [line for line in lines if line.strip().startswith("codomyrmex ")]
+    assert len(to_type) == 3 and "second terminal" in told and told.index(to_type[1]) > told.index("is gone with")
+    assert all(
+        line.startswith("  ") for line in lines if "SEMAPHORE" in line or "POOL  " in line or "OPERATION" in line
+    )

@@ -66,9 +66,10 @@ class DeadLetter:
     """A failed operation as etcd has it.
 
     ``attempts`` holds the last 20; ``attempt_count`` and ``crash_count`` count all since the entry was added or
-    replayed. ``next_attempt_at`` is when it is due, None if it is not to be retried. ``fingerprint`` is the same for
-    the same failure: operation, type of error, its text without numbers. ``reason`` says why it was parked or
-    discarded.
+    replayed. What a pool had tried before it stored the entry is in ``metadata["attempts"]``, and counts for neither.
+    ``next_attempt_at`` is when it is due, None if it is not to be retried. ``fingerprint`` is the same for the same
+    failure: operation, type of error, its text without numbers. ``reason`` says why it was parked, after its last
+    error, or why it was discarded.
     """
 
     id: str
