@@ -27,7 +27,7 @@ _USUAL = 2379  # the port of the default endpoint
     metavar="N",
     help=f"Serve at this port; else at {_USUAL}, where everything looks, if it is free, and with CMD at any.",
 )
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, metavar="[-- CMD...]", type=click.UNPROCESSED)
 @common_options
 def dev(data_dir: Path | None, port: int | None, command: tuple[str, ...]) -> None:
     """An embedded etcd for development. With CMD, runs it with the environment set and stops after it.

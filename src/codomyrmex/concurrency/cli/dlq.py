@@ -114,6 +114,8 @@ def list_command(
 ) -> None:
     """The entries of a queue, the oldest first.
 
+    ATTEMPTS counts those in the queue, and adds those that its pool had made before: 0, 3 in pool.
+
     \b
     Examples:
       codomyrmex concurrency dlq list --state parked -o wide
@@ -161,7 +163,9 @@ async def _watch_entries(context: click.Context, name: str, choice: _Choice) -> 
 @common_options
 @click.pass_context
 def show(context: click.Context, id: str, queue: str) -> None:
-    """Everything on record about one entry: arguments, error, traceback, attempts.
+    """Everything on record about one entry.
+
+    Arguments, error, traceback, attempts: those in the queue, and how many its pool had made before.
 
     \b
     Example:  codomyrmex concurrency dlq show 0199d5a1b2c3d4e5f6a7b8c9
@@ -199,8 +203,10 @@ def retry(
     yes: bool,
     dry_run: bool,
 ) -> None:
-    """Make entries due now, with all their attempts before them; a worker of the fleet retries them. Warns when no
-    worker is there that would (those of release 0.1 do not say that they are there).
+    """Have a worker retry entries now.
+
+    They become due, with all their attempts before them. Warns when no worker is there that would take them; those of
+    release 0.1 are not seen.
 
     \b
     Examples:
@@ -261,7 +267,9 @@ async def _retry_all(
 @common_options
 @click.pass_context
 def discard(context: click.Context, ids: tuple[str, ...], reason: str, queue: str, yes: bool, dry_run: bool) -> None:
-    """Resolve entries without retrying them; they stay to be seen for the retention time.
+    """Resolve entries without retrying them.
+
+    They stay to be seen for the retention time.
 
     \b
     Example:  codomyrmex concurrency dlq discard 0199d5a1b2c3d4e5f6a7b8c9 --reason "the customer has left"
@@ -330,8 +338,10 @@ async def _purge(
 @common_options
 @click.pass_context
 def stats(context: click.Context, queue: str | None, watch: bool) -> None:
-    """How many entries of each operation there are, by state, in all queues. KINDS is how many different failures they
-    are: entries whose errors differ in numbers, hex and quoted text alone are of one kind.
+    """Count the entries of all queues, by operation and state.
+
+    KINDS is how many different failures they are: entries whose errors differ in numbers, hex and quoted text alone are
+    of one kind.
 
     \b
     Example:  codomyrmex concurrency dlq stats --watch

@@ -13,7 +13,7 @@ from codomyrmex.concurrency.cli.options import common_options
 _COMMANDS = {
     "demo": "A fleet at work: locks, a semaphore, pools, dead letters, on an etcd started for it.",
     "dev": "An embedded etcd for development, alone or around a command.",
-    "dlq": "Dead letters: what failed, retried, discarded, purged; live.",
+    "dlq": "Dead letters: what failed, retried, discarded, purged; live; a worker.",
     "locks": "Holders, waiters, tokens and ages of all locks; live; release by force.",
     "pools": "Every worker pool of the fleet, per host; live.",
     "run": "Run a command while holding locks, or permits of a semaphore.",

@@ -27,8 +27,10 @@ from codomyrmex.concurrency.session import default_session
 @common_options
 @click.pass_context
 def work(context: click.Context, app: str, concurrency: int, drain: float) -> None:
-    """Retry what is due, with the handlers of a queue of your own: QUEUE is a DeadLetterQueue in the module MODULE,
-    which is imported as Python would from this directory.
+    """Run a worker for a queue of your own.
+
+    It retries what is due, with the handlers of QUEUE, a DeadLetterQueue in the module MODULE, which is imported as
+    Python would from this directory.
 
     SIGTERM or Ctrl-C ends it in good order: nothing more is taken, handlers that run may end, and it exits with 0. A
     second one cancels them, and it exits with 143 or 130; what is cancelled is retried by another worker, at no cost to
