@@ -37,7 +37,7 @@ def gone(pid: int) -> Callable[[], bool]:
 async def test_every_command_has_help_with_an_example(cli: Cli) -> None:
     commands = [("locks",), ("locks", "show"), ("locks", "release"), ("run",), ("dev",), ("status",), ("demo",)]
     commands += [("semaphores",), ("semaphores", "show"), ("semaphores", "resize"), ("pools",), ("dlq",)]
-    commands += [("dlq", name) for name in ("list", "show", "retry", "discard", "purge", "stats")]
+    commands += [("dlq", name) for name in ("list", "show", "retry", "discard", "purge", "stats", "work")]
     for result in await asyncio.gather(*(cli(*command, "--help") for command in commands)):
         assert result.code == 0
         assert "Example" in result.out
@@ -329,9 +329,7 @@ async def test_dev_runs_a_command_on_an_etcd_of_its_own(cli: Cli) -> None:
 
 async def test_dev_says_where_it_is_until_ctrl_c(cli: Cli) -> None:
     async with cli.started("dev") as dev:
-        while not (said := await line(dev)).startswith("export "):
-            pass
-        cli.environment["CODOMYRMEX_ETCD_ENDPOINTS"] = said.partition("=")[2]
+        cli.environment["CODOMYRMEX_ETCD_ENDPOINTS"] = (await line(dev)).partition(" serves at ")[2].partition(";")[0]
         assert (await cli("status")).code == 0
         dev.send_signal(signal.SIGINT)
         assert await ended(dev) == 0
@@ -401,10 +399,11 @@ async def test_watch_says_when_etcd_falls_silent_and_when_it_is_back(namespace: 
 
 
 async def test_dev_notices_that_its_etcd_has_ended(cli: Cli) -> None:
-    async with cli.started("dev") as process:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    async with cli.started("dev", "--port", str(port)) as process:
         assert process.stdout
-        await asyncio.wait_for(process.stdout.readline(), 15)
-        port = (await _line_with(process.stdout, b"export")).rsplit(b":", 1)[1].strip().decode()
+        await _line_with(process.stdout, b"export")
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_bytes()

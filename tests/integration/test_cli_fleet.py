@@ -230,8 +230,9 @@ async def _fine(entry: Any, attempt: Any) -> None:
 async def test_watching_entries_in_a_pipe_tells_every_step(cli: Cli, session: Session) -> None:
     dlq = DeadLetterQueue("mail", session=session)
     dlq.handler("send")(_fine)
+    await dlq.add(operation="first", args={}, error="e")
     async with cli.started("dlq", "list", "-q", "mail", "--watch", "-o", "jsonl") as watching, dlq.worker():
-        await asyncio.sleep(1.5)
+        await until(watching, lambda one: one["operation"] == "first")
         await dlq.add(operation="send", args={}, error="e")
         states = [json.loads(await line(watching))["state"] for _ in range(3)]
         assert states == ["waiting", "running", "resolved"]

@@ -149,6 +149,32 @@ time.sleep(60)
     process.communicate()
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "server.kill(); os.kill(os.getpid(), 9)",
+        "server.kill(); os.kill(os.getpid(), 15)",
+        "server.kill()",
+        "os.kill(server.pid, 9); time.sleep(0.5); os._exit(0)",
+        "server.kill(); server.start_sync(); server.kill(); os._exit(0)",
+    ],
+)
+async def test_a_parent_that_ends_after_its_etcd_was_killed_leaves_no_folder(binary: str | None, code: str) -> None:
+    process, _, data_dir = parent(code, binary)
+    process.communicate()
+    await eventually(lambda: not data_dir.parent.exists())
+
+
+async def test_one_that_is_forgotten_after_a_kill_leaves_no_folder(binary: str | None) -> None:
+    server = await EmbeddedEtcd(binary=binary).start()
+    assert server.data_dir
+    folder = server.data_dir.parent
+    server.kill()
+    assert folder.exists()
+    del server
+    await eventually(lambda: gc.collect() >= 0 and not folder.exists())
+
+
 @pytest.mark.parametrize("code", ["", "raise SystemExit(3)", "server = None; time.sleep(0.1)"])
 async def test_a_parent_that_ends_without_stopping_leaves_nothing(binary: str | None, code: str) -> None:
     process, pid, data_dir = parent(code, binary)
@@ -203,7 +229,7 @@ async def test_a_taken_port_is_named(binary: str | None) -> None:
 
 async def test_a_port_lost_in_a_race_is_replaced(binary: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(embedded, "_is_free", lambda port: True)
+        monkeypatch.setattr(embedded, "is_free", lambda port: True)
         ports = iter([taken.getsockname()[1], *embedded._PORTS])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
         async with EmbeddedEtcd(binary=binary) as server:

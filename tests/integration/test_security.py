@@ -125,6 +125,15 @@ async def test_a_password_that_is_changed_costs_no_lock(guarded: EmbeddedEtcd, t
         await Session(**settings).open()
 
 
+@pytest.mark.parametrize("transport", ["grpc", "gateway"])
+async def test_https_on_a_plain_port_and_a_user_without_auth_get_a_hint(etcd: EmbeddedEtcd, transport: str) -> None:
+    secure = etcd.endpoint.replace("http:", "https:")
+    with pytest.raises(EtcdUnavailable, match=f"does it speak TLS there.*{etcd.endpoint}"):
+        await Session(endpoints=secure, transport=transport, dial_timeout=1.5).open()
+    with pytest.raises(EtcdError, match="unset CODOMYRMEX_ETCD_USERNAME"):
+        await Session(endpoints=etcd.endpoint, transport=transport, username="u", password="p", dial_timeout=2).open()
+
+
 class Certificates:
     def __init__(self, folder: Path, not_after: datetime | None = None) -> None:
         folder.mkdir(exist_ok=True)
@@ -196,6 +205,8 @@ async def test_a_foreign_authority_is_refused_and_a_missing_file_named(
     with pytest.raises(EtcdError) as caught:
         await Session(endpoints=url, ca_file=its.ca, dial_timeout=2).open()  # no certificate of its own
     assert url in str(caught.value)
+    with pytest.raises(EtcdUnavailable, match=f"does it speak TLS there.*{url}"):
+        await Session(endpoints=url.replace("https:", "http:"), dial_timeout=2).open()
     with pytest.raises(EtcdError, match="cannot read a TLS file"):
         await Session(endpoints=url, ca_file=tmp_path / "absent.pem", dial_timeout=2).open()
 

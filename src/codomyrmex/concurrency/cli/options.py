@@ -26,9 +26,10 @@ _LONGEST = 100 * 365 * 86400.0
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic since click 8.5
-    """Seconds, from ``5``, ``5s``, ``250ms``, ``2m`` or ``1h30m``."""
+    """Seconds, from ``5``, ``5s``, ``250ms``, ``2m`` or ``1h30m``; a plain number is seconds."""
 
     name = "duration"
+    plain = True  # whether a number may stand without a unit
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, int | float):
@@ -36,10 +37,19 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gener
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)", value)
         if not parts or "".join(number + unit for number, unit in parts) != value:
             self.fail(f"{value!r} is not a duration such as 5s, 250ms, 2m or 1h30m", param, ctx)
+        if not self.plain and any(not unit and float(number) for number, unit in parts):
+            self.fail(f"{value!r} has no unit; say {value}s, {value}m, {value}h or {value}d", param, ctx)
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
         if seconds > _LONGEST:
             self.fail(f"{value[:30]!r} is longer than a hundred years", param, ctx)
         return seconds
+
+
+class Age(Duration):
+    """How long ago. It needs a unit: who thinks of days must not be given seconds, least of all where this deletes."""
+
+    name = "age"
+    plain = False
 
 
 def common_options(command: F) -> F:
@@ -75,6 +85,17 @@ def settings(context: click.Context) -> EtcdSettings:
         raise click.UsageError(str(error)) from None
 
 
+def namespace(context: click.Context) -> str:
+    """The namespace that is looked at, and at which etcd, in words."""
+    looked = settings(context)
+    return f"the namespace {looked.namespace!r} at {', '.join(looked.endpoints)}"
+
+
+def where(context: click.Context, prefix: str = "") -> str:
+    """The end of a sentence that nothing is there: for which names and in which namespace was looked."""
+    return f"{f'with a name that starts with {prefix!r} ' if prefix else ''}in {namespace(context)}"
+
+
 def output(context: click.Context) -> str:
     return str(context.obj.get("output", "table"))
 
@@ -94,8 +115,11 @@ async def confirmed(yes: bool, question: str) -> bool:
     return yes or await asyncio.to_thread(click.confirm, question)
 
 
-def run(main: Coroutine[Any, Any, int | None]) -> NoReturn:
-    """Run a command's coroutine and exit with the code that belongs to how it ended; SIGTERM ends it like Ctrl-C."""
+def run(main: Coroutine[Any, Any, int | None], stop: asyncio.Event | None = None) -> NoReturn:
+    """Run a command's coroutine and exit with the code that belongs to how it ended; SIGTERM ends it like Ctrl-C.
+
+    With ``stop`` the first of these signals sets that, so that the command can end in good order, and the next ends it.
+    """
     from codomyrmex.concurrency.errors import ConcurrencyError
 
     ended_by: list[int] = []
@@ -105,6 +129,9 @@ def run(main: Coroutine[Any, Any, int | None]) -> NoReturn:
         assert task
 
         def end(number: int) -> None:
+            if stop and not stop.is_set():
+                stop.set()
+                return
             ended_by.append(number)
             task.cancel()
 

@@ -8,7 +8,7 @@ import click
 
 from codomyrmex.concurrency import ClusterPoolStats, Session, fleet
 from codomyrmex.concurrency.cli import live, tables, views
-from codomyrmex.concurrency.cli.options import common_options, output, run, settings
+from codomyrmex.concurrency.cli.options import common_options, output, run, settings, where
 from codomyrmex.concurrency.follow import snapshots
 
 
@@ -31,7 +31,7 @@ def pools(context: click.Context, watch: bool, prefix: str) -> None:
 async def _list(context: click.Context, prefix: str) -> None:
     async with Session(settings(context)) as session:
         found = await fleet.pools(session, prefix)
-    views.show_list(context, found, tables.pools, "no pools report")
+    views.show_list(context, found, tables.pools, f"no pools report {where(context, prefix)}")
 
 
 async def _watch(context: click.Context, prefix: str) -> int:

@@ -6,8 +6,10 @@ from importlib.metadata import entry_points
 
 import click
 
+from codomyrmex.concurrency.cli.groups import Group
 
-class _Installed(click.Group):
+
+class _Installed(Group):
     """Sub-groups of whatever codomyrmex distributions are installed, each loaded when it is asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -25,7 +27,18 @@ class _Installed(click.Group):
         return None
 
 
+def _say_versions(context: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        found = {point.dist.name: point.dist.version for point in entry_points(group="codomyrmex.cli") if point.dist}
+        for name in sorted(found):
+            click.echo(f"{name} {found[name]}")
+        context.exit()
+
+
 @click.group(cls=_Installed, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_say_versions, help="Show what is installed."
+)
 def main() -> None:
     """The command line of the codomyrmex modules that are installed."""
 

@@ -47,7 +47,7 @@ class _Wish(NamedTuple):
         return ", ".join(named + ([f"the semaphore {views.visible(self.semaphore)}"] if self.semaphore else []))
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--lock",
     "locks",
@@ -90,7 +90,7 @@ def run(
 
     Several locks are acquired together or not at all; a semaphore's permit comes after them. CMD finds
     CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one a line) in its environment. When what it holds can no longer
-    be trusted, its whole process group is ended before anyone else can be granted.
+    be trusted, its whole process group is ended before anyone else can be granted. A time without a unit is in seconds.
 
     \b
     Examples:

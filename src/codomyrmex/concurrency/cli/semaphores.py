@@ -9,25 +9,15 @@ import click
 from codomyrmex.concurrency import NotHeld, SemaphoreInfo, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings
+from codomyrmex.concurrency.cli.groups import NamedGroup
+from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings, where
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
 from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.semaphore import check_limit, resize
 
 
-class _Named(click.Group):
-    """``semaphores NAME`` is ``semaphores show NAME``."""
-
-    def resolve_command(
-        self, context: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in self.commands:
-            args = ["show", *args]
-        return super().resolve_command(context, args)
-
-
-@click.group(cls=_Named, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N]")
+@click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @click.option("--prefix", default="", metavar="P", help="Only semaphores whose name starts with P.")
 @common_options
@@ -64,14 +54,14 @@ def show(context: click.Context, name: str, watch: bool) -> None:
 async def _list(context: click.Context, prefix: str) -> None:
     async with Session(settings(context)) as session:
         infos = await observe.semaphores(session, prefix)
-    views.show_list(context, infos, tables.semaphores, "there are no semaphores")
+    views.show_list(context, infos, tables.semaphores, f"there are no semaphores {where(context, prefix)}")
 
 
 async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
         info = await observe.semaphore(session, name)
     if info.limit is None:
-        click.echo(f"error: there is no semaphore {views.visible(name)}", err=True)
+        click.echo(f"error: there is no semaphore {views.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
     views.show(context, info, tables.semaphore)
     return 0

@@ -173,7 +173,7 @@ def dead_letters(entries: Sequence[DeadLetter], *, wide: bool = False) -> Render
     )
     for entry in entries[:_MOST]:
         said = entry.reason if entry.state in ("parked", "resolved") and entry.reason else _error(entry)
-        row = [entry.id, short(entry.operation, _TEXT), entry.state, entry.attempt_count, entry.crash_count, due(entry)]
+        row = [entry.id, short(entry.operation, _TEXT), entry.state, tries(entry), entry.crash_count, due(entry)]
         row += [age(entry.created_at), short(said, 200 if wide else 60)]
         if wide:
             row += [short(json.dumps(entry.args), 200), short(entry.fingerprint, _TEXT)]
@@ -192,7 +192,7 @@ def dead_letter(entry: DeadLetter) -> RenderableType:
         "state": f"{entry.state}{f': {entry.reason}' if entry.reason else ''}",
         "due": due(entry),
         "created": f"{entry.created_at.astimezone():%c}, {age(entry.created_at)} ago",
-        "attempts": f"{entry.attempt_count}, of which {entry.crash_count} killed their worker",
+        "attempts": f"{tries(entry)}, of which {entry.crash_count} killed their worker",
         "fingerprint": entry.fingerprint,
         "error": _error(entry),
         "args": json.dumps(entry.args),
@@ -226,6 +226,12 @@ def dead_letter_line(entry: DeadLetter) -> Text:
     return line.append(f"{visible(entry.id)}  attempt {entry.attempt_count}  {short(_error(entry), 100)}", style="none")
 
 
+def tries(entry: DeadLetter) -> str:
+    """How often it was tried: in its queue and, if it comes from a pool, in that before."""
+    before = entry.metadata.get("attempts") if "pool" in entry.metadata else None
+    return f"{entry.attempt_count}, {before} in pool" if isinstance(before, int) else str(entry.attempt_count)
+
+
 def due(entry: DeadLetter) -> str:
     """When an entry is retried, or that nobody takes it."""
     if entry.state != "waiting" or entry.next_attempt_at is None:
@@ -238,7 +244,7 @@ def due(entry: DeadLetter) -> str:
 
 def summaries(found: Iterable[OperationSummary], *, wide: bool = False) -> Table:
     """One row an operation of a queue."""
-    columns = ("QUEUE", "OPERATION", "WAITING", "RUNNING", "PARKED", "RESOLVED", "FAILURES", "OLDEST")
+    columns = ("QUEUE", "OPERATION", "WAITING", "RUNNING", "PARKED", "RESOLVED", "KINDS", "OLDEST")
     table = _table(*columns, right=columns[2:])
     for one in found:
         counts = (one.waiting, one.running, one.parked, one.resolved, one.fingerprints)

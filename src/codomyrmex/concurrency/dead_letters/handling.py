@@ -74,10 +74,7 @@ async def outcome(
     try:
         await handler(record.copied(entry), attempt)
     except Retry as error:
-        if entry.attempt_count >= policy.max_attempts:
-            return record.parked(entry, "attempts are used up", "failed")
-        delay = policy.delay(entry.attempt_count) if error.delay is None else error.delay
-        return record.waiting(record.ended(entry, "failed", str(error)), delay)
+        return record.asked_again(entry, str(error), error.delay, policy)
     except Park as error:
         return record.parked(entry, redact(error.reason))
     except Discard as error:

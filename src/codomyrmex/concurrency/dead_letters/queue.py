@@ -91,6 +91,11 @@ class DeadLetterQueue:
     def name(self) -> str:
         return self._name
 
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Those for which a handler is registered here."""
+        return tuple(sorted(self._handlers))
+
     async def add(
         self,
         *,

@@ -67,9 +67,10 @@ class DeadLetter:
     """A failed operation as etcd has it.
 
     ``attempts`` holds the last 20; ``attempt_count`` and ``crash_count`` count all since the entry was added or
-    replayed. ``next_attempt_at`` is when it is due, None if it is not to be retried. ``fingerprint`` is the same for
-    the same failure: operation, type of error, its text without numbers. ``reason`` says why it was parked or
-    discarded.
+    replayed. What a pool had tried before it stored the entry is in ``metadata["attempts"]``, and counts for neither.
+    ``next_attempt_at`` is when it is due, None if it is not to be retried. ``fingerprint`` is the same for the same
+    failure: operation, type of error, its text without numbers. ``reason`` says why it was parked, after its last
+    error, or why it was discarded.
     """
 
     id: str
@@ -286,12 +287,26 @@ def parked(entry: DeadLetter, reason: str, outcome: Outcome = "parked") -> DeadL
 def failed(entry: DeadLetter, error: BaseException, text: str, policy: RetryPolicy) -> DeadLetter:
     """The handler failed: the entry waits for the next attempt, or is parked after the last."""
     if not policy.again(error, entry.attempt_count):
-        why = "attempts are used up" if entry.attempt_count >= policy.max_attempts else "is not to be retried"
-        return replace(
-            parked(entry, f"{type(error).__qualname__}: {why}", "failed"),
-            attempts=ended(entry, "failed", text).attempts,
-        )
+        why = _USED_UP if entry.attempt_count >= policy.max_attempts else "such an error is not to be retried"
+        return parked(ended(entry, "failed", text), _because(text, why))
     return waiting(ended(entry, "failed", text), policy.delay(entry.attempt_count))
+
+
+def asked_again(entry: DeadLetter, asked: str, delay: float | None, policy: RetryPolicy) -> DeadLetter:
+    """The handler asked for another attempt: the entry waits for it, or is parked after the last."""
+    if entry.attempt_count >= policy.max_attempts:
+        told = f"{entry.error_type}: {entry.error}" if entry.error_type else entry.error
+        return parked(ended(entry, "failed", asked), _because(told, _USED_UP))
+    return waiting(ended(entry, "failed", asked), policy.delay(entry.attempt_count) if delay is None else delay)
+
+
+_USED_UP = "attempts are used up"
+
+
+def _because(error: str, why: str) -> str:
+    """The reason to park an entry: its error first, for that is what is looked for, and why it is not tried again."""
+    room = MAX_TEXT - len(why) - len(" ()")
+    return f"{brief(error, room)} ({why})"
 
 
 def interrupted(entry: DeadLetter) -> DeadLetter:
@@ -305,7 +320,7 @@ def crashed(entry: DeadLetter, policy: RetryPolicy) -> DeadLetter:
     if entry.crash_count >= MAX_CRASHES:
         return parked(entry, f"killed {entry.crash_count} workers", "crashed")
     if entry.attempt_count >= policy.max_attempts:
-        return parked(entry, "attempts are used up", "crashed")
+        return parked(entry, _because("the worker died", _USED_UP))
     return waiting(entry, policy.delay(entry.attempt_count))
 
 

@@ -3,6 +3,7 @@
     /<namespace>/v1/dead/<queue>/entry/<id>     the record, as JSON; on a lease of ``retention`` once it is resolved
     /<namespace>/v1/dead/<queue>/claim/<id>     bound to the lease of the worker that runs the entry
     /<namespace>/v1/dead/<queue>/dedup/<hash>   the id of the entry that stands for a dedup key
+    /<namespace>/v1/dead/<queue>/worker/<id>    one per worker, bound to its lease; see ``presence.py``
 
 A record is only ever written by a transaction that compares the revision of the record it was made from, so two writers
 never both change it. Taking an entry writes its claim and the counted attempt together; finishing compares the claim.
@@ -92,6 +93,7 @@ class Store:
         self.prefix = under(session) + f"{escape(queue)}/".encode()
         self.entries = self.prefix + b"entry/"
         self.claims = self.prefix + b"claim/"
+        self.workers = self.prefix + b"worker/"
         self._dedup = self.prefix + b"dedup/"
         self._retention = retention
         self._lease = 0

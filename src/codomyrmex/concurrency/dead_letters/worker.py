@@ -20,6 +20,7 @@ from typing import Any
 
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.handling import Attempt, Handler, outcome
+from codomyrmex.concurrency.dead_letters.presence import Presence
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.schedule import Schedule
 from codomyrmex.concurrency.dead_letters.store import Claim, Store, Stored
@@ -53,6 +54,7 @@ class SessionWorker:
         self._policy = policy
         self._concurrency = concurrency
         self._redact = redact
+        self._presence = Presence(store, handlers)
         self._schedule = Schedule()
         self._inbox: asyncio.Queue[Notice] = asyncio.Queue()
         self._news = asyncio.Event()
@@ -75,6 +77,7 @@ class SessionWorker:
     def handled_now(self, operation: str) -> None:
         """A handler for ``operation`` was registered while the worker runs."""
         self._schedule.handled_now(operation)
+        self._presence.changed()
         self._news.set()
 
     async def settled(self) -> bool:
@@ -100,7 +103,8 @@ class SessionWorker:
         whatever unexpected ends an attempt or a part of the worker."""
         hub, prefix = self._store.session.hub, self._store.prefix
         watch = hub.subscribe(WatchRequest(prefix, prefix_end(prefix)), self._inbox.put_nowait)
-        parts = [asyncio.create_task(part) for part in (self._follow(), self._look_round(), self._notice_loss())]
+        running = (self._follow(), self._look_round(), self._notice_loss(), self._presence.keep())
+        parts = [asyncio.create_task(part) for part in running]
         for part in parts:
             part.add_done_callback(lambda _: self._news.set())
         try:

@@ -1,7 +1,8 @@
 """A real etcd process for development, demos and tests: started on free loopback ports, stopped for certain.
 
 etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe
-closes and the supervisor ends etcd; should the supervisor itself be killed, Linux takes etcd along.
+closes and the supervisor ends etcd and removes our temporary folder, also after a ``kill``, which ends etcd alone.
+Should the supervisor itself be killed, Linux takes etcd along.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import platform
 import random
+import select
 import shutil
 import socket
 import subprocess
@@ -37,31 +39,39 @@ _ATTEMPTS = 5
 _PORTS = range(20_000, 32_000)  # below what systems hand out, so nobody takes our port while etcd is down
 _STOP, _KILL = b"s", b"k"
 
-# Gets our temporary folder and etcd's command line, tells etcd's pid, then obeys one order, or our end.
+# Gets our temporary folder and etcd's command line, tells etcd's pid, and closes its stdout once etcd is gone. It stays
+# until it is told to stop, or the pipe closes: then nobody else is left to remove the folder.
 _SUPERVISOR = """
-import ctypes, os, shutil, signal, subprocess, sys, threading, time
+import ctypes, os, shutil, signal, subprocess, sys, threading
 libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 die_with_parent = (lambda: libc.prctl(1, signal.SIGKILL)) if libc else None
 etcd = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2, preexec_fn=die_with_parent)
-order = None
+gone = threading.Event()
+order = b"k"
 def obey():
     global order
-    order = os.read(0, 1)
-    if order != b"k":
-        etcd.terminate()
-        time.sleep(3)
+    while order == b"k":
+        order = os.read(0, 1)
+        if order == b"k":
+            etcd.kill()
+    etcd.terminate()
+    gone.wait(3)
     etcd.kill()
-threading.Thread(target=obey, daemon=True).start()
+obeying = threading.Thread(target=obey, daemon=True)
+obeying.start()
 try:
     os.write(1, b"%d\\n" % etcd.pid)
 except OSError:
     pass
 etcd.wait()
+gone.set()
+os.close(1)
+obeying.join()
 if order == b"":
     shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
-_owned: dict[Path, subprocess.Popen[bytes] | None] = {}  # our temporary folders, and who runs etcd for each
+_owned: dict[Path, subprocess.Popen[bytes] | None] = {}  # our temporary folders, and the supervisor of each
 _announced = False
 
 
@@ -162,11 +172,11 @@ class EmbeddedEtcd:
         """SIGKILL etcd, as a crash would, and wait until it is gone. Its data stays for ``start``."""
         with self._lock:
             self.pid = 0
-            _end(self._folder, _KILL)
+            _kill(self._folder)
 
     def _start(self) -> None:
         binary = self.binary = self.binary or find_etcd()
-        if self._port and not _is_free(self._port):
+        if self._port and not is_free(self._port):
             raise EtcdUnavailable(f"cannot start etcd: port {self._port} of 127.0.0.1 is taken")
         if self._folder not in _owned:
             folder = self._folder = Path(tempfile.mkdtemp(prefix="codomyrmex-etcd-"))
@@ -175,14 +185,14 @@ class EmbeddedEtcd:
             if not self._keeps_data:
                 self.data_dir = folder / "data"
         for attempts_left in reversed(range(_ATTEMPTS)):
-            _end(self._folder, _KILL)  # what an attempt before left, or an etcd that died by itself
+            _dismiss(self._folder)  # what a kill or an attempt before left, or an etcd that died by itself
             port = self._port or _free_port()
             try:
                 self._launch(binary, port)
             except BaseException as error:
                 if "address already in use" not in str(error) or not attempts_left:
                     self.pid = 0
-                    _end(self._folder, _KILL)
+                    _kill(self._folder)
                     raise
             else:
                 self._port = port
@@ -224,30 +234,46 @@ class EmbeddedEtcd:
             )
         _owned[self._folder] = supervisor
         assert supervisor.stdout
-        with supervisor.stdout as answer:
-            self.pid = int(answer.read(20) or 0)
+        self.pid = int(supervisor.stdout.read(20) or 0)
         self.version = _wait_until_served(self.endpoint, supervisor, logfile)
-        _announce(self.version)
+        _announce(self.version, self._keeps_data)
 
 
 def _runs(folder: Path | None) -> bool:
     supervisor = _owned.get(folder) if folder else None
-    return supervisor is not None and supervisor.poll() is None
+    return supervisor is not None and not _has_ended(supervisor)
 
 
-def _end(folder: Path | None, order: bytes) -> None:
-    """Order the supervisor of ``folder``, if there is one, to end etcd; return when both are gone."""
-    if folder and (supervisor := _owned.get(folder)) and supervisor.stdin:
-        with contextlib.suppress(OSError, ValueError):  # it is gone, or has its order and we were interrupted
-            supervisor.stdin.write(order)
+def _has_ended(supervisor: subprocess.Popen[bytes]) -> bool:
+    """Whether the supervisor's etcd is gone: nothing can be read after its pid but the end."""
+    assert supervisor.stdout
+    looking = select.poll()
+    looking.register(supervisor.stdout, select.POLLIN)
+    return bool(looking.poll(0))
+
+
+def _kill(folder: Path | None) -> None:
+    """Order the supervisor of ``folder``, if there is one, to kill etcd; return when that is gone."""
+    if folder and (supervisor := _owned.get(folder)) and supervisor.stdin and supervisor.stdout:
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or was told to stop and we were interrupted
+            supervisor.stdin.write(_KILL)
+            supervisor.stdout.read()
+
+
+def _dismiss(folder: Path | None) -> None:
+    """Order the supervisor of ``folder``, if there is one, to end etcd and itself; return when both are gone."""
+    if folder and (supervisor := _owned.get(folder)) and supervisor.stdin and supervisor.stdout:
+        with contextlib.suppress(OSError, ValueError):
+            supervisor.stdin.write(_STOP)
         supervisor.stdin.close()
         supervisor.wait()
+        supervisor.stdout.close()
         _owned[folder] = None
 
 
 def _remove(folder: Path) -> None:
     if folder in _owned:
-        _end(folder, _STOP)
+        _dismiss(folder)
         del _owned[folder]
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -255,8 +281,9 @@ def _remove(folder: Path) -> None:
 def _disown() -> None:
     """In a forked child: let go of the pipes, and leave etcd and its data to the parent."""
     for supervisor in _owned.values():
-        if supervisor and supervisor.stdin:
+        if supervisor and supervisor.stdin and supervisor.stdout:
             supervisor.stdin.close()
+            supervisor.stdout.close()
     _owned.clear()
 
 
@@ -264,22 +291,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown)
 
 
-def _announce(version: str) -> None:
+def _announce(version: str, keeps_data: bool) -> None:
     global _announced
     if not _announced:
         _announced = True
-        corrupting = version in ("3.5.0", "3.5.1", "3.5.2")
+        corrupting = keeps_data and version in ("3.5.0", "3.5.1", "3.5.2")
         danger = "; 3.5.0 to 3.5.2 can corrupt data after a crash" if corrupting else ""
         log.warning("embedded etcd %s, for development only%s", version, danger)
 
 
 def _free_port() -> int:
-    while not _is_free(port := random.choice(_PORTS)):
+    while not is_free(port := random.choice(_PORTS)):
         pass
     return port
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens at this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         try:
@@ -296,7 +324,7 @@ def _wait_until_served(
     deadline = time.monotonic() + _START_LIMIT
     problem = f"did not serve within {_START_LIMIT:g} s"
     while time.monotonic() < deadline:
-        if supervisor and supervisor.poll() is not None:
+        if supervisor and _has_ended(supervisor):
             problem = "ended at once"
             break
         with contextlib.suppress(OSError, http.client.HTTPException):

@@ -78,13 +78,36 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
     if found.error is EtcdQuotaExceeded:
         return f"etcd's database is full ({reason}); compact, defragment and disarm the alarm, then try again"
     if found.error is EtcdAuthError:
-        return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates"
+        hint = "; this etcd wants a user: set CODOMYRMEX_ETCD_USERNAME and CODOMYRMEX_ETCD_PASSWORD"
+        asked = hint if "user name is empty" in details else _scheme_hint(details, endpoint)
+        return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates{asked}"
     if found.error is EtcdUnavailable:
         # A server that dislikes our certificate says so after the handshake; gRPC then names only its own trouble.
         tls = any(text in details for text in ("TSI_", "security handshaker", "[SSL:"))
-        hint = "; TLS failed: check ca_file, cert_file and key_file" if tls else ""
+        hint = "; TLS failed: check ca_file, cert_file and key_file" if tls else _scheme_hint(details, endpoint)
         return f"etcd at {endpoint} did not answer: {reason}{hint}"
-    return f"etcd at {endpoint} refused the call: {reason}"
+    hint = "; it has no users to check: unset CODOMYRMEX_ETCD_USERNAME, or run `etcdctl auth enable`"
+    return f"etcd at {endpoint} refused the call: {reason}{hint if 'authentication is not enabled' in details else ''}"
+
+
+# What gRPC, and aiohttp for the gateway, say of a server that ends the handshake, or that answers it in plain text.
+_NO_TLS = (
+    "Handshake read failed",
+    "ssl:default [None]",
+    "ssl:default [Connection reset",
+    "WRONG_VERSION_NUMBER",
+    "wrong version number",
+)
+
+
+def _scheme_hint(details: str, endpoint: str) -> str:
+    """What may be wrong with http or https in the endpoint, where a connection was made and then ended."""
+    if endpoint.startswith("https://") and any(text in details for text in _NO_TLS):
+        return f"; does it speak TLS there? If not, the endpoint is http://{endpoint.removeprefix('https://')}"
+    # Only while it connects: of a server that ends in the middle of a call the same is said.
+    if endpoint.startswith("http://") and "failed to connect" in details and "Socket closed" in details:
+        return f"; does it speak TLS there? Then the endpoint is https://{endpoint.removeprefix('http://')}"
+    return ""
 
 
 def unavailable(endpoints: tuple[str, ...], seconds: float, last: EtcdError | None) -> EtcdUnavailable:

@@ -61,6 +61,10 @@ class DeadLetterQueue:
     def name(self) -> str:
         return self._queue.name
 
+    @property
+    def operations(self) -> tuple[str, ...]:
+        return self._queue.operations
+
     def add(
         self,
         *,

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli.demo.stage import TTL, Silent, Stage
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
 
 _LIMIT = 60.0
@@ -31,22 +32,39 @@ def demo(context: click.Context, agents: int, edits: int) -> None:
 
 
 async def _play(console: Console, agents: int, edits: int) -> int:
+    stage = Stage(console)
+    try:
+        with tempfile.TemporaryDirectory() as folder, stage.logging():
+            async with asyncio.timeout(_LIMIT):
+                await _acts(stage, agents, edits, Path(folder))
+    except TimeoutError:
+        stage.expect(False, f"the demo did not come to its end within {_LIMIT:g} s; is this machine very busy?")
+    except Silent as error:
+        stage.expect(False, str(error))
+    return _verdict(stage)
+
+
+async def _acts(stage: Stage, agents: int, edits: int, folder: Path) -> None:
     from codomyrmex.concurrency import EmbeddedEtcd, Session
     from codomyrmex.concurrency.cli.demo.locks import Locks
     from codomyrmex.concurrency.cli.demo.pools import Pools
-    from codomyrmex.concurrency.cli.demo.stage import TTL, Stage
+    from codomyrmex.concurrency.cli.dev import described
 
-    with tempfile.TemporaryDirectory() as folder:
-        async with asyncio.timeout(_LIMIT), EmbeddedEtcd() as etcd:
-            stage = Stage(console, etcd.endpoint)
-            stage.say(f"A real etcd {etcd.version} serves at {etcd.endpoint}. To watch from a second terminal:")
-            stage.say(f"  codomyrmex concurrency locks --watch --endpoints {etcd.endpoint}\n")
-            try:
-                async with Session(endpoints=etcd.endpoint, session_ttl=TTL) as session:
-                    await Locks(stage, agents, edits, Path(folder)).play(session)
-                    await Pools(stage).play(session)
-            finally:
-                await stage.end()
+    stage.say("An etcd is started for the demo:")
+    async with EmbeddedEtcd() as etcd:
+        stage.endpoint = etcd.endpoint
+        stage.say(f"\nA real etcd {etcd.version} serves at {etcd.endpoint}. {described(etcd)}")
+        stage.say("While this runs, you may watch from a second terminal:")
+        stage.say(f"\n  codomyrmex concurrency locks --watch --endpoints {etcd.endpoint}\n")
+        try:
+            async with Session(endpoints=etcd.endpoint, session_ttl=TTL) as session:
+                await Locks(stage, agents, edits, folder).play(session)
+                await Pools(stage).play(session)
+        finally:
+            await stage.end()
+
+
+def _verdict(stage: Stage) -> int:
     for failure in stage.failures:
         stage.say(f"[bold red]failed:[/] {failure}")
     if not stage.failures:
@@ -54,6 +72,6 @@ async def _play(console: Console, agents: int, edits: int) -> int:
             "[bold green]No edit was lost, nobody waited for the dead, the limit was kept, "
             "and every failure was retried once.[/]"
         )
-    stage.say("\nYour own: in one terminal  codomyrmex concurrency dev")
-    stage.say("          in another       codomyrmex concurrency locks --watch")
+    stage.say("\nThis etcd is gone with the demo. For one of your own, in one terminal and in another:")
+    stage.say("\n  codomyrmex concurrency dev\n  codomyrmex concurrency locks --watch")
     return EXIT_FAILED if stage.failures else 0

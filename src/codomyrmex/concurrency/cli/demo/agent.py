@@ -30,6 +30,7 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.cli.demo.pools import ITEMS, LIMIT
+from codomyrmex.concurrency.cli.demo.stage import logged_by
 
 
 def say(event: str, **what: Any) -> None:
@@ -101,6 +102,7 @@ async def host(session: Session, name: str) -> None:
 
 async def main() -> None:
     name, role, *arguments = sys.argv[1:]
+    logged_by(lambda text: say("logged", text=text))
     async with Session() as session:
         if role == "host":
             await host(session, name)

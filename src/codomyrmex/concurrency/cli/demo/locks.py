@@ -37,6 +37,10 @@ class Locks:
     async def _take_turns(self, session: Session) -> None:
         files = len(self._files)
         self._stage.act(f"{self._count} agents, each a process, edit {files} files. One lock per file, in order.")
+        self._stage.say(
+            "  Whoever queues up for a lock is given a token at that moment: a number that is higher than all before.\n"
+            "  It goes along with each write, so that etcd can refuse the writes of somebody who no longer holds.\n"
+        )
         started = time.monotonic()
         watching = asyncio.create_task(self._narrate(session))
         async with self._stage.started("worker", self._count, str(self._edits), *self._files) as agents:
@@ -99,14 +103,16 @@ class Locks:
                 )
                 refused = await agent.until("refused")
                 self._stage.say(
-                    f"  its late write with token {refused['token']} is refused by etcd: nothing is overwritten\n"
+                    f"  its late write with token {refused['token']} is refused by etcd: nothing is overwritten"
                 )
+                await agent.end()
                 kept = await grant.get(f"/codomyrmex/demo/{file.name}")
+                self._stage.say("")
                 self._stage.expect(kept == str(grant.token).encode(), "a late write got through")
 
     def _check(self) -> None:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("  FILE", "EDITS", "LINES", "TOKENS RISE"):
+        for column in ("FILE", "EDITS", "LINES", "TOKENS RISE"):
             table.add_column(column)
         for file in self._files:
             tokens = [int(line.split()[0]) for line in file.read_text().splitlines()]
@@ -114,7 +120,7 @@ class Locks:
             rising = all(one < two for one, two in pairwise(tokens))
             self._stage.expect(sorted(reported) == tokens, f"{file.name}: an edit was lost")
             self._stage.expect(rising, f"{file.name}: tokens did not rise")
-            table.add_row(f"  {file.name}", str(len(reported)), str(len(tokens)), "yes" if rising else "NO")
+            table.add_row(file.name, str(len(reported)), str(len(tokens)), "yes" if rising else "NO")
         self._stage.show(table)
         self._stage.say("")
 

@@ -57,17 +57,17 @@ class Pools:
         """What an operator sees in the middle of it."""
         while len(self._calls) < HOSTS * ITEMS / 2:  # noqa: ASYNC110 # the fleet's pace is not ours
             await asyncio.sleep(0.05)
-        self._stage.say("  [dim]codomyrmex concurrency semaphores[/]")
+        self._stage.say("  An operator who looks at the semaphores in the middle of it sees:\n")
         self._stage.show(tables.semaphores(await observe.semaphores(session)))
-        self._stage.say("  [dim]codomyrmex concurrency pools[/]")
+        self._stage.say("\n  and at the pools:\n")
         self._stage.show(tables.pools(await fleet.pools(session)))
 
     async def _check_calls(self, queue: DeadLetterQueue) -> None:
         steps = sorted([(call["since"], 1) for call in self._calls] + [(call["until"], -1) for call in self._calls])
         most = max(accumulate(step for _, step in steps), default=0)
         self._stage.say(
-            f"  … {len(self._calls)} calls, never more than {most} at once; {len(self._failed)} failed, "
-            "and wait as dead letters:\n  [dim]codomyrmex concurrency dlq list --queue analysis[/]"
+            f"\n  … {len(self._calls)} calls, never more than {most} at once; {len(self._failed)} failed, as was to be "
+            "shown, and wait as dead letters:\n"
         )
         self._stage.show(tables.dead_letters(await queue.list_entries()))
         self._stage.say("")

@@ -4,29 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+
+from codomyrmex.concurrency.cli import views
 
 TTL = 3
 
 
-class Agent:
-    """An agent process and what it has said so far."""
+_LOGGER = "codomyrmex.concurrency"
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+
+class _Telling(logging.Handler):
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(record.getMessage())
+
+
+def logged_by(tell: Callable[[str], None]) -> logging.Handler:
+    """Have ``tell`` called with the text of each warning of the library in this process."""
+    handler = _Telling(tell)
+    logging.getLogger(_LOGGER).addHandler(handler)
+    return handler
+
+
+class Silent(Exception):
+    """An agent ended before it had said what it should."""
+
+
+class Agent:
+    """An agent process and what it says. What the library logs in it is told apart, by ``log``."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Callable[[str, str], None]) -> None:
         self.name = name
         self.process = process
+        self._log = log
 
     async def lines(self) -> AsyncIterator[dict[str, Any]]:
         assert self.process.stdout
         async for line in self.process.stdout:
-            yield json.loads(line)
+            said = json.loads(line)
+            if said["event"] == "logged":
+                self._log(self.name, said["text"])
+            else:
+                yield said
 
     def go_on(self) -> None:
         assert self.process.stdin
@@ -36,15 +69,20 @@ class Agent:
         async for said in self.lines():
             if said["event"] == event:
                 return said
-        raise RuntimeError(f"{self.name} ended without a word about {event!r}")
+        raise Silent(f"{self.name} ended without a word about {event!r}")
+
+    async def end(self) -> None:
+        """Hear it out until it ends."""
+        async for _ in self.lines():
+            pass
 
 
 class Stage:
     """``failures`` holds what was expected and did not happen."""
 
-    def __init__(self, console: Console, endpoint: str) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._endpoint = endpoint
+        self.endpoint = ""  # of the etcd, once there is one
         self._agents: list[Agent] = []
         self._acts = 0
         self.failures: list[str] = []
@@ -57,7 +95,20 @@ class Stage:
         self._console.print(text, soft_wrap=True)
 
     def show(self, picture: RenderableType) -> None:
-        self._console.print(picture)
+        self._console.print(Padding(picture, (0, 0, 0, 2), expand=False))
+
+    def log(self, who: str, text: str) -> None:
+        """What the library logs, indented: it belongs to the story and is no error of the demo."""
+        self.say(f"    [dim]log of {who}: {escape(views.visible(text))}[/]")
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """The same for what the library logs in this process."""
+        handler = logged_by(lambda text: self.log("the demo", text))
+        try:
+            yield
+        finally:
+            logging.getLogger(_LOGGER).removeHandler(handler)
 
     def expect(self, true: bool, otherwise: str) -> None:
         if not true:
@@ -77,12 +128,12 @@ class Stage:
                 stdout=asyncio.subprocess.PIPE,
                 env={
                     **os.environ,
-                    "CODOMYRMEX_ETCD_ENDPOINTS": self._endpoint,
+                    "CODOMYRMEX_ETCD_ENDPOINTS": self.endpoint,
                     "CODOMYRMEX_ETCD_SESSION_TTL": str(TTL),
                 },
                 start_new_session=True,  # Ctrl-C is for the demo to handle; it ends its agents itself
             )
-            agents.append(Agent(name, process))
+            agents.append(Agent(name, process, self.log))
             self._agents.append(agents[-1])
         yield agents
 

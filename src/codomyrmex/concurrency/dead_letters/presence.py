@@ -1,0 +1,89 @@
+"""Which workers a queue has: each keeps one key that says where it runs and what it handles.
+
+It is there to be shown: no worker reads it, and nothing that is retried waits for it. The key is written when the
+worker begins and when a handler is added, and is bound to the lease of the worker's session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from codomyrmex.concurrency import decode, foreign
+from codomyrmex.concurrency.dead_letters.record import new_id
+from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.errors import EtcdError, SessionLost
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transport import Put
+
+log = logging.getLogger("codomyrmex.concurrency")
+
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker as it describes itself: where it runs, and the operations that it has handlers for."""
+
+    host: str
+    pid: int
+    operations: tuple[str, ...]
+
+
+_ADAPTER = TypeAdapter(WorkerInfo)
+
+
+class Presence:
+    """The key of one worker. ``handlers`` may grow; ``changed`` tells that it has."""
+
+    def __init__(self, store: Store, handlers: Iterable[str]) -> None:
+        self._store = store
+        self._handlers = handlers
+        self._key = store.workers + b"%016x-%s" % (store.session.id, new_id().encode())
+        self._news = asyncio.Event()
+
+    def changed(self) -> None:
+        self._news.set()
+
+    async def keep(self) -> None:
+        """Keep the key true until this is cancelled, then delete it. Whatever etcd does not take is tried again."""
+        pause = _PAUSE
+        try:
+            while True:
+                self._news.clear()
+                try:
+                    await self._write()
+                except SessionLost:
+                    return  # and the worker learns of it by itself
+                except EtcdError as error:
+                    log.debug("the worker of %r could not say that it is there: %s", self._store.queue, error)
+                    await asyncio.sleep(pause)
+                    pause = min(_LONGEST_PAUSE, pause * 2)
+                else:
+                    await self._news.wait()
+        finally:
+            self._store.session.remover.remove(self._key)  # goes on by itself; the lease takes it along in any case
+
+    async def _write(self) -> None:
+        said = {"host": self._store.session.host, "pid": os.getpid(), "operations": sorted(self._handlers)}
+        put = Put(self._key, json.dumps(said).encode(), self._store.session.id)
+        await self._store.session.committer.commit(Request((self._key,), (put,), again=()))
+
+
+async def workers(store: Store) -> list[WorkerInfo]:
+    """The workers that a queue has at this moment; those of release 0.1 do not say that they are there."""
+    found = []
+    async for page in store.pages(store.workers):
+        for kv in page.kvs:
+            info = decode.record(_ADAPTER, kv.value)
+            if info is None or not kv.lease:
+                foreign.skip(kv.key, "workers of dead letters")
+            else:
+                found.append(info)
+    return found
