@@ -355,7 +355,7 @@ async def test_a_live_view_is_redrawn_in_place_on_a_terminal(
         return look
 
     try:
-        await eventually(shows(b"Ctrl-C ends"), 15)
+        await eventually(shows(b"q ends"), 15)
         dlq = DeadLetterQueue("mail", session=session)
         async with (
             LockManager(session).acquire("a-lock"),
