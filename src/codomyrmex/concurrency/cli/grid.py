@@ -17,6 +17,7 @@ from rich.text import Text
 from codomyrmex.concurrency.cli.views import visible
 
 _GAP = 2
+_SPARE = 3  # the rank from which on a column is worth less than a whole name
 
 
 class Column(NamedTuple):
@@ -110,25 +111,39 @@ class Grid:
 
 
 def fit(columns: Sequence[Column], natural: Sequence[int], room: int) -> dict[int, int]:
-    """Which columns to show, and how wide."""
-    shown = dict(enumerate(natural))
+    """Which columns to show, and how wide. Those of a spare rank go rather than that a name is cut, if that helps."""
+    order = sorted(range(len(columns)), key=lambda n: (columns[n].rank, n))
+    spare = [n for n in order if columns[n].rank >= _SPARE]
+    for dropped in range(len(spare) + 1):
+        shown = order[: len(order) - dropped]
+        if _least(columns, natural, shown, cut_names=False) <= room:
+            return _spread(columns, natural, shown, room, cut_names=False)
+    shown = order
+    while _least(columns, natural, shown) > room and columns[shown[-1]].rank:
+        shown = shown[:-1]
+    return _spread(columns, natural, shown, room)
 
-    def least(n: int) -> int:
-        return min(shown[n], columns[n].least or shown[n])
 
-    def needed() -> int:
-        return sum(map(least, shown)) + _GAP * (len(shown) - 1)
+def _narrow(column: Column, width: int, *, cut_names: bool) -> int:
+    return min(width, column.least or width) if cut_names or not column.name else width
 
-    while needed() > room and any(columns[n].rank for n in shown):
-        worst = max(shown, key=lambda n: (columns[n].rank, n))
-        del shown[worst]
-    spare = room - needed()
-    for n in sorted(shown, key=lambda n: columns[n].rank):
-        wish = shown[n] - least(n)
-        given = max(0, min(wish, spare))
-        shown[n] = least(n) + given
-        spare -= given
-    return shown
+
+def _least(columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int], *, cut_names: bool = True) -> int:
+    """The width that these columns need."""
+    return sum(_narrow(columns[n], natural[n], cut_names=cut_names) for n in shown) + _GAP * (len(shown) - 1)
+
+
+def _spread(
+    columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int], room: int, *, cut_names: bool = True
+) -> dict[int, int]:
+    """These columns in their places, with what is left of the room for the most important of those that want it."""
+    left = max(0, room - _least(columns, natural, shown, cut_names=cut_names))
+    widths = {}
+    for n in shown:
+        narrow = _narrow(columns[n], natural[n], cut_names=cut_names)
+        widths[n] = min(natural[n], narrow + left)
+        left -= widths[n] - narrow
+    return dict(sorted(widths.items()))
 
 
 def cut(text: str, width: int, *, middle: bool = False) -> str:

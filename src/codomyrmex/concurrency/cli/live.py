@@ -180,12 +180,13 @@ class _View:
         command = self._context.command_path.partition("concurrency ")[2]
         place = f"namespace {where.namespace} at {', '.join(where.endpoints)}"
         answered = self._last_answer()
-        at = f"{answered:%H:%M:%S}" if answered else "not yet"
+        at = f"{answered:%H:%M:%S}" if answered else "never"
         if self._silent():
             silence = f"etcd does not answer; this is what was known before ({at})"
             second = Text(silence, style="bold red", no_wrap=True, overflow="ellipsis")
         else:
-            second = Text(f"etcd answered {at}; q ends, s sorts, r reverses", style="dim", no_wrap=True)
+            told = f"etcd answered {at}" if answered else "etcd has not answered yet"
+            second = Text(f"{told}; q ends, s sorts, r reverses", style="dim", no_wrap=True)
             if sorting.title:
                 second.append(f"; by {sorting.title}")
         first = Text(f"{command}  ", style="bold", no_wrap=True, overflow="ellipsis")

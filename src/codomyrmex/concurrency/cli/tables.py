@@ -58,10 +58,13 @@ def _table(*columns: str, right: Sequence[str] = (), **more: Any) -> Table:
 
 
 def _owners(owners: Sequence[Owner]) -> str:
+    """The first of them, by their agents' names where they have some; several of one name are counted."""
     if not owners:
         return "-"
-    more = f" +{len(owners) - _SHOWN}" if len(owners) > _SHOWN else ""
-    return ", ".join(owner(one) for one in owners[:_SHOWN]) + more
+    named = Counter(owner(one) if agent(one) == "-" else agent(one) for one in owners)
+    said = [name if number == 1 else f"{number} of {name}" for name, number in named.items()]
+    more = f" +{len(said) - _SHOWN}" if len(said) > _SHOWN else ""
+    return ", ".join(said[:_SHOWN]) + more
 
 
 def _metadata(one: Owner) -> str:
@@ -194,7 +197,7 @@ def semaphores(infos: Sequence[SemaphoreInfo], *, wide: bool = False) -> Grid:
             Column("HELD", right=True),
             Column("FREE", right=True),
             Column("WAITERS", right=True),
-            Column("LONGEST", 2, right=True),
+            Column("HELD FOR", 2, right=True),
             Column("HOLDERS", 3, least=20),
             Column("NEXT", 4, least=12),
         ]
@@ -305,11 +308,11 @@ def dead_letters(entries: Sequence[DeadLetter], *, wide: bool = False) -> Grid:
         Column("ID"),
         Column("OPERATION", 1, least=16, name=True),
         Column("STATE"),
-        Column("ATTEMPTS", 3, right=True),
+        Column("ATTEMPTS", 4, right=True),
         Column("CRASHES", 5, right=True),
-        Column("DUE", 4),
-        Column("AGE", 2, right=True),
-        Column("ERROR", 2, least=12),
+        Column("DUE", 5),
+        Column("AGE", 3, right=True),
+        Column("ERROR", 2, least=20),
     ]
     if wide:
         columns += [Column("ARGS", 6, least=16), Column("FINGERPRINT", 7)]
@@ -318,7 +321,7 @@ def dead_letters(entries: Sequence[DeadLetter], *, wide: bool = False) -> Grid:
         said = entry.reason if entry.state in ("parked", "resolved") and entry.reason else _error(entry)
         row: list[object] = [entry.id, short(entry.operation, _TEXT), _state(dead_letter_state(entry))]
         row += [entry.attempt_count, entry.crash_count, Cell(due(entry), -_left(entry))]
-        row += [_time(age(entry.created_at), _seconds(entry.created_at)), cut(said, 200 if wide else 60)]
+        row += [_time(age(entry.created_at), _seconds(entry.created_at)), cut(said, 200)]
         if wide:
             row += [cut(json.dumps(entry.args), 200), short(entry.fingerprint, _TEXT)]
         grid.add(*row, style=_STATES[entry.state])
@@ -390,7 +393,7 @@ def summaries(found: Sequence[OperationSummary], *, wide: bool = False) -> Grid:
     """One row an operation of a queue."""
     columns = [Column("QUEUE", 1, least=10, name=True), Column("OPERATION", least=16, name=True)]
     columns += [Column(title, right=True) for title in ("WAITING", "RUNNING", "PARKED")]
-    columns += [Column(title, 2, right=True) for title in ("RESOLVED", "FAILURES", "OLDEST")]
+    columns += [Column(title, rank, right=True) for title, rank in (("RESOLVED", 3), ("FAILURES", 4), ("OLDEST", 3))]
     grid = Grid(columns)
     for one in found:
         counts = (one.waiting, one.running, Cell(str(one.parked), one.parked, _WORDS["parked"] if one.parked else ""))
