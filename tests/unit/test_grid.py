@@ -154,6 +154,7 @@ def test_a_made_up_task_name_is_not_shown_and_an_agent_s_name_is() -> None:
 def test_what_is_not_known_is_shown_as_not_known() -> None:
     assert views.held_for(owner()) == "?" and views.waited_for(owner()) == "?"
     assert views.held_for(owner(since=datetime.now(UTC))) == "<1s"
+    assert views.held_for(owner(since=datetime.now(UTC) + timedelta(hours=1))) == "?"
     assert views.held_for(owner(granted_at=datetime.now(UTC) - timedelta(seconds=5.2))) == "5s"
     assert views.held_for(owner(granted_at=datetime.now(UTC) + timedelta(hours=1))) == "0s"  # by a clock ahead of ours
 

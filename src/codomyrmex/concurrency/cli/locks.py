@@ -34,7 +34,13 @@ from codomyrmex.concurrency.queue.sightings import Sightings
 @click.option(
     "--held-longer-than", type=Duration(), metavar="5m", help="Only locks held for longer, counted from their grant."
 )
-@click.option("--sort", type=click.Choice(["name", "held", "waited", "waiters"]), default="name", show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "held", "waited", "waiters", "age"]),
+    default="name",
+    show_default=True,
+    help="age: as held.",
+)
 @common_options
 @click.pass_context
 def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: float | None, sort: str) -> None:
@@ -63,9 +69,9 @@ class _Choice:
         self._sort = sort
 
     def of(self, infos: list[LockInfo]) -> list[LockInfo]:
-        if self._longer is not None:
+        if self._longer:  # each has been held for longer than no time
             infos = [info for info in infos if (tables.longest(info) or 0.0) > self._longer]
-        if self._sort == "held":
+        if self._sort in ("held", "age"):
             return sorted(infos, key=lambda info: tables.longest(info) or 0.0, reverse=True)
         if self._sort == "waited":
             return sorted(infos, key=lambda info: info.holders[0].waited or 0.0, reverse=True)
@@ -75,7 +81,7 @@ class _Choice:
 
     def note(self, infos: list[LockInfo]) -> str:
         """What is to be said of those that ``of`` leaves out for want of knowledge."""
-        if self._longer is None:
+        if not self._longer:
             return ""
         unknown = sum(tables.longest(info) is None and _in_line(info) > self._longer for info in infos)
         return f"{unknown} left out: since when they are held is not known" if unknown else ""

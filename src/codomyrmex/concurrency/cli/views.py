@@ -80,7 +80,7 @@ def held_for(one: Owner) -> str:
     seconds = held(one)
     if seconds is not None:
         return span(seconds)
-    just_joined = one.since is not None and (datetime.now(UTC) - one.since).total_seconds() < 1
+    just_joined = one.since is not None and 0 <= (datetime.now(UTC) - one.since).total_seconds() < 1
     return "<1s" if just_joined else "?"
 
 
