@@ -34,10 +34,13 @@ class Recorder:
     def _record(self, event: Event) -> None:
         kv, layout = event.kv, self._layout
         kind = "left" if event.deleted else "joined"
+        told = not event.deleted and kv.mod_revision != kv.create_revision  # a holder tells for how long it had waited
         if kv.key == self._root + b"lock":
             self.lock.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif kv.key == self._root + b"semaphore":
             self.semaphore.append(Change(kv.mod_revision, "wrote", int(kv.value)))
+        elif told and (layout.name_of(kv.key) or layout.name_of(kv.key, SEMAPHORE)):
+            return
         elif layout.name_of(kv.key):
             self.lock.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))
         elif (limit := limit_of(kv.key)) is not None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
+import termios
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, LockManager, Semaphore, Session
+from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, DistributedLock, LockManager, Semaphore, Session
 from codomyrmex.concurrency.etcd.transport import Put
 from codomyrmex.concurrency.fleet import pools
 from codomyrmex.concurrency.queue import observe
@@ -323,6 +326,54 @@ async def test_a_lost_permit_ends_the_command(cli: Cli, session: Session) -> Non
 # On a terminal
 
 
+class Terminal:
+    """A command on a terminal of its own, of so many columns and lines; what it shows is gathered."""
+
+    def __init__(self, cli: Cli, *command: str, columns: int = 80, lines: int = 24) -> None:
+        self._cli = cli
+        self._command = command
+        self._size = struct.pack("HHHH", lines, columns, 0, 0)
+        self.seen = b""
+
+    async def __aenter__(self) -> Terminal:
+        self._ours, self._theirs = pty.openpty()
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, self._size)
+        os.set_blocking(self._ours, False)
+        self.mode = self.modes()
+
+        def own_terminal() -> None:
+            os.setsid()
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        ends = {"stdin": self._theirs, "stdout": self._theirs, "stderr": self._theirs}
+        environment = {key: text for key, text in self._cli.environment.items() if key not in ("COLUMNS", "LINES")}
+        self.process = await asyncio.create_subprocess_exec(
+            *CLI, *self._command, **ends, env={**environment, "TERM": "xterm"}, preexec_fn=own_terminal
+        )
+        return self
+
+    def modes(self) -> list[Any]:
+        return termios.tcgetattr(self._theirs)
+
+    def shows(self, *texts: bytes) -> Callable[[], bool]:
+        def look() -> bool:
+            with contextlib.suppress(BlockingIOError, OSError):
+                self.seen += os.read(self._ours, 1 << 16)
+            return all(text in self.seen for text in texts)
+
+        return look
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+        os.close(self._ours)
+        os.close(self._theirs)
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -335,28 +386,14 @@ async def test_a_lost_permit_ends_the_command(cli: Cli, session: Session) -> Non
     ],
     ids=" ".join,
 )
+@pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
 async def test_a_live_view_is_redrawn_in_place_on_a_terminal(
-    cli: Cli, session: Session, command: tuple[str, ...]
+    cli: Cli, session: Session, command: tuple[str, ...], key: bytes
 ) -> None:
-    ours, theirs = pty.openpty()
-    os.set_blocking(ours, False)
-    process = await asyncio.create_subprocess_exec(
-        *CLI, *command, "--watch", stdin=theirs, stdout=theirs, stderr=theirs, env={**cli.environment, "COLUMNS": "250"}
-    )
-    os.close(theirs)
-    seen = b""
-
-    def shows(text: bytes) -> Callable[[], bool]:
-        def look() -> bool:
-            nonlocal seen
-            with contextlib.suppress(BlockingIOError):
-                seen += os.read(ours, 1 << 16)
-            return text in seen
-
-        return look
-
-    try:
-        await eventually(shows(b"Ctrl-C ends"), 15)
+    async with Terminal(cli, *command, "--watch") as terminal:
+        await eventually(terminal.shows(b"q ends", b"etcd answered"), 15)
+        assert b"namespace" in terminal.seen and " ".join(command[:1]).encode() in terminal.seen
+        assert terminal.modes() != terminal.mode  # keys come one by one, unseen
         dlq = DeadLetterQueue("mail", session=session)
         async with (
             LockManager(session).acquire("a-lock"),
@@ -366,12 +403,23 @@ async def test_a_live_view_is_redrawn_in_place_on_a_terminal(
             await dlq.add(operation="send_mail", args={}, error="e")
             await pool.map(double, range(3))
             expected = {"locks": b"a-lock", "semaphores": b"provider", "pools": b"crew", "dlq": b"send_mail"}
-            await eventually(shows(expected[command[0]]), 15)
-        process.send_signal(signal.SIGINT)
-        assert await ended(process) == 0
-        assert b"\x1b[?1049h" in seen and b"Traceback" not in seen
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        os.close(ours)
+            await eventually(terminal.shows(expected[command[0]]), 15)
+        terminal.type(key)
+        assert await ended(terminal.process) == 0
+        assert b"\x1b[?1049h" in terminal.seen and b"Traceback" not in terminal.seen
+        assert terminal.modes() == terminal.mode
+
+
+async def test_a_screen_of_24_lines_tells_how_many_rows_it_leaves_out(cli: Cli, session: Session) -> None:
+    locks = [DistributedLock(f"lock-{number:02}", session) for number in range(60)]
+    await asyncio.gather(*(lock.acquire() for lock in locks))
+    async with Terminal(cli, "locks", "--watch") as terminal:
+        await eventually(terminal.shows(b"+40 more; 60 locks, 0 waiting", b"lock-19"), 15)
+        assert b"lock-20" not in terminal.seen
+        terminal.type(b"s")
+        await eventually(terminal.shows("LOCK↓".encode()), 5)
+        terminal.type(b"r")
+        await eventually(terminal.shows("LOCK↑".encode(), b"lock-59"), 5)
+        terminal.type(b"q")
+        assert await ended(terminal.process) == 0
+    await asyncio.gather(*(lock.release() for lock in locks))

@@ -189,6 +189,7 @@ async def test_batons_are_removed_while_the_session_lives(
     await eventually(lambda: not session.batons)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_batch_is_as_full_as_etcd_takes_it(session: Session) -> None:
     locks = [DistributedLock(f"n{number}", session) for number in range(1_000)]
     with counting(session) as calls:
@@ -206,3 +207,45 @@ async def test_dead_letters_added_together_share_transactions(session: Session) 
     with counting(session) as calls:
         await asyncio.gather(*(queue.add(operation="send", args={"n": n}, error="x") for n in range(500)))
     assert sum(calls[method] for method in ("txn", "range", "delete")) <= 500 / 25
+
+
+async def test_only_a_hold_that_lasts_costs_one_write_more(session: Session) -> None:
+    with counting(session) as calls:
+        for number in range(20):
+            async with DistributedLock(f"short{number}", session):
+                pass
+        assert calls["txn"] + calls["delete"] == 40
+    async with DistributedLock("x", session):
+        with counting(session) as calls:
+            await eventually(lambda: calls["txn"])
+            await asyncio.sleep(3 * session_module.PATROL)
+            assert calls["txn"] == 1 and not calls["delete"]
+    await queue_of(session, "x", 0)
+
+
+async def test_holds_that_last_are_told_of_one_at_a_time(session: Session) -> None:
+    """However many there are, whoever joins meanwhile is not behind them."""
+    under_way = most = 0
+    transport: Any = session.transport
+    txn = transport.txn
+
+    async def counted(*args: Any) -> Any:
+        nonlocal under_way, most
+        under_way, most = under_way + 1, max(most, under_way + 1)
+        try:
+            return await txn(*args)
+        finally:
+            under_way -= 1
+
+    locks = [DistributedLock(f"n{number}", session) for number in range(200)]
+    await asyncio.gather(*(lock.acquire() for lock in locks))
+    transport.txn = counted
+    manager = LockManager(session)
+
+    async def all_told() -> bool:
+        return all(info.holders[0].granted_at for info in await manager.locks("n"))
+
+    await eventually(all_told, 15)
+    transport.txn = txn
+    assert most == 1
+    await asyncio.gather(*(lock.release() for lock in locks))

@@ -131,11 +131,15 @@ async def test_prometheus_reads_what_happened_and_what_is(session: Session, othe
         now = await asyncio.to_thread(scraped, port)
         assert now["codomyrmex_waiting", "lock"] == 1 and now["codomyrmex_waiting", "semaphore"] == 0
         assert 0.01 < now["codomyrmex_oldest_wait_seconds", "lock"] < 5
+        assert now["codomyrmex_holding", "lock"] == 1 and now["codomyrmex_holding", "semaphore"] == 0
+        assert 0.01 < now["codomyrmex_oldest_hold_seconds", "lock"] < 5
         assert 0 < now["codomyrmex_session_deadline_seconds",] <= 2
         assert now["codomyrmex_pool_tasks", "p", "completed"] == 5
         assert now["codomyrmex_grants_total", "lock"] == 1 and now["codomyrmex_losses_total", "lock"] == 0
         await lock.release()
         await waiting
+        now = await asyncio.to_thread(scraped, port)
+        assert now["codomyrmex_oldest_hold_seconds", "lock"] < now["codomyrmex_wait_seconds_sum", "lock"]
         parked = await queue.add(operation="x", args={}, error="e")
         await queue.discard(parked, reason="test")
 
@@ -212,3 +216,24 @@ async def test_it_listens_on_loopback_alone_unless_told_otherwise() -> None:
     metrics.serve(port=0)
     assert metrics._servers[0].server_address[0] == "127.0.0.1"
     await asyncio.to_thread(metrics.close)
+
+
+async def test_a_task_that_waits_for_a_permit_does_not_run(session: Session) -> None:
+    permit, going, begun = asyncio.Semaphore(1), asyncio.Event(), []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        await going.wait()
+
+    async with Metrics(CollectorRegistry()) as metrics, AsyncWorkerPool(3, name="p", session=session) as pool:
+        port = metrics.serve(port=0)
+        running = asyncio.create_task(pool.map(work, range(5), semaphore=permit))
+        await eventually(lambda: pool.stats().waiting == 2 and begun)
+        stats, now = pool.stats(), await asyncio.to_thread(scraped, port)
+        assert (stats.running, stats.queued) == (3, 2)
+        assert stats.submitted == stats.running + stats.queued
+        told = {state: now["codomyrmex_pool_tasks", "p", state] for state in ("running", "waiting", "queued")}
+        assert told == {"running": 1, "waiting": 2, "queued": 2}
+        going.set()
+        await running
+        assert (pool.stats().waiting, pool.stats().running) == (0, 0)

@@ -102,6 +102,9 @@ def _harmless(session: Session) -> Any:
 class _Member:
     """A member of the session that fails at everything it is told."""
 
+    def holds(self) -> None:
+        pass
+
     def waits(self) -> None:
         return None
 

@@ -78,6 +78,7 @@ def test_the_twin_has_all_of_pools_and_dead_letters(name: str) -> None:
 _INTERNAL = {
     "join",
     "waits",
+    "holds",
     "leave",
     "usable_here",
     "trusted",

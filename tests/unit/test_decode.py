@@ -114,7 +114,7 @@ def test_the_lowest_of_several_limits_is_in_force() -> None:
 def test_any_owner_can_be_shown(value: bytes) -> None:
     owner = Owner.from_entry(ENTRY, value, 7, 7)
     assert is_strict_json(owner) and age(owner.since)
-    assert tables.queue("x", (owner,), ()).row_count == 1
+    assert tables.queue("x", (owner,), ()).rows
 
 
 def test_huge_texts_do_not_fill_a_table() -> None:

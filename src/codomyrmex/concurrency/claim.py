@@ -21,6 +21,7 @@ from codomyrmex.concurrency.queue.rules import Rule
 from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session, ready
 
+AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
 _PLAIN = Terms()
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
@@ -58,7 +59,7 @@ class Claim:
         self._kind = kind
         self.names = names
         self.on_loss: OnLoss = on_loss
-        self._metadata = encode_metadata(metadata)
+        self._metadata = encode_metadata(_named(metadata))
         self._used: Session | None = None
         self._places: list[Place] = []
         self._owner = ""
@@ -119,6 +120,14 @@ class Claim:
                 entry.fellows = entries
         grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss) if grants else None
+
+
+def _named(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``metadata`` with the ``agent`` that the environment names, where it names none itself."""
+    agent = os.environ.get(AGENT)
+    if not agent or not isinstance(metadata, dict | None):
+        return metadata
+    return {"agent": decode.storable(agent), **(metadata or {})}
 
 
 def encode_metadata(metadata: dict[str, Any] | None) -> str:

@@ -37,6 +37,7 @@ _SUMMED = (
     "failed",
     "total_elapsed_ms",
     "running",
+    "waiting",
     "queued",
     "cancelled",
     "timed_out",
@@ -65,6 +66,7 @@ class ClusterPoolStats:
     dead_lettered: int = 0
     max_workers: int = 0
     throughput: float = 0.0
+    waiting: int = 0
 
     @property
     def hosts(self) -> tuple[str, ...]:

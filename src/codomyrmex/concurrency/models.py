@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
@@ -25,6 +25,14 @@ class OwnerRecord:
     since: datetime
     task: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    waited: float | None = None
+
+    def granted_at(self) -> datetime | None:
+        """When it was granted, by its own host's clock; None if it has not told."""
+        if self.waited is None:
+            return None
+        longest = 100 * 365 * 86400.0
+        return self.since + timedelta(seconds=self.waited) if self.waited < longest else None
 
 
 _OWNER = TypeAdapter(OwnerRecord)
@@ -34,7 +42,10 @@ _OWNER = TypeAdapter(OwnerRecord)
 class Owner:
     """One entry of a queue: who it belongs to. ``since`` is when it joined, by its own host's clock.
 
-    ``shared``: it is a reader of a lock. ``permits``: how many of a semaphore it takes."""
+    ``granted_at``: when it came to hold, by its own host's clock, or by this one's if the grant was seen from here.
+    ``waited``: for how many seconds it had waited then. Both are None for one that waits, and where nobody has told.
+    ``shared``: it is a reader of a lock. ``permits``: how many of a semaphore it takes. ``lost``: it died, and its
+    ``lock_delay`` keeps the name closed."""
 
     host: str
     pid: int
@@ -46,6 +57,9 @@ class Owner:
     key: str = ""
     shared: bool = False
     permits: int = 1
+    waited: float | None = None
+    granted_at: datetime | None = None
+    lost: bool = False
 
     @classmethod
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
@@ -66,6 +80,8 @@ class Owner:
             task=record.task,
             since=record.since,
             metadata=record.metadata,
+            waited=record.waited,
+            granted_at=record.granted_at(),
             **shared,
         )
 

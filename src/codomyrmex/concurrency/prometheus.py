@@ -7,7 +7,8 @@ The only labels are kinds, states and the names of pools and of queues that were
     codomyrmex_releases_total{kind}          codomyrmex_commit_batch_size         histogram
     codomyrmex_losses_total{kind}            codomyrmex_session_deadline_seconds  the least of this process's sessions
     codomyrmex_fenced_writes_rejected_total  codomyrmex_waiting{kind}, codomyrmex_oldest_wait_seconds{kind}
-    codomyrmex_sessions_lost_total           codomyrmex_pool_tasks{pool,state}
+    codomyrmex_sessions_lost_total           codomyrmex_holding{kind}, codomyrmex_oldest_hold_seconds{kind}
+    codomyrmex_pool_tasks{pool,state}        each task in one state; "waiting": it has begun, and waits
     codomyrmex_dead_letters{queue,state}, codomyrmex_dead_letters_oldest_seconds{queue}
 """
 
@@ -66,8 +67,8 @@ class Metrics(telemetry.Observer):
         self._losses = self._counter("losses", "Locks and permits that could no longer be trusted")
         self._rejected = self._counter("fenced_writes_rejected", "Fenced writes refused", ())
         self._sessions_lost = self._counter("sessions_lost", "Leases gone, but for sessions that were closed", ())
-        self._waits = self._histogram("wait_seconds", "Time until a grant", _SECONDS)
-        self._holds = self._histogram("hold_seconds", "Time until a release", _SECONDS)
+        self._waits = self._histogram("wait_seconds", "Time from the wish to the grant", _SECONDS)
+        self._holds = self._histogram("hold_seconds", "Time from the grant to the release", _SECONDS)
         self._batches = self._histogram("commit_batch_size", "Requests in one transaction", _SIZES, ())
         for kind in _KINDS:  # so that a rate is known from the first one on
             for counter in (self._grants, self._handoffs, self._releases, self._losses):
@@ -142,19 +143,18 @@ class Metrics(telemetry.Observer):
         if sessions:
             deadline.add_metric((), min(session.deadline() for session in sessions))
         yield deadline
-        yield from self._waiting([waits for session in sessions for waits in session.waits()])
+        yield from _since(
+            [waits for session in sessions for waits in session.waits()],
+            ("waiting", "Who waits in this process"),
+            ("oldest_wait_seconds", "For how long the first of them has waited"),
+        )
+        yield from _since(
+            [holds for session in sessions for holds in session.holds()],
+            ("holding", "Locks and permits held by this process"),
+            ("oldest_hold_seconds", "For how long the first of them has been held, from its grant"),
+        )
         yield self._pool_tasks()
         yield from self._dead_letters()
-
-    def _waiting(self, waits: list[tuple[str, float]]) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("codomyrmex_waiting", "Who waits in this process", labels=("kind",))
-        oldest = GaugeMetricFamily("codomyrmex_oldest_wait_seconds", "For how long the first of them", labels=("kind",))
-        for kind in _KINDS:
-            began = [since for what, since in waits if what == kind]
-            waiting.add_metric((kind,), len(began))
-            oldest.add_metric((kind,), clock.now() - min(began) if began else 0.0)
-        yield waiting
-        yield oldest
 
     @staticmethod
     def _pool_tasks() -> Metric:
@@ -164,8 +164,9 @@ class Metrics(telemetry.Observer):
             stats = pool.stats()
             name = stats.name if stats.name in names or len(names) < MAX_POOLS else "other"
             names.add(name)
-            for state in ("queued", "running", "completed", "failed", "timed_out", "cancelled"):
+            for state in ("queued", "waiting", "completed", "failed", "timed_out", "cancelled"):
                 tasks[name, state] += getattr(stats, state)
+            tasks[name, "running"] += stats.running - stats.waiting
         family = GaugeMetricFamily("codomyrmex_pool_tasks", "Tasks of this process's pools", labels=("pool", "state"))
         for labels, number in tasks.items():
             family.add_metric(labels, number)
@@ -208,3 +209,16 @@ class Metrics(telemetry.Observer):
         metric = Histogram(f"codomyrmex_{name}", text, labels, buckets=buckets, registry=self._registry)
         self._made.append(metric)
         return metric
+
+
+def _since(found: list[tuple[str, float]], counted: tuple[str, str], oldest: tuple[str, str]) -> Iterator[Metric]:
+    """By kind: how many there are, and for how long the first of them has been there."""
+    numbers, ages = (
+        GaugeMetricFamily(f"codomyrmex_{name}", text, labels=("kind",)) for name, text in (counted, oldest)
+    )
+    for kind in _KINDS:
+        began = [since for what, since in found if what == kind]
+        numbers.add_metric((kind,), len(began))
+        ages.add_metric((kind,), clock.now() - min(began) if began else 0.0)
+    yield numbers
+    yield ages

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import Any
 
 from codomyrmex.concurrency.claim import Claim
 from codomyrmex.concurrency.decode import MAX_NUMBER
@@ -94,6 +95,7 @@ class Semaphore:
         session: the session to use; the process's default one when left out.
         on_loss: as ``DistributedLock``'s: whether a block is cancelled when its permits are lost.
         max_hold: seconds after which a permit is lost, as ``DistributedLock``'s.
+        metadata: shown to others with each permit, as ``DistributedLock``'s.
 
     Raises ``ValueError`` for a limit below 1, ``InvalidName`` for a name that cannot be used.
     """
@@ -106,11 +108,12 @@ class Semaphore:
         session: Session | None = None,
         on_loss: OnLoss = "cancel",
         max_hold: float | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self._name = check_name(name)
         self._limit = check_limit(max_concurrent)
         self._claim = Claim(
-            session, SEMAPHORE, (self._name,), on_loss, terms=Terms.checked(max_hold), prepare=self._agree
+            session, SEMAPHORE, (self._name,), on_loss, metadata, Terms.checked(max_hold), prepare=self._agree
         )
         self._blocks: dict[asyncio.Task[object] | None, list[Permit]] = {}
 

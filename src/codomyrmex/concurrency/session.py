@@ -72,6 +72,9 @@ class Member(Protocol):
     def waits(self) -> tuple[str, float] | None:
         """What kind of thing it waits for, and since when on ``clock``; None if for nothing."""
 
+    def holds(self) -> tuple[str, float] | None:
+        """What kind of thing it holds, and since when on ``clock``; None if nothing."""
+
     def looked_after(self) -> None:
         """Called every ``PATROL`` seconds while the member lasts."""
 
@@ -119,6 +122,7 @@ class Session:
         self._keepalive: Keepalive | None = None
         self._embedded: EmbeddedEtcd | None = None
         self._opening = asyncio.Lock()
+        self.telling = asyncio.Lock()  # what members tell for people to read is sent one at a time
         self._trust = asyncio.Event()
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -372,6 +376,10 @@ class Session:
         """What its members wait for, and since when on ``clock``. Any thread may ask."""
         inside = [waits for member in list(self._members) if (waits := member.waits())]
         return [*inside, *self.doors.waits()]
+
+    def holds(self) -> list[tuple[str, float]]:
+        """What its members hold, and since when on ``clock``. Any thread may ask."""
+        return [holds for member in list(self._members) if (holds := member.holds())]
 
     async def _release_resources(self) -> None:
         _open_sessions.discard(self)

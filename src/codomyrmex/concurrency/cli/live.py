@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Sequence
 from contextlib import aclosing
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.text import Text
 
 from codomyrmex.concurrency import EtcdUnavailable, Session, SessionLost
 from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli.grid import Grid, Order
+from codomyrmex.concurrency.cli.keyboard import keys
 from codomyrmex.concurrency.cli.options import is_terminal, output, settings
 
 _REDRAW = 0.25
@@ -34,7 +36,7 @@ async def watch(
 ) -> int:
     """Show ``draw`` of the newest of ``pictures`` on a terminal, else ``line`` of each of ``events``, or its JSON.
 
-    Goes on until it is interrupted, which is success.
+    Goes on until it is interrupted or ``q`` is pressed, which is success.
     """
     view = _View(context)
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
@@ -76,10 +78,50 @@ async def watch_changes(
     return await watch(context, changes, line, pictures, draw)
 
 
+class _Screen:
+    """A head, and under it a body that has the rest of the screen."""
+
+    def __init__(self, head: Sequence[Text], body: Sequence[RenderableType]) -> None:
+        self._head = head
+        self._body = body
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._head
+        height = (options.height or options.size.height) - len(self._head)
+        for part in self._body:
+            yield from console.render(part, options.update(height=height))
+
+
+class _Sorting:
+    """The order in which rows are shown, as keys choose it: ``s`` goes from column to column, ``r`` turns it round."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.title = ""
+        self._reverse = False
+        self._columns: list[str] = []
+
+    def press(self, key: str) -> None:
+        if key in "qQ":
+            self.ended = True
+        elif key in "sS" and self._columns:
+            following = self._columns.index(self.title) + 1 if self.title in self._columns else 0
+            self.title = (*self._columns, "")[following]
+        elif key in "rR":
+            self._reverse = not self._reverse
+
+    def of(self, body: RenderableType) -> RenderableType:
+        if isinstance(body, Grid):
+            self._columns = [column.title for column in body.columns]
+            body.order = Order(self.title, self._reverse)
+        return body
+
+
 class _View:
     def __init__(self, context: click.Context) -> None:
         self._context = context
         self._session: Session | None = None
+        self._answered: datetime | None = None
 
     async def lines(self, events: Callable[[Session], AsyncGenerator[E, None]], line: Callable[[E], Text]) -> None:
         console = views.console(self._context)
@@ -98,27 +140,65 @@ class _View:
         self, pictures: Callable[[Session], AsyncGenerator[T, None]], draw: Callable[[T], RenderableType]
     ) -> None:
         newest: list[T] = []
+        pressed = asyncio.Event()
+        sorting = _Sorting()
 
         async def follow() -> None:
             async for picture in self._over_sessions(pictures):
                 newest[:] = [picture]
+                self._answered = datetime.now()
+
+        def press(key: str) -> None:
+            sorting.press(key)
+            pressed.set()
 
         def screen() -> RenderableType:
-            title = Text(f"{datetime.now():%H:%M:%S}, Ctrl-C ends", style="dim")
-            if self._silent():
-                title = Text("etcd does not answer; this is what was known before", style="bold red")
-            return Group(title, *map(draw, newest))
+            body = [sorting.of(draw(picture)) for picture in newest]
+            return _Screen(self._head(sorting), body)
 
         following = asyncio.create_task(follow())
         try:
-            with Live(screen(), console=views.console(self._context), auto_refresh=False, screen=True) as live:
-                while not following.done():
+            with (
+                keys(press),
+                Live(screen(), console=views.console(self._context), auto_refresh=False, screen=True) as live,
+            ):
+                while not (following.done() or sorting.ended):
                     live.update(screen(), refresh=True)
-                    await asyncio.wait([following], timeout=_REDRAW)
-            await following
+                    pressed.clear()
+                    waiting = asyncio.create_task(pressed.wait())
+                    await asyncio.wait([following, waiting], timeout=_REDRAW, return_when=asyncio.FIRST_COMPLETED)
+                    waiting.cancel()
+            if following.done():
+                await following
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+    def _head(self, sorting: _Sorting) -> list[Text]:
+        """What is looked at, where, and as of when; and what the keys do."""
+        where = settings(self._context)
+        command = self._context.command_path.partition("concurrency ")[2]
+        place = f"namespace {where.namespace} at {', '.join(where.endpoints)}"
+        answered = self._last_answer()
+        at = f"{answered:%H:%M:%S}" if answered else "never"
+        if self._silent():
+            silence = f"etcd does not answer; this is what was known before ({at})"
+            second = Text(silence, style="bold red", no_wrap=True, overflow="ellipsis")
+        else:
+            told = f"etcd answered {at}" if answered else "etcd has not answered yet"
+            second = Text(f"{told}; q ends, s sorts, r reverses", style="dim", no_wrap=True)
+            if sorting.title:
+                second.append(f"; by {sorting.title}")
+        first = Text(f"{command}  ", style="bold", no_wrap=True, overflow="ellipsis")
+        return [first.append(views.visible(place), style="none"), second]
+
+    def _last_answer(self) -> datetime | None:
+        """When etcd last answered, a reading or a keepalive."""
+        session = self._session
+        if session and session.is_open and session.alive:
+            kept = datetime.now() - timedelta(seconds=max(0.0, session.ttl * 2 / 3 - session.deadline()))
+            self._answered = max(self._answered or kept, kept)
+        return self._answered
 
     async def _over_sessions(self, stream: Callable[[Session], AsyncGenerator[E, None]]) -> AsyncIterator[E]:
         """The stream for as long as anybody listens; begun anew on a new session when one is lost."""

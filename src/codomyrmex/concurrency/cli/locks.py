@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import click
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.completion import names_of
+from codomyrmex.concurrency.cli.grid import Grid
 from codomyrmex.concurrency.cli.groups import NamedGroup
 from codomyrmex.concurrency.cli.options import (
     EXIT_FAILED,
@@ -27,21 +27,34 @@ from codomyrmex.concurrency.cli.options import (
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import LOCK
 from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.queue.sightings import Sightings
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | release NAME]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per event.")
 @click.option("--prefix", default="", metavar="P", help="Only locks whose name starts with P.")
-@click.option("--held-longer-than", type=Age(), metavar="5m", help="Only locks held for longer.")
-@click.option("--sort", type=click.Choice(["name", "age", "waiters"]), default="name", show_default=True)
+@click.option(
+    "--held-longer-than", type=Age(), metavar="5m", help="Only locks held for longer, counted from their grant."
+)
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "held", "waited", "waiters", "age"]),
+    default="name",
+    show_default=True,
+    help="age: as held.",
+)
 @common_options
 @click.pass_context
 def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: float | None, sort: str) -> None:
-    """Holders, waiters, fencing tokens and ages of all locks, or the whole queue of one.
+    """Holders, waiters and fencing tokens of all locks, or the whole queue of one; for how long each is held and was
+    waited for.
+
+    HELD counts from the grant. A holder tells when that was half a second to a second into its hold; until then, and of
+    a client that does not tell, it is `?`. A live view times the grants that it sees by its own clock.
 
     \b
     Examples:
-      codomyrmex concurrency locks --prefix file_edit: --sort age
+      codomyrmex concurrency locks --prefix file_edit: --sort held
       codomyrmex concurrency locks deploy
       codomyrmex concurrency locks --watch
       codomyrmex concurrency locks -o json | jq '.[].name'
@@ -60,36 +73,54 @@ class _Choice:
         self._sort = sort
 
     def of(self, infos: list[LockInfo]) -> list[LockInfo]:
-        if self._longer is not None:
-            infos = [info for info in infos if self._age(info) > self._longer]
-        if self._sort == "age":
-            return sorted(infos, key=self._age, reverse=True)
+        if self._longer:  # each has been held for longer than no time
+            infos = [info for info in infos if (tables.longest(info) or 0.0) > self._longer]
+        if self._sort in ("held", "age"):
+            return sorted(infos, key=lambda info: tables.longest(info) or 0.0, reverse=True)
+        if self._sort == "waited":
+            return sorted(infos, key=lambda info: info.holders[0].waited or 0.0, reverse=True)
         if self._sort == "waiters":
             return sorted(infos, key=lambda info: len(info.waiters), reverse=True)
         return sorted(infos, key=lambda info: info.name)
 
     def also(self) -> str:
         """What else a lock must be to be shown."""
-        return "" if self._longer is None else f" for longer than {self._longer:g} s"
+        return f" for longer than {self._longer:g} s" if self._longer else ""
 
-    @staticmethod
-    def _age(info: LockInfo) -> float:
-        since = info.holders[0].since
-        return (datetime.now(UTC) - since).total_seconds() if since else 0.0
+    def note(self, infos: list[LockInfo]) -> str:
+        """What is to be said of those that ``of`` leaves out for want of knowledge."""
+        if not self._longer:
+            return ""
+        unknown = sum(tables.longest(info) is None and _in_line(info) > self._longer for info in infos)
+        return f"{unknown} left out: since when they are held is not known" if unknown else ""
+
+
+def _in_line(info: LockInfo) -> float:
+    """For how many seconds its holder has been in the queue at least: it cannot have held for longer."""
+    since = info.holders[0].since
+    return float("inf") if since is None else (datetime.now(UTC) - since).total_seconds()
 
 
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
-        infos = choice.of(await LockManager(session).locks(choice.prefix))
-    views.show_list(context, infos, tables.locks, f"no locks are held {where(context, choice.prefix)}{choice.also()}")
+        found = await LockManager(session).locks(choice.prefix)
+    if note := choice.note(found):
+        click.echo(f"note: {note}", err=True)
+    empty = f"no locks are held {where(context, choice.prefix)}{choice.also()}"
+    views.show_list(context, choice.of(found), tables.locks, empty)
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
     def pictures(session: Session) -> AsyncGenerator[list[LockInfo], None]:
-        return snapshots(session, session.layout.under(LOCK), lambda: LockManager(session).locks(choice.prefix))
+        seen = Sightings()
 
-    def draw(infos: list[LockInfo]) -> Table:
-        return tables.locks(choice.of(infos), wide=output(context) == "wide")
+        async def read() -> list[LockInfo]:
+            return seen.timed(await LockManager(session).locks(choice.prefix), datetime.now(UTC))
+
+        return snapshots(session, session.layout.under(LOCK), read)
+
+    def draw(infos: list[LockInfo]) -> Grid:
+        return tables.locks(choice.of(infos), wide=output(context) == "wide", note=choice.note(infos))
 
     return await live.watch(
         context,
@@ -105,7 +136,7 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
 @common_options
 @click.pass_context
 def show(context: click.Context, name: str) -> None:
-    """The whole queue of one lock: owners, tokens, waiting times.
+    """The whole queue of one lock: owners, tokens; for how long each holds and has waited.
 
     \b
     Example:  codomyrmex concurrency locks deploy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import click
 
@@ -15,33 +15,46 @@ from codomyrmex.concurrency.follow import snapshots
 @click.command()
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @click.option("--prefix", default="", metavar="P", help="Only pools whose name starts with P.")
+@click.option(
+    "--sort", type=click.Choice(["name", "running", "waiting", "queued", "failed"]), default="name", show_default=True
+)
 @common_options
 @click.pass_context
-def pools(context: click.Context, watch: bool, prefix: str) -> None:
+def pools(context: click.Context, watch: bool, prefix: str, sort: str) -> None:
     """Every worker pool that reports: its figures per host, and their sums.
+
+    RUNNING tasks work. WAITING ones have begun, and wait for a lock, a permit or another attempt. QUEUED ones have not.
 
     \b
     Examples:
       codomyrmex concurrency pools --watch
       codomyrmex concurrency pools -o json | jq '.[] | {name, running, queued}'
     """
-    run(_watch(context, prefix) if watch else _list(context, prefix))
+    run(_watch(context, prefix, sort) if watch else _list(context, prefix, sort))
 
 
-async def _list(context: click.Context, prefix: str) -> None:
+def _sorted(found: Sequence[ClusterPoolStats], sort: str) -> list[ClusterPoolStats]:
+    if sort == "name":
+        return sorted(found, key=lambda pool: pool.name)
+    if sort == "running":
+        return sorted(found, key=lambda pool: pool.waiting - pool.running)
+    return sorted(found, key=lambda pool: -getattr(pool, sort))
+
+
+async def _list(context: click.Context, prefix: str, sort: str) -> None:
     async with Session(settings(context)) as session:
-        found = await fleet.pools(session, prefix)
+        found = _sorted(await fleet.pools(session, prefix), sort)
     views.show_list(context, found, tables.pools, f"no pools report {where(context, prefix)}")
 
 
-async def _watch(context: click.Context, prefix: str) -> int:
+async def _watch(context: click.Context, prefix: str, sort: str) -> int:
     def pictures(session: Session) -> AsyncGenerator[list[ClusterPoolStats], None]:
         return snapshots(session, fleet.reports(session), lambda: fleet.pools(session, prefix))
 
     return await live.watch_changes(
         context,
         pictures,
-        lambda found: tables.pools(found, wide=output(context) == "wide"),
+        lambda found: tables.pools(_sorted(found, sort), wide=output(context) == "wide"),
         tables.pool_line,
         key=lambda pool: pool.name,
         gone=lambda pool: ClusterPoolStats(pool.name, ()),

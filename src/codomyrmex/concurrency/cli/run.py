@@ -41,6 +41,7 @@ class _Wish(NamedTuple):
     limit: int | None
     max_hold: float | None
     lock_delay: float
+    metadata: dict[str, str]
 
     def __str__(self) -> str:
         named = [f"the lock {views.visible(name)}" for name in self.locks]
@@ -68,6 +69,9 @@ class _Wish(NamedTuple):
 @click.option(
     "--lock-delay", type=Duration(), default=0.0, metavar="10s", help="Keep the locks closed so long if this host dies."
 )
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=TEXT", help="Shown to others; agent=NAME is who holds. May be repeated."
+)
 @click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this; exits with 75.")
 @click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="SIGKILL this long after SIGTERM.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -81,6 +85,7 @@ def run(
     limit: int | None,
     max_hold: float | None,
     lock_delay: float,
+    metadata: tuple[str, ...],
     timeout: float | None,
     kill_after: float,
     command: tuple[str, ...],
@@ -90,11 +95,13 @@ def run(
 
     Several locks are acquired together or not at all; a semaphore's permit comes after them. CMD finds
     CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one a line) in its environment. When what it holds can no longer
-    be trusted, its whole process group is ended before anyone else can be granted. A time without a unit is in seconds.
+    be trusted, its whole process group is ended before anyone else can be granted. Who holds is told by --metadata
+    agent=NAME, else by CODOMYRMEX_AGENT. A time without a unit is in seconds.
 
     \b
     Examples:
       codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh staging
+      codomyrmex concurrency run --lock src/a.py --metadata agent=parser -- ./edit.sh
       codomyrmex concurrency run --lock a --lock b --semaphore gpu --max 2 -- ./train.sh
     """
     if settings(context).endpoints == ("embedded",):
@@ -105,24 +112,29 @@ def run(
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
-    wish = _Wish(tuple(map(nfc, locks)), shared, semaphore, limit, max_hold, lock_delay)
+    told = {"command": " ".join(command)[:200], **_pairs(metadata)}
+    wish = _Wish(tuple(map(nfc, locks)), shared, semaphore, limit, max_hold, lock_delay, told)
     run_main(_run(context, wish, timeout, kill_after, command))
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    for pair in given:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise click.UsageError(f"--metadata takes KEY=TEXT, such as agent=parser, not {views.visible(pair)!r}")
+    return {key: text for key, _, text in (pair.partition("=") for pair in given)}
 
 
 async def _run(
     context: click.Context, wish: _Wish, timeout: float | None, kill_after: float, command: tuple[str, ...]
 ) -> int:
     async with Session(settings(context)) as session, AsyncExitStack() as held:
-        metadata = {"command": " ".join(command)[:200]}
         patience = 0.0 if timeout == 0 else None  # one try of each
-        acquiring = _acquire(session, wish, patience, metadata, held)
+        acquiring = _acquire(session, wish, patience, held)
         grants = await _patiently(session, wish, timeout or None, acquiring)
         return await _hold(session, wish, grants, command, kill_after)
 
 
-async def _acquire(
-    session: Session, wish: _Wish, patience: float | None, metadata: dict[str, str], held: AsyncExitStack
-) -> list[Grant]:
+async def _acquire(session: Session, wish: _Wish, patience: float | None, held: AsyncExitStack) -> list[Grant]:
     """Everything wished for; ``held`` gives it back."""
     grants: list[Grant] = []
     if wish.locks:
@@ -131,7 +143,7 @@ async def _acquire(
             wish.locks,
             patience,
             wish.shared,
-            metadata,
+            wish.metadata,
             on_loss="notify",
             lock_delay=wish.lock_delay,
             max_hold=wish.max_hold,
@@ -146,7 +158,12 @@ async def _acquire(
                 f"there is no semaphore {views.visible(wish.semaphore)} yet; give its limit by --max"
             )
         semaphore = Semaphore(
-            wish.semaphore, max_concurrent=limit, session=session, on_loss="notify", max_hold=wish.max_hold
+            wish.semaphore,
+            max_concurrent=limit,
+            session=session,
+            on_loss="notify",
+            max_hold=wish.max_hold,
+            metadata=wish.metadata,
         )
         permit = await semaphore.acquire(timeout=patience)
         held.push_async_callback(_release, permit.release)
@@ -193,8 +210,14 @@ async def _held_by(session: Session, wish: _Wish) -> str:
         queues.append((await observe.semaphore(session, wish.semaphore)).holders)
     ours = f"{session.id:016x}"
     others = {owner.session: owner for holders in queues for owner in holders if owner.session != ours}
-    said = [f"{views.owner(owner)} for {views.age(owner.since)}" for owner in others.values()]
-    return f", held by {', '.join(said)}" if said else ""
+    return f", held by {', '.join(map(_holder, others.values()))}" if others else ""
+
+
+def _holder(one: Owner) -> str:
+    named = views.visible(views.agent(one))
+    who = views.owner(one) + ("" if named == "-" else f" ({named})")
+    seconds = views.held(one)
+    return f"{who} for {views.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
 
 
 async def _hold(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import click
 
@@ -14,15 +16,17 @@ from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, outp
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
 from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.queue.sightings import Sightings
 from codomyrmex.concurrency.semaphore import check_limit, resize
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @click.option("--prefix", default="", metavar="P", help="Only semaphores whose name starts with P.")
+@click.option("--sort", type=click.Choice(["name", "free", "held", "waiters"]), default="name", show_default=True)
 @common_options
 @click.pass_context
-def semaphores(context: click.Context, watch: bool, prefix: str) -> None:
+def semaphores(context: click.Context, watch: bool, prefix: str, sort: str) -> None:
     """Limits, holders and waiters of all semaphores, or the whole queue of one.
 
     \b
@@ -32,7 +36,24 @@ def semaphores(context: click.Context, watch: bool, prefix: str) -> None:
       codomyrmex concurrency semaphores resize provider 5
     """
     if context.invoked_subcommand is None:
-        run(_watch(context, prefix) if watch else _list(context, prefix))
+        choice = _Choice(prefix, sort)
+        run(_watch(context, choice) if watch else _list(context, choice))
+
+
+class _Choice(NamedTuple):
+    """Which semaphores to show, and in which order."""
+
+    prefix: str
+    sort: str
+
+    def of(self, infos: Sequence[SemaphoreInfo]) -> list[SemaphoreInfo]:
+        if self.sort == "free":
+            return sorted(infos, key=lambda info: info.available)
+        if self.sort == "held":
+            return sorted(infos, key=lambda info: tables.longest(info) or 0.0, reverse=True)
+        if self.sort == "waiters":
+            return sorted(infos, key=lambda info: len(info.waiters), reverse=True)
+        return sorted(infos, key=_name)
 
 
 @semaphores.command(hidden=True)
@@ -51,10 +72,10 @@ def show(context: click.Context, name: str, watch: bool) -> None:
     run(_watch_one(context, name) if watch else _show(context, name))
 
 
-async def _list(context: click.Context, prefix: str) -> None:
+async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
-        infos = await observe.semaphores(session, prefix)
-    views.show_list(context, infos, tables.semaphores, f"there are no semaphores {where(context, prefix)}")
+        infos = choice.of(await observe.semaphores(session, choice.prefix))
+    views.show_list(context, infos, tables.semaphores, f"there are no semaphores {where(context, choice.prefix)}")
 
 
 async def _show(context: click.Context, name: str) -> int:
@@ -67,14 +88,19 @@ async def _show(context: click.Context, name: str) -> int:
     return 0
 
 
-async def _watch(context: click.Context, prefix: str) -> int:
+async def _watch(context: click.Context, choice: _Choice) -> int:
     def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
-        return snapshots(session, session.layout.under(SEMAPHORE), lambda: observe.semaphores(session, prefix))
+        seen = Sightings()
+
+        async def read() -> list[SemaphoreInfo]:
+            return seen.timed(await observe.semaphores(session, choice.prefix), datetime.now(UTC))
+
+        return snapshots(session, session.layout.under(SEMAPHORE), read)
 
     return await live.watch_changes(
         context,
         pictures,
-        lambda infos: tables.semaphores(infos, wide=output(context) == "wide"),
+        lambda infos: tables.semaphores(choice.of(infos), wide=output(context) == "wide"),
         tables.semaphore_line,
         key=_name,
     )
@@ -84,8 +110,10 @@ async def _watch_one(context: click.Context, name: str) -> int:
     name = check_name(name)
 
     def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
+        seen = Sightings()
+
         async def read() -> list[SemaphoreInfo]:
-            return [await observe.semaphore(session, name)]
+            return seen.timed([await observe.semaphore(session, name)], datetime.now(UTC))
 
         return snapshots(session, session.layout.queue(name, SEMAPHORE), read)
 

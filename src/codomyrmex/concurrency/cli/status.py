@@ -29,7 +29,7 @@ async def _status(context: click.Context) -> int:
         views.print_json(found, lines=form == "jsonl")
     else:
         console = views.console(context)
-        console.print(tables.status(found))
+        console.print(tables.status(found), crop=False)
         console.print(f"cluster {found.cluster_id}: {found.sessions} sessions, {found.locks} locks in use")
         for text in found.problems:
             console.print(Text.assemble(("problem: ", "bold red"), views.visible(text)), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,9 @@ from codomyrmex.concurrency.legible import legible
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.models import Owner
+
+
+_UNNAMED = re.compile(r"Task-\d+")
 
 
 def console(context: click.Context) -> Console:
@@ -60,6 +64,35 @@ def span(length: float) -> str:
     return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
 
 
+def held(one: Owner) -> float | None:
+    """For how many seconds it has been held; None where its holder has not told and nobody saw it granted."""
+    if one.granted_at is None:
+        return None
+    return max(0.0, (datetime.now(UTC) - one.granted_at).total_seconds())
+
+
+def held_for(one: Owner) -> str:
+    """The same, for people: ``?`` where it is not known. What joined a moment ago cannot have been held for longer."""
+    seconds = held(one)
+    if seconds is not None:
+        return span(seconds)
+    just_joined = one.since is not None and 0 <= (datetime.now(UTC) - one.since).total_seconds() < 1
+    return "<1s" if just_joined else "?"
+
+
+def waited_for(one: Owner) -> str:
+    """For how long a holder had waited when it was granted; ``?`` where that is not known."""
+    return "?" if one.waited is None else span(one.waited)
+
+
+def agent(one: Owner) -> str:
+    """The name by which an entry's owner goes: its metadata's ``agent``, else a name that somebody gave its task."""
+    named = one.metadata.get("agent")
+    if isinstance(named, str) and named.strip():
+        return short(named, 100)
+    return "-" if not one.task or _UNNAMED.fullmatch(one.task) else short(one.task, 100)
+
+
 def owner(one: Owner) -> str:
     """Where an entry comes from, for plain text; in a table it goes through ``safe``, for rich would read markup."""
     return f"{visible(short(one.host, 100))}:{one.pid}" if one.host else f"session {one.session}"
@@ -84,7 +117,7 @@ def show(context: click.Context, value: Any, draw: Callable[[Any], RenderableTyp
     elif form == "name":
         click.echo(visible(name or value.name))
     else:
-        console(context).print(draw(value))
+        console(context).print(draw(value), crop=False)
 
 
 def show_list(
@@ -102,6 +135,6 @@ def show_list(
         for value in values:
             click.echo(visible(getattr(value, name)))
     elif values:
-        console(context).print(draw(values, wide=form == "wide"))
+        console(context).print(draw(values, wide=form == "wide"), crop=False)
     else:
         click.echo(otherwise, err=True)

@@ -99,7 +99,8 @@ class Course:
                 if job.cancelled or not (self._retry and self._retry.again(failure, attempts)):
                     break
                 self._meter.retried += 1
-                await asyncio.sleep(self._retry.delay(attempts))
+                with self._meter.wait():
+                    await asyncio.sleep(self._retry.delay(attempts))
             if failure and self._dlq:
                 routed = await self._route(job, failure, attempts)
         except asyncio.CancelledError as error:
@@ -145,14 +146,15 @@ class Course:
     async def _attempt(self, job: Job) -> Any:
         work = job.source.work
         async with AsyncExitStack() as held:
-            if work.lock is not None and (name := work.lock(job.item)) is not None:
-                from codomyrmex.concurrency.manager import LockManager
+            with self._meter.wait():
+                if work.lock is not None and (name := work.lock(job.item)) is not None:
+                    from codomyrmex.concurrency.manager import LockManager
 
-                await held.enter_async_context(LockManager(self._session).acquire(name))
-            if work.semaphore is not None:
-                await held.enter_async_context(
-                    work.semaphore.hold() if hasattr(work.semaphore, "hold") else work.semaphore
-                )
+                    await held.enter_async_context(LockManager(self._session).acquire(name))
+                if work.semaphore is not None:
+                    await held.enter_async_context(
+                        work.semaphore.hold() if hasattr(work.semaphore, "hold") else work.semaphore
+                    )
             return await self._call(job)
 
     async def _call(self, job: Job) -> Any:

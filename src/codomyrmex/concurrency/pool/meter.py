@@ -8,6 +8,8 @@ import secrets
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from codomyrmex.concurrency.pool.histogram import Histogram
@@ -33,7 +35,7 @@ class Meter:
         self._second_ends = 0
         self._lag = 0.0
         self._sampling: asyncio.TimerHandle | None = None
-        self.queued = self.running = self.submitted = 0
+        self.queued = self.running = self.waiting = self.submitted = 0
         self.retried = self.dead_lettered = 0
         self.changes = 0
 
@@ -47,6 +49,17 @@ class Meter:
         self.running += 1
         if self._sampling is None:
             self._sample(time.perf_counter())
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """A task that has begun waits, and does no work, in this block."""
+        self.waiting += 1
+        self.changes += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.changes += 1
 
     def end(self, status: Status, elapsed_ms: float, now: float) -> None:
         """A task ended ``now``, by ``time.perf_counter``."""
@@ -96,6 +109,7 @@ class Meter:
             pid=os.getpid(),
             instance=self._instance,
             started_at=self._started_at,
+            waiting=self.waiting,
         )
 
     def _throughput(self) -> float:

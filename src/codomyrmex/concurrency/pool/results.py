@@ -51,7 +51,8 @@ class TaskResult(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     """A pool's figures at one moment, at which ``submitted`` is the sum of ``completed``, ``failed``, ``timed_out``,
-    ``cancelled``, ``running`` and ``queued``. Times are in milliseconds, of tasks that ended; ``throughput`` is tasks
+    ``cancelled``, ``running`` and ``queued``. Of those ``running``, ``waiting`` wait for a lock, a permit or another
+    attempt, and do no work. Times are in milliseconds, of tasks that ended; ``throughput`` is tasks
     ended per second over the last ten; ``loop_lag_ms`` how late the event loop last was."""
 
     submitted: int
@@ -75,6 +76,7 @@ class PoolStats:
     pid: int
     instance: str
     started_at: datetime
+    waiting: int = 0
 
 
 class DeadLetterSink(Protocol):

@@ -51,6 +51,7 @@ from codomyrmex.concurrency.models import ForcedRelease
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.reading import entries_in, whole
 from codomyrmex.concurrency.queue.rules import Action, Ahead, Rule, Turn, View
+from codomyrmex.concurrency.queue.telling import LASTING, tell_wait
 from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.queue.waiting import Waiting, look
 from codomyrmex.concurrency.session import Loss, Session, SessionClosed
@@ -101,12 +102,15 @@ class Entry:
         "_nonce",
         "_passes_on",
         "_since",
+        "_told",
         "_until",
+        "_waited",
         "_waiting",
         "contended",
         "fellows",
         "granted",
         "key",
+        "lease",
         "on_lost",
         "place",
         "rule",
@@ -123,7 +127,10 @@ class Entry:
         self.place = place
         self.value = value
         self.terms = terms
+        self.lease = session.id
         self._since = 0.0  # when it joined; once it holds, when it was granted
+        self._waited = 0.0
+        self._told = False
         self._until = math.inf
         self._alarm: asyncio.TimerHandle | None = None
         self.rule = rule
@@ -163,6 +170,7 @@ class Entry:
         self.state = State.HELD
         self.granted = True
         self._since = clock.now()
+        self._waited = waited
         if telemetry.observers:
             telemetry.tell("granted", self.place.what, self.place.name, waited, self.contended)
         if self.terms.max_hold is not None:
@@ -274,6 +282,9 @@ class Entry:
     def waits(self) -> tuple[str, float] | None:
         return (self.place.what, self._since) if self.state is State.WAITING else None
 
+    def holds(self) -> tuple[str, float] | None:
+        return (self.place.what, self._since) if self.state is State.HELD else None
+
     def untrusted(self, reason: ConcurrencyError) -> None:
         """One that waits keeps its place, and is granted when the session is trusted again: ``joining.py`` looks."""
         if self.state is State.HELD:
@@ -372,6 +383,9 @@ class Entry:
             request = WatchRequest(self.key, deletes_only=True)
             self._guard = self.session.hub.subscribe(request, self._own_notice)
         self._aged = True
+        if self.state is State.HELD and not self._told and clock.now() - self._since >= LASTING:
+            self._told = True
+            self.session.start(tell_wait(self, self._waited), "telling since when something is held")
 
     def _own_notice(self, notice: Notice) -> None:
         if isinstance(notice, Changed):

@@ -100,6 +100,8 @@ async def _outlive_session(entries: Sequence[Entry]) -> None:
     )
     if not (await session.committer.commit(request)).succeeded:
         raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+    for entry in entries:
+        entry.lease = lease
 
 
 async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:

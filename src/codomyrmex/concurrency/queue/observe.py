@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from codomyrmex.concurrency import decode
@@ -46,13 +47,13 @@ _PAGE = 1000
 async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
     """Every lock with a holder or a waiter whose name starts with ``prefix``, all at one revision, by name."""
     entries, _ = await _read_all(session, prefix, LOCK)
-    return _infos(session.layout, entries)
+    return _infos(session.layout, entries, await _dead(session, entries))
 
 
 async def info(session: Session, name: str) -> LockInfo | None:
     """One lock, with the record of its last forced release; None if nobody holds it or waits for it."""
     name, entries = await _read_one(session, name, LOCK)
-    found = _infos(session.layout, entries)
+    found = _infos(session.layout, entries, await _dead(session, entries))
     audit = await session.transport.get(Get(session.layout.audit(name)))
     record = ForcedRelease.decode(audit.kvs[0].value) if audit.kvs else None
     if not found:
@@ -139,6 +140,7 @@ class _Book:
         self._prefixes = forms(prefix)
         self._queues: dict[str, dict[bytes, Owner]] = {}
         self._holders: set[bytes] = set()
+        self._seen: dict[bytes, datetime] = {}  # when those that joined before our eyes did, by our clock
         self._longer: dict[bytes, int] = {}  # entries that outlive their session, by ``lock_delay``; and that session
         self._closed: set[bytes] = set()  # those that have
         self.revision = 0
@@ -151,9 +153,9 @@ class _Book:
         events = []
         for name, queue in list(self._queues.items()):
             for key in [key for key, owner in queue.items() if lives.get(key) != owner.token]:
-                events += self._left(name, key, "released", revision)
+                events += self._left(name, key, "released", revision, seen=False)
         for kv in sorted(seen.values(), key=_by_age):
-            events += self._joined(kv)
+            events += self._joined(kv, seen=False)
         self.revision = max(self.revision, revision)
         return events
 
@@ -168,16 +170,17 @@ class _Book:
             ended = {self._layout.lease_of(c.kv.key) for c in together if c.deleted} - {None}
             for change in together:
                 if not change.deleted:
-                    events += self._joined(change.kv)
+                    events += self._joined(change.kv, seen=True)
                 elif (name := self._layout.name_of(change.kv.key)) is not None:
                     lease = change.previous.lease if change.previous else 0
                     died = lease in ended or change.kv.key in self._closed
-                    events += self._left(name, change.kv.key, "expired" if died else "released", revision)
+                    kind: EventKind = "expired" if died else "released"
+                    events += self._left(name, change.kv.key, kind, revision, seen=True)
             self._closed |= {key for key, session in self._longer.items() if session in ended}
             self.revision = revision
         return events
 
-    def _joined(self, kv: KV) -> list[LockEvent]:
+    def _joined(self, kv: KV, *, seen: bool) -> list[LockEvent]:
         name = self._layout.name_of(kv.key)
         if name is None or not name.startswith(self._prefixes):
             return []
@@ -188,14 +191,18 @@ class _Book:
         session = session_of(kv.key)
         if session and session != kv.lease:
             self._longer[kv.key] = session
-        if kv.key in queue:
-            return []
         owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
+        if kv.key in queue:
+            if queue[kv.key].granted_at is None:  # its holder tells when that was
+                queue[kv.key] = owner
+            return []
         queue[kv.key] = owner
+        if seen:
+            self._seen[kv.key] = datetime.now(UTC)
         events = [self._event("enqueued", name, owner, kv.create_revision)]
-        return events + self._granted(name, kv.create_revision)
+        return events + self._granted(name, kv.create_revision, seen=seen)
 
-    def _left(self, name: str, key: bytes, kind: EventKind, revision: int) -> list[LockEvent]:
+    def _left(self, name: str, key: bytes, kind: EventKind, revision: int, *, seen: bool) -> list[LockEvent]:
         queue = self._queues.get(name, {})
         if key not in queue:
             return []
@@ -203,16 +210,24 @@ class _Book:
         self._holders.discard(key)
         self._closed.discard(key)
         self._longer.pop(key, None)
+        self._seen.pop(key, None)
         if not queue:
             del self._queues[name]
-        return events + self._granted(name, revision)
+        return events + self._granted(name, revision, seen=seen)
 
-    def _granted(self, name: str, revision: int) -> list[LockEvent]:
-        """Who has come to hold, now that the queue has changed."""
-        queue = list(self._queues.get(name, {}))
-        new = [key for key in queue[: holding(queue)] if key not in self._holders]
+    def _granted(self, name: str, revision: int, *, seen: bool) -> list[LockEvent]:
+        """Who has come to hold, now that the queue has changed; ``seen``: just now."""
+        queue = self._queues.get(name, {})
+        keys = list(queue)
+        new = [key for key in keys[: holding(keys)] if key not in self._holders]
         self._holders.update(new)
-        return [self._event("granted", name, self._queues[name][key], revision) for key in new]
+        if seen:
+            now = datetime.now(UTC)
+            for key in new:
+                joined = self._seen.get(key)
+                waited = (now - joined).total_seconds() if joined else queue[key].waited
+                queue[key] = replace(queue[key], granted_at=now, waited=waited)
+        return [self._event("granted", name, queue[key], revision) for key in new]
 
     @staticmethod
     def _event(kind: EventKind, name: str, owner: Owner, revision: int) -> LockEvent:
@@ -269,10 +284,19 @@ def owners_of(queue: list[KV]) -> tuple[Owner, ...]:
     return tuple(Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue)
 
 
-def _infos(layout: Layout, entries: list[KV]) -> list[LockInfo]:
+async def _dead(session: Session, entries: list[KV]) -> frozenset[int]:
+    """The sessions that are over although entries of theirs are there, for the time of their ``lock_delay``."""
+    longer = {owner for kv in entries if (owner := session_of(kv.key)) and owner != kv.lease}
+    found = [(one, await session.transport.get(Get(session.layout.lease(one)))) for one in longer]
+    return frozenset(one for one, answer in found if not answer.kvs)
+
+
+def _infos(layout: Layout, entries: list[KV], dead: frozenset[int]) -> list[LockInfo]:
+    lost = {f"{session:016x}" for session in dead}
     infos = []
     for name, queue in queues_of(layout, entries).items():
-        owners, held = owners_of(queue), holding([kv.key for kv in queue])
+        held = holding([kv.key for kv in queue])
+        owners = tuple(replace(one, lost=True) if one.session in lost else one for one in owners_of(queue))
         infos.append(LockInfo(name, owners[:held], owners[held:]))
     return infos
 

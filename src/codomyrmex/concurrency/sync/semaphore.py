@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
+from typing import Any
 
 from codomyrmex.concurrency import semaphore as twin
 from codomyrmex.concurrency.errors import LockTimeout
@@ -45,9 +46,15 @@ class Semaphore:
         session: Session | None = None,
         on_loss: OnLoss = "raise",
         max_hold: float | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self._semaphore = twin.Semaphore(
-            name, max_concurrent=max_concurrent, session=unwrapped(session), on_loss=at_loss(on_loss), max_hold=max_hold
+            name,
+            max_concurrent=max_concurrent,
+            session=unwrapped(session),
+            on_loss=at_loss(on_loss),
+            max_hold=max_hold,
+            metadata=metadata,
         )
         self._blocks = threading.local()
 
