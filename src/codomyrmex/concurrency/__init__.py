@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import PayloadTooLarge as PayloadTooLarge
     from codomyrmex.concurrency.errors import PoolClosed as PoolClosed
     from codomyrmex.concurrency.errors import QueueFull as QueueFull
+    from codomyrmex.concurrency.errors import SemaphoreInUse as SemaphoreInUse
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
+    from codomyrmex.concurrency.errors import UsedElsewhere as UsedElsewhere
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
     from codomyrmex.concurrency.etcd.transport import Compare as Compare
     from codomyrmex.concurrency.etcd.transport import Delete as Delete
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.fleet import ClusterPoolStats as ClusterPoolStats
     from codomyrmex.concurrency.locks import DistributedLock as DistributedLock
     from codomyrmex.concurrency.manager import LockManager as LockManager
+    from codomyrmex.concurrency.manager import Shared as Shared
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
@@ -99,12 +102,14 @@ _HOME = {
         "LockLost",
         "LockTimeout",
         "NotHeld",
+        "SemaphoreInUse",
         "SessionLost",
+        "UsedElsewhere",
     ),
     "etcd.embedded": ("EmbeddedEtcd",),
     "etcd.transport": ("Compare", "Delete", "Get", "Put", "Target", "TxnResult"),
     "locks": ("DistributedLock",),
-    "manager": ("LockManager",),
+    "manager": ("LockManager", "Shared"),
     "models": ("SemaphoreInfo", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
     "queue.grant": ("Grant",),
     "session": ("Session",),

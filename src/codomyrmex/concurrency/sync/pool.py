@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Itera
 from types import TracebackType
 from typing import Any
 
+from codomyrmex.concurrency.blocks import BlockingOnly
 from codomyrmex.concurrency.fleet import ClusterPoolStats
 from codomyrmex.concurrency.pool import pool as twin
 from codomyrmex.concurrency.pool.outcome import Outcome, outcome
@@ -24,7 +25,7 @@ log = logging.getLogger("codomyrmex.concurrency")
 _END = object()
 
 
-class AsyncWorkerPool:
+class AsyncWorkerPool(BlockingOnly):
     """``codomyrmex.concurrency.AsyncWorkerPool`` for code without an event loop: ``with AsyncWorkerPool(4) as pool``.
 
     Plain functions run in threads and may use this module; async ones run on its event loop.
