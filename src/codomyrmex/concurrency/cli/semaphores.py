@@ -1,4 +1,4 @@
-"""``semaphores``: limits, holders and waiters; live; one in full; resized."""
+"""``semaphores``: limits, holders and waiters; live; one in full; resized; deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, outp
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
 from codomyrmex.concurrency.queue import observe
-from codomyrmex.concurrency.semaphore import check_limit, resize
+from codomyrmex.concurrency.semaphore import check_limit, delete, resize
 
 
 class _Named(click.Group):
@@ -27,7 +27,7 @@ class _Named(click.Group):
         return super().resolve_command(context, args)
 
 
-@click.group(cls=_Named, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N]")
+@click.group(cls=_Named, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N | delete NAME]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @click.option("--prefix", default="", metavar="P", help="Only semaphores whose name starts with P.")
 @common_options
@@ -40,6 +40,7 @@ def semaphores(context: click.Context, watch: bool, prefix: str) -> None:
       codomyrmex concurrency semaphores --watch
       codomyrmex concurrency semaphores provider -o json
       codomyrmex concurrency semaphores resize provider 5
+      codomyrmex concurrency semaphores delete provider
     """
     if context.invoked_subcommand is None:
         run(_watch(context, prefix) if watch else _list(context, prefix))
@@ -140,3 +141,22 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
         former = await resize(session, name, limit)
     click.echo(f"the limit of {views.visible(name)} is {limit}, and was {former}")
     return 0
+
+
+@semaphores.command("delete")
+@click.argument("name", shell_complete=names_of("semaphore"))
+@common_options
+@click.pass_context
+def delete_command(context: click.Context, name: str) -> None:
+    """Remove a semaphore that nobody uses; refused while permits are held or waited for.
+
+    \b
+    Example:  codomyrmex concurrency semaphores delete provider
+    """
+    run(_delete(context, name))
+
+
+async def _delete(context: click.Context, name: str) -> None:
+    async with Session(settings(context)) as session:
+        limit = await delete(session, name)
+    click.echo(f"the semaphore {views.visible(name)}, of {limit} permits, is deleted")
