@@ -70,7 +70,7 @@ async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Ses
         theirs = asyncio.create_task(DistributedLock("x", other).acquire())
         await queue_of(session, "x", PLACES + 2)
         assert await DistributedLock("x", session).try_acquire() is None
-        with pytest.raises(LockTimeout):
+        with pytest.raises(LockTimeout), pytest.warns(RuntimeWarning, match="the very task"):
             await DistributedLock("x", session).acquire(timeout=0.2)
         assert len(await entries(session, "x")) == PLACES + 2
         for task in tasks:

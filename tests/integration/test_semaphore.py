@@ -15,11 +15,13 @@ from codomyrmex.concurrency import (
     NotHeld,
     Permit,
     Semaphore,
+    SemaphoreInUse,
     Session,
     SessionLost,
 )
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transport import Get, GetResult, Put
 from codomyrmex.concurrency.keys import SEMAPHORE, limit_key
+from codomyrmex.concurrency.queue.observe import semaphores
 from tests.helpers import counting, eventually
 
 
@@ -84,7 +86,8 @@ async def _waits(sem: Semaphore, number: int) -> bool:
 
 
 async def test_the_limit_is_agreed_on(session: Session, other: Session) -> None:
-    await semaphore(session, 3).available()
+    async with semaphore(session, 3):
+        pass
     with pytest.raises(LimitMismatch, match="limit of 3 in etcd, not 5"):
         await semaphore(other, 5).acquire()
     await semaphore(other, 3).available()
@@ -230,14 +233,15 @@ async def test_impossible_requests_are_refused_before_they_wait(session: Session
 
 async def test_a_larger_limit_set_by_another_is_known_in_time(session: Session, other: Session) -> None:
     sem, far = semaphore(session), semaphore(other)
-    await far.available()
+    async with far:
+        pass
     await sem.resize(6)
     await (await far.acquire(6)).release()
 
 
 async def test_a_limit_that_was_deleted_is_said(session: Session) -> None:
     sem = semaphore(session)
-    await sem.available()
+    await sem.resize(3)
     key = limit_key(session.layout.queue("provider", SEMAPHORE), 3)
     await session.remover.removed(key, lambda _: None)
     with pytest.raises(LimitMismatch, match="deleted from etcd"):
@@ -265,3 +269,51 @@ async def test_a_resize_passes_over_what_is_no_limit_and_compares_the_limit_it_r
         await session.transport.txn((), (Put(limit_key(queue, 0)[:-1] + b"!", b"junk"),))
         await sem.resize(5)
         assert (await sem.info()).limit == 5
+
+
+async def test_to_look_at_a_semaphore_does_not_make_one(session: Session) -> None:
+    sem = semaphore(session)
+    assert await sem.available() == 3 and (await sem.info()).limit is None
+    assert await semaphores(session) == []
+    async with sem:
+        assert await sem.available() == 2
+
+
+async def test_a_semaphore_is_deleted_only_while_nobody_uses_it(session: Session, other: Session) -> None:
+    sem, far = semaphore(session), semaphore(other)
+    with pytest.raises(NotHeld, match="there is no semaphore 'provider'"):
+        await sem.delete()
+    permit = await far.acquire(2)
+    waiting = asyncio.create_task(sem.acquire(2))
+    await eventually(lambda: _waits(sem, 1))
+    with pytest.raises(SemaphoreInUse, match="2 of 3 permits are held, 1 wait for more; nothing was deleted"):
+        await sem.delete()
+    await permit.release()
+    await (await waiting).release()
+    await sem.delete()
+    assert await semaphores(session) == []
+    with pytest.raises(LimitMismatch, match="deleted from etcd"):
+        await far.acquire()  # it had agreed on a limit that is no more
+    async with sem:  # which made it anew
+        assert (await sem.info()).limit == 3
+
+
+async def test_a_semaphore_that_is_joined_as_it_is_deleted_stays(
+    session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sem, far = semaphore(session), semaphore(other)
+    await sem.resize(3)
+    await far.resize(3)
+    get, permits = session.transport.get, []
+
+    async def then_join(request: Get) -> GetResult:
+        found = await get(request)
+        if not permits:
+            permits.append(await far.acquire())
+        return found
+
+    monkeypatch.setattr(session.transport, "get", then_join)
+    with pytest.raises(SemaphoreInUse, match="1 of 3 permits are held"):
+        await sem.delete()
+    assert (await far.info()).limit == 3
+    await permits[0].release()

@@ -17,6 +17,7 @@ from codomyrmex.concurrency import (
     LockTimeout,
     Session,
     SessionLost,
+    UsedElsewhere,
 )
 from codomyrmex.concurrency.etcd.transport import Get
 from codomyrmex.concurrency.keys import prefix_end
@@ -117,7 +118,7 @@ async def test_a_session_says_what_it_is(session: Session) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"session_ttl": 1}, "session_ttl: Input should be greater than or equal to 2"),
+        ({"session_ttl": 1}, "session_ttl must be a whole number of seconds from 2 to 86400, not 1"),
         ({"endpoints": "ftp://x"}, "not of the form http"),
         ({"endpoints": "http://10.0.0.1", "username": "u", "password": "secret"}, "plain http"),
         ({"nonsense": 1}, "nonsense"),
@@ -152,7 +153,7 @@ async def test_a_session_of_another_loop_is_refused(session: Session) -> None:
     def elsewhere() -> None:
         asyncio.run(DistributedLock("x", session).acquire(timeout=2))
 
-    with pytest.raises(SessionLost, match="another event loop"):
+    with pytest.raises(UsedElsewhere, match="another event loop"):
         await asyncio.to_thread(elsewhere)
     async with DistributedLock("x", session):
         pass

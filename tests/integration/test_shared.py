@@ -155,7 +155,11 @@ async def test_a_cancelled_joint_acquisition_leaves_nothing(session: Session, ot
     here, there = LockManager(session), LockManager(other)
     for step in range(20):
         grant = await there.acquire("b")
-        waiting = asyncio.create_task(here.acquire_all(["a", "b", "c"])._all())
+
+        async def wait() -> None:
+            await here.acquire_all(["a", "b", "c"])
+
+        waiting = asyncio.create_task(wait())
         for _ in range(step):
             await asyncio.sleep(0)
         waiting.cancel()

@@ -152,7 +152,7 @@ def test_waits_end_by_a_timeout_and_a_try_waits_for_nobody(blocking: Session) ->
     manager = LockManager(blocking)
     with manager.acquire("x", timeout=5) as grant:
         assert grant.get("/nothing") is None and manager.stats().active_locks == 1
-        with pytest.raises(LockTimeout):
+        with pytest.raises(LockTimeout), pytest.warns(RuntimeWarning, match="the very task or thread"):
             manager.acquire("x", timeout=0.1)
         assert DistributedLock("x", blocking).try_acquire() is None
         assert [info.name for info in manager.locks()] == ["x"]
@@ -278,7 +278,7 @@ async def _blocks(_: int) -> None:
 def test_a_blocking_call_on_the_own_loop_is_refused_not_a_deadlock() -> None:
     with AsyncWorkerPool(1) as pool:
         [result] = pool.map(_blocks, [1])
-    assert result.error_type == "RuntimeError" and "would wait for itself" in result.error
+    assert result.error_type == "UsedElsewhere" and "would wait for itself" in result.error
 
 
 def test_dead_letters_are_retried_by_plain_functions(blocking: Session) -> None:

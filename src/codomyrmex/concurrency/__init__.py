@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import PayloadTooLarge as PayloadTooLarge
     from codomyrmex.concurrency.errors import PoolClosed as PoolClosed
     from codomyrmex.concurrency.errors import QueueFull as QueueFull
+    from codomyrmex.concurrency.errors import SemaphoreInUse as SemaphoreInUse
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
+    from codomyrmex.concurrency.errors import UsedElsewhere as UsedElsewhere
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
     from codomyrmex.concurrency.etcd.transport import KV as KV
     from codomyrmex.concurrency.etcd.transport import Compare as Compare
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.manager import Acquisition as Acquisition
     from codomyrmex.concurrency.manager import JointAcquisition as JointAcquisition
     from codomyrmex.concurrency.manager import LockManager as LockManager
+    from codomyrmex.concurrency.manager import Shared as Shared
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
@@ -114,12 +117,14 @@ _HOME = {
         "LockLost",
         "LockTimeout",
         "NotHeld",
+        "SemaphoreInUse",
         "SessionLost",
+        "UsedElsewhere",
     ),
     "etcd.embedded": ("EmbeddedEtcd",),
     "etcd.transport": ("Compare", "Delete", "Deleted", "Done", "Get", "GetResult", "KV", "Put", "Target", "TxnResult"),
     "locks": ("DistributedLock",),
-    "manager": ("Acquisition", "JointAcquisition", "LockManager"),
+    "manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
     "models": ("SemaphoreInfo", "Routed", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
     "queue.grant": ("Grant",),
     "session": ("Loss", "Session"),

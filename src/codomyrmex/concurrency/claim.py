@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,17 +11,24 @@ from functools import lru_cache
 from typing import Any
 
 from codomyrmex.concurrency import clock, decode
-from codomyrmex.concurrency.errors import LockTimeout
+from codomyrmex.concurrency.callsite import users_line
+from codomyrmex.concurrency.errors import ConcurrencyError, LockTimeout
+from codomyrmex.concurrency.etcd.transport import Get, GetResult
 from codomyrmex.concurrency.hold import Hold, OnLoss
+from codomyrmex.concurrency.home import current_task, running_loop
 from codomyrmex.concurrency.keys import Kind
-from codomyrmex.concurrency.queue.entry import Entry, Place
+from codomyrmex.concurrency.models import Owner
+from codomyrmex.concurrency.queue.entry import By, Entry, Place, warn_of_itself
 from codomyrmex.concurrency.queue.joining import acquire
+from codomyrmex.concurrency.queue.refusal import READ, Wanted, describe, why
 from codomyrmex.concurrency.queue.rules import Rule
 from codomyrmex.concurrency.queue.terms import Terms
+from codomyrmex.concurrency.seconds import check_timeout
 from codomyrmex.concurrency.session import Session, ready
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
+_MOMENT = 0.5  # seconds that the reason of a timeout may take
 _PLAIN = Terms()
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
@@ -51,6 +57,7 @@ class Claim:
         terms: Terms = _PLAIN,
         prepare: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
+        check_session(session)
         if on_loss not in ("cancel", "notify"):
             raise ValueError(f"on_loss must be 'cancel' or 'notify', not {on_loss!r}")
         self._given = session
@@ -64,23 +71,54 @@ class Claim:
         self._places: list[Place] = []
         self._owner = ""
 
-    async def attempt(self, rule: Rule, timeout: float | None) -> Hold:
-        """Acquire all the names or none. The timeout covers the opening of the session too; 0 tries once."""
+    async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: By | None = None) -> Hold:
+        """Acquire all the names, each by its rule, or none. The timeout covers the opening of the session too; 0 tries
+        once. ``by``: who asks, if that is not the current task."""
         check_timeout(timeout)
+        self._check_here()
+        by = by or By.of(current_task(), users_line())
+        entries: list[Entry] = []
         hold = None
         if not timeout:
-            hold = await self._try(rule, only_if_free=timeout == 0)
+            hold = await self._try(rules, by, entries, only_if_free=timeout == 0)
         else:
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    hold = await self._try(rule, only_if_free=False)
+                    hold = await self._try(rules, by, entries, only_if_free=False)
             except TimeoutError:
                 if not limit.expired():
                     raise
         if hold is None:
             named = ", ".join(map(repr, self.names))
-            raise LockTimeout(f"the {self._kind.what} {named} was not granted within {timeout:g} s")
+            raise LockTimeout(
+                f"the {self._kind.what} {named} was not granted within {timeout:g} s: {await self._why(rules, entries)}"
+            )
         return hold
+
+    async def attempt_now(self, rules: Sequence[Rule], by: By | None = None) -> Hold | None:
+        """The same for a try that asks for no reason: None if a name was not free."""
+        self._check_here()
+        return await self._try(rules, by or By.of(current_task(), users_line()), [], only_if_free=True)
+
+    def _check_here(self) -> None:
+        if self._given:
+            self._given.home.check("session")
+        running_loop()
+
+    async def _why(self, rules: Sequence[Rule], entries: Sequence[Entry]) -> str:
+        """Why it was not granted, by one look at the queues; etcd has a moment to answer."""
+        session = self._used
+        if session is None or not session.usable_here():
+            return "the session was not open by then"
+        gets = [Get(place.queue, place.queue_end, limit=READ, oldest_first=True) for place in self._places]
+        try:
+            async with asyncio.timeout(_MOMENT):
+                results = (await session.transport.txn((), gets)).results
+        except (ConcurrencyError, TimeoutError):
+            return _known(entries)
+        tokens = [entry.token for entry in entries] or [0] * len(self.names)
+        found = [result for result in results if isinstance(result, GetResult)]
+        return why(self._kind.what, [Wanted(*one) for one in zip(self.names, rules, tokens, found, strict=True)])
 
     async def session(self) -> Session:
         """The session to use, open and prepared."""
@@ -93,28 +131,43 @@ class Claim:
             self._used = session
         return session
 
-    async def _try(self, rule: Rule, *, only_if_free: bool) -> Hold | None:
+    def forget_session(self) -> None:
+        """What was agreed on is no more: the session is prepared anew before the next attempt."""
+        self._used = None
+
+    async def _try(self, rules: Sequence[Rule], by: By, entries: list[Entry], *, only_if_free: bool) -> Hold | None:
+        """``entries`` is filled with those that are made."""
         if not self.names:
             return Hold((), (), self.on_loss)
         session = await self.session()
         queue = self._places[0].queue
-        if only_if_free and session.doors.crowded(queue):
-            return None
+        if session.doors.crowded(queue):
+            if only_if_free:
+                return None
+            warn_of_itself(session, self._places[0], by)
         since, started = time.time(), clock.now()
         await session.doors.enter(queue, self._kind.what)
         try:
-            return await self._join(session, rule, since, started, only_if_free)
+            return await self._join(session, rules, by, entries, since, started, only_if_free)
         finally:
             session.doors.leave(queue)
 
     async def _join(
-        self, session: Session, rule: Rule, since: float, started: float, only_if_free: bool
+        self,
+        session: Session,
+        rules: Sequence[Rule],
+        by: By,
+        entries: list[Entry],
+        since: float,
+        started: float,
+        only_if_free: bool,
     ) -> Hold | None:
         # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
         task = asyncio.current_task()
-        by = _quoted(task.get_name()) if task else '""'
-        value = f'{self._owner}{self._metadata},"task":{by},"since":{since:.3f}}}'.encode()
-        entries = [Entry(session, place, value, rule, self._terms) for place in self._places]
+        name = _quoted(task.get_name()) if task else '""'
+        value = f'{self._owner}{self._metadata},"task":{name},"since":{since:.3f}}}'.encode()
+        for place, rule in zip(self._places, rules, strict=True):
+            entries.append(Entry(session, place, value, rule, self._terms, by))
         if len(entries) > 1:
             for entry in entries:
                 entry.fellows = entries
@@ -149,7 +202,21 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
     return f',"metadata":{text}'
 
 
-def check_timeout(timeout: float | None) -> None:
-    """Raise ``ValueError`` for a timeout that is negative or not a number."""
-    if timeout is not None and (math.isnan(timeout) or timeout < 0):
-        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout}")
+def _known(entries: Sequence[Entry]) -> str:
+    """Why the names were not granted, as far as this process knows without etcd."""
+    ahead = [(entry.place.name, own) for entry in entries if (own := entry.own_ahead())]
+    told = [f"{name!r} was waited for behind {_described(own)}, in this process" for name, own in ahead]
+    return "; ".join(["etcd does not answer, so who holds it is not known", *told])
+
+
+def _described(entry: Entry) -> str:
+    return describe(Owner.from_entry(entry.key, entry.value, entry.token, entry.session.id))
+
+
+def check_session(session: object) -> None:
+    """Raise ``TypeError`` for what is no session of the asyncio classes."""
+    if session is not None and not isinstance(session, Session):
+        raise TypeError(
+            f"session must be a codomyrmex.concurrency.Session, not {type(session).__module__}."
+            f"{type(session).__qualname__}"
+        )

@@ -43,6 +43,17 @@ class SessionLost(ConcurrencyError):
     """The session's lease is gone (expired, revoked or closed); nothing more can be done with this session."""
 
 
+class UsedElsewhere(ConcurrencyError, RuntimeError):
+    """Something was used in another process, event loop or thread than the one it belongs to; the text says what to do.
+
+    This is a mistake in the program: trying again does not help.
+    """
+
+
+class SemaphoreInUse(ConcurrencyError):
+    """A semaphore was to be deleted while somebody held permits of it or waited for them. Nothing was deleted."""
+
+
 class LimitMismatch(ConcurrencyError):
     """A semaphore was opened with another limit than the one in etcd; the text names both."""
 

@@ -33,8 +33,18 @@ class Hold:
     def held(self) -> bool:
         return all(entry.remaining() > 0 for entry in self.entries)
 
+    def check_here(self) -> None:
+        """As ``Entry.check_here``; to be asked before anything is forgotten."""
+        for entry in self.entries:
+            entry.check_here()
+
+    @property
+    def released(self) -> bool:
+        return bool(self.entries) and all(entry.state is State.OVER for entry in self.entries)
+
     async def release(self) -> None:
         """Give everything back; as ``Entry.release``."""
+        self.check_here()
         if len(self.entries) == 1:
             await self.entries[0].release()
             return
@@ -59,6 +69,10 @@ class Hold:
         The block's work is done, so a release that etcd does not confirm is not raised: whoever caught it would take it
         for an acquire that failed, and do the work twice. It is logged, and goes on.
         """
+        if kind is None:
+            self.check_here()
+        elif not all(entry.session.home.is_here() for entry in self.entries):
+            return  # a block that a fork has copied, and that ends by an error of its own
         for entry in self.entries:
             entry.on_lost = None
         for entry in self.entries:

@@ -6,13 +6,14 @@ its block when the lock is lost, and which grant a release belongs to.
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
 from typing import Any
 
+from codomyrmex.concurrency.blocks import AsyncOnly
 from codomyrmex.concurrency.claim import Claim
-from codomyrmex.concurrency.errors import LockTimeout, NotHeld
+from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.hold import Hold, OnLoss
+from codomyrmex.concurrency.home import current_task
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockInfo
 from codomyrmex.concurrency.queue import observe
@@ -21,8 +22,10 @@ from codomyrmex.concurrency.queue.rules import exclusive
 from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import Session, ready
 
+_RULES = (exclusive,)
 
-class DistributedLock:
+
+class DistributedLock(AsyncOnly):
     """A fair lock on ``name`` across the fleet. One object may be used by many tasks at once, as ``asyncio.Lock``.
 
     Like that one it is not reentrant: a task that holds the lock and acquires it again waits for itself.
@@ -83,14 +86,12 @@ class DistributedLock:
         ``SessionLost``, ``LockLost`` (an operator deleted the place in the queue) or an ``EtcdError``; nothing stays
         behind in etcd then, nor when the wait is cancelled.
         """
-        return (await self._acquire(timeout)).grants[0]
+        return self._keep(await self._claim.attempt(_RULES, timeout))
 
     async def try_acquire(self) -> Grant | None:
         """The grant if the lock is free right now, else None. Never joins the queue."""
-        try:
-            return await self.acquire(timeout=0)
-        except LockTimeout:
-            return None
+        hold = await self._claim.attempt_now(_RULES)
+        return self._keep(hold) if hold else None
 
     async def release(self) -> None:
         """Release the lock: the grant of the current task if it has one, else the one held through this object.
@@ -99,8 +100,10 @@ class DistributedLock:
         ``EtcdError`` if etcd does not confirm it in time; the lock is given back all the same: the removal goes on
         until etcd answers or the lease ends. At the end of ``async with`` that is logged, not raised.
         """
+        self._drop_released()
         if not self._holds:
             raise NotHeld(f"the lock {self._name!r} is not held through this object")
+        next(iter(self._holds.values())).check_here()
         await self._holds.pop(self._mine() or next(reversed(self._holds))).release()
 
     async def info(self) -> LockInfo | None:
@@ -108,9 +111,9 @@ class DistributedLock:
         return await observe.info(await ready(self._session), self._name)
 
     async def __aenter__(self) -> Grant:
-        hold = await self._acquire(None)
+        hold = await self._claim.attempt(_RULES, None)
         hold.protect()
-        return hold.grants[0]
+        return self._keep(hold)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -118,19 +121,27 @@ class DistributedLock:
         mine = self._mine()
         if mine:
             await self._holds.pop(mine).leave(kind, error)
+        elif kind is None:
+            for hold in self._holds.values():
+                hold.check_here()
 
     def __repr__(self) -> str:
         return f"<DistributedLock {self._name!r} {'held' if self.held else 'not held'}>"
 
     def _mine(self) -> Grant | None:
         """The grant that the current task got last."""
-        task = asyncio.current_task()
+        task = current_task()
         for grant, hold in reversed(self._holds.items()):
             if hold.task is task:
                 return grant
         return None
 
-    async def _acquire(self, timeout: float | None) -> Hold:
-        hold = await self._claim.attempt(exclusive, timeout)
+    def _keep(self, hold: Hold) -> Grant:
+        self._drop_released()
         self._holds[hold.grants[0]] = hold
-        return hold
+        return hold.grants[0]
+
+    def _drop_released(self) -> None:
+        """Forget what was released by its grant."""
+        for grant in [grant for grant, hold in self._holds.items() if hold.released]:
+            del self._holds[grant]

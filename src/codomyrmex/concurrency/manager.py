@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency.claim import Claim, check_timeout
+from codomyrmex.concurrency.blocks import AsyncOnly
+from codomyrmex.concurrency.callsite import users_line, warn
+from codomyrmex.concurrency.claim import Claim, check_session
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.hold import Hold, OnLoss
+from codomyrmex.concurrency.home import current_task
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.locks import DistributedLock
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
 from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.queue.entry import By, Entry
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Rule, exclusive
 from codomyrmex.concurrency.queue.rules import shared as shared_rule
 from codomyrmex.concurrency.queue.terms import Terms
+from codomyrmex.concurrency.seconds import check_timeout
 from codomyrmex.concurrency.session import Session, ready
 
 MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
 
 
-class _Acquisition:
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A name that ``acquire_all`` is to acquire as a reader."""
+
+    name: str
+
+
+class _Acquisition(AsyncOnly):
     """One acquisition to come; good for one use."""
 
-    def __init__(self, manager: LockManager, claim: Claim, rule: Rule, timeout: float | None) -> None:
+    def __init__(self, manager: LockManager, claim: Claim, rules: Sequence[Rule], timeout: float | None) -> None:
         self._manager = manager
         self._claim = claim
-        self._rule = rule
+        self._rules = rules
         self._timeout = timeout
+        self._line = users_line()
+        self._begun = False
         self._hold: Hold | None = None
 
-    async def _acquire(self) -> Hold:
-        self._hold = await self._claim.attempt(self._rule, self._timeout)
+    def _acquire(self, who: object = None) -> Coroutine[Any, Any, Hold]:
+        """``who`` asks, if that is not the current task."""
+        self._begun = True
+        return self._acquired(who)
+
+    async def _acquired(self, who: object) -> Hold:
+        by = By.of(who or current_task(), self._line)
+        self._hold = await self._claim.attempt(self._rules, self._timeout, by)
         self._manager._got(self._hold)
         return self._hold
 
@@ -46,15 +67,21 @@ class _Acquisition:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._hold
-        for grant in self._hold.grants:
-            self._manager._forget(grant)
+        for entry in self._hold.entries:
+            self._manager._forget(entry)
         await self._hold.leave(kind, error)
+
+    def __del__(self) -> None:
+        if not self._begun:
+            named = ", ".join(map(repr, self._claim.names))
+            warn(self._line, f"the acquisition of {named} was never awaited: nothing was acquired", RuntimeWarning)
 
 
 class Acquisition(_Acquisition):
     """What ``LockManager.acquire`` returns: await it for a grant, or use it with ``async with``."""
 
     def __await__(self) -> Generator[Any, None, Grant]:
+        self._begun = True
         return self._first().__await__()
 
     async def _first(self) -> Grant:
@@ -68,6 +95,7 @@ class JointAcquisition(_Acquisition):
     """What ``LockManager.acquire_all`` returns: await it for the grants, or use it with ``async with``."""
 
     def __await__(self) -> Generator[Any, None, tuple[Grant, ...]]:
+        self._begun = True
         return self._all().__await__()
 
     async def _all(self) -> tuple[Grant, ...]:
@@ -84,10 +112,11 @@ class LockManager:
     """
 
     def __init__(self, session: Session | None = None) -> None:
+        check_session(session)
         self._session = session
         self._locks: dict[str, DistributedLock] = {}
         self._names: set[str] = set()
-        self._grants: set[Grant] = set()
+        self._held: set[Entry] = set()  # not the grants: one that everybody else has dropped is to be told of
         self._acquisitions = self._releases = self._contended = 0
 
     def acquire(
@@ -109,11 +138,11 @@ class LockManager:
         """
         check_timeout(timeout)
         claim = Claim(self._session, LOCK, (check_name(name),), on_loss, metadata, Terms.checked(max_hold, lock_delay))
-        return Acquisition(self, claim, shared_rule if shared else exclusive, timeout)
+        return Acquisition(self, claim, (shared_rule if shared else exclusive,), timeout)
 
     def acquire_all(
         self,
-        names: Iterable[str],
+        names: Iterable[str | Shared],
         timeout: float | None = None,
         shared: bool = False,
         metadata: dict[str, Any] | None = None,
@@ -125,22 +154,29 @@ class LockManager:
 
         One transaction joins all the queues, so two such acquisitions never wait for each other, whatever the order of
         their names. The grants come in the order of the names; a name given twice counts once, and no names at all are
-        granted at once. If one is lost, all are. ``shared``: as a reader of each. Raises ``ValueError`` for more than
-        60 names, else as ``acquire``.
+        granted at once. If one is lost, all are. ``shared``: as a reader of each; ``Shared(name)`` among the names: as
+        a reader of that one (a name that is given both ways is acquired alone). Raises ``ValueError`` for more than 60
+        names, else as ``acquire``.
         """
         check_timeout(timeout)
         if isinstance(names, str):
             raise TypeError(f"acquire_all takes several names, not one str; did you mean acquire({names!r})?")
-        distinct = tuple(dict.fromkeys(check_name(name) for name in names))
-        if len(distinct) > MAX_TOGETHER:
-            raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(distinct)} were given")
-        claim = Claim(self._session, LOCK, distinct, on_loss, metadata, Terms.checked(max_hold, lock_delay))
-        return JointAcquisition(self, claim, shared_rule if shared else exclusive, timeout)
+        rules = _rules(names, shared)
+        if len(rules) > MAX_TOGETHER:
+            raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
+        claim = Claim(self._session, LOCK, tuple(rules), on_loss, metadata, Terms.checked(max_hold, lock_delay))
+        return JointAcquisition(self, claim, tuple(rules.values()), timeout)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held. An
         ``EtcdError`` means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
-        if not self._forget(grant):
+        if not isinstance(grant, Grant):
+            raise TypeError(
+                f"release takes the Grant that acquire gave, not {type(grant).__name__}; "
+                "a name is released by lock(name).release()"
+            )
+        grant._entry.check_here()
+        if not self._forget(grant._entry):
             raise NotHeld(f"{grant.name!r} with token {grant.token} is not held through this manager")
         await grant._entry.release()
 
@@ -179,7 +215,7 @@ class LockManager:
             total_locks=len(self._names),
             total_acquisitions=self._acquisitions,
             total_releases=self._releases,
-            active_locks=sum(grant.deadline() > 0 for grant in self._grants),
+            active_locks=sum(entry.remaining() > 0 for entry in self._held),
             lock_contention=self._contended,
         )
 
@@ -188,10 +224,21 @@ class LockManager:
             self._contended += entry.contended
             self._names.add(grant.name)
             self._acquisitions += 1
-            self._grants.add(grant)
+            self._held.add(entry)
+            entry.on_release = self._forget
 
-    def _forget(self, grant: Grant) -> bool:
-        known = grant in self._grants
-        self._grants.discard(grant)
+    def _forget(self, entry: Entry) -> bool:
+        known = entry in self._held
+        self._held.discard(entry)
         self._releases += known
         return known
+
+
+def _rules(names: Iterable[str | Shared], shared: bool) -> dict[str, Rule]:
+    """By which rule each name is to be acquired."""
+    rules: dict[str, Rule] = {}
+    for given in names:
+        name = check_name(given.name if isinstance(given, Shared) else given)
+        reads = (shared or isinstance(given, Shared)) and rules.get(name) is not exclusive
+        rules[name] = shared_rule if reads else exclusive
+    return rules

@@ -10,25 +10,30 @@ import asyncio
 from types import TracebackType
 from typing import Any
 
+from codomyrmex.concurrency.blocks import AsyncOnly
+from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.claim import Claim
 from codomyrmex.concurrency.decode import MAX_NUMBER
-from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, LockTimeout, NotHeld
+from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHeld, SemaphoreInUse
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transport import Compare, Delete, Get, GetResult, Op, Put, Target
 from codomyrmex.concurrency.hold import Hold, OnLoss
-from codomyrmex.concurrency.keys import SEMAPHORE, check_name, limit_key, limit_range
+from codomyrmex.concurrency.home import current_task
+from codomyrmex.concurrency.keys import SEMAPHORE, check_name, limit_key, limit_range, permits_of, prefix_end
 from codomyrmex.concurrency.models import SemaphoreInfo
 from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.queue.entry import By
 from codomyrmex.concurrency.queue.grant import Grant
-from codomyrmex.concurrency.queue.reading import is_limit, limit_in
-from codomyrmex.concurrency.queue.rules import Permits
+from codomyrmex.concurrency.queue.reading import is_entry, is_limit, limit_in
+from codomyrmex.concurrency.queue.rules import Permits, holding
 from codomyrmex.concurrency.queue.terms import Terms
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.seconds import check_timeout
+from codomyrmex.concurrency.session import Session, ready
 
 _TRIES = 20
 
 
-class Permit:
+class Permit(AsyncOnly):
     """What ``acquire`` returns: ``permits`` of the semaphore, held until ``release`` or until the session is lost.
 
     ``grant`` has the fencing token, the time left to trust it, and fenced writes, as a lock's.
@@ -43,6 +48,7 @@ class Permit:
     async def release(self) -> None:
         """Give the permits back; does nothing if they were lost. Raises ``NotHeld`` the second time. An ``EtcdError``
         means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
+        self._hold.check_here()
         if self._released:
             raise NotHeld(f"this permit of the semaphore {self.grant.name!r} was released before")
         self._released = True
@@ -62,16 +68,19 @@ class Permit:
         return f"<Permit of {self.permits} of {self.grant.name!r}>"
 
 
-class Holding:
+class Holding(AsyncOnly):
     """What ``Semaphore.hold`` returns: ``async with sem.hold(permits=n)``; good for one use."""
 
     def __init__(self, semaphore: Semaphore, permits: int, timeout: float | None) -> None:
         self._semaphore = semaphore
         self._permits = permits
         self._timeout = timeout
+        self._line = users_line()
+        self._begun = False
         self._permit: Permit | None = None
 
     async def __aenter__(self) -> Grant:
+        self._begun = True
         self._permit = await self._semaphore.acquire(self._permits, self._timeout)
         return await self._permit.__aenter__()
 
@@ -81,8 +90,13 @@ class Holding:
         assert self._permit
         await self._permit.__aexit__(kind, error, trace)
 
+    def __del__(self) -> None:
+        if not self._begun:
+            text = f"hold() of the semaphore {self._semaphore.name!r} was never entered by `async with`"
+            warn(self._line, f"{text}: nothing was acquired", RuntimeWarning)
 
-class Semaphore:
+
+class Semaphore(AsyncOnly):
     """At most ``max_concurrent`` permits held at once by all processes of the fleet together.
 
     The limit lives in etcd and is set by whoever opens the semaphore first; to open it with another one raises
@@ -112,6 +126,8 @@ class Semaphore:
     ) -> None:
         self._name = check_name(name)
         self._limit = check_limit(max_concurrent)
+        self._session = session
+        self._agreed: Session | None = None  # the session in which its limit was found to be the fleet's
         self._claim = Claim(
             session, SEMAPHORE, (self._name,), on_loss, metadata, Terms.checked(max_hold), prepare=self._agree
         )
@@ -127,30 +143,52 @@ class Semaphore:
         Raises ``LockTimeout``, ``LimitMismatch`` (opened with another limit; or more permits than it has become),
         ``ValueError`` for more permits than the limit, ``SessionLost`` or an ``EtcdError``; nothing stays behind then.
         """
-        if check_permits(permits) > self._limit:
-            limit = (await self.info()).limit or 0
-            if permits > limit:
-                raise ValueError(f"{permits} permits were asked for, but the semaphore {self._name!r} has only {limit}")
-        return Permit(await self._claim.attempt(Permits(permits), timeout), permits)
+        return await self._acquire(permits, timeout)
+
+    async def _acquire(self, permits: int, timeout: float | None, by: By | None = None) -> Permit:
+        """``by``: who asks, if that is not the current task."""
+        check_timeout(timeout)
+        await self._check_permits(permits)
+        return Permit(await self._claim.attempt((Permits(permits),), timeout, by), permits)
 
     async def try_acquire(self, permits: int = 1) -> Permit | None:
         """The permits if they are free right now and nobody waits for them, else None."""
-        try:
-            return await self.acquire(permits, timeout=0)
-        except LockTimeout:
-            return None
+        return await self._try_acquire(permits)
+
+    async def _try_acquire(self, permits: int, by: By | None = None) -> Permit | None:
+        await self._check_permits(permits)
+        hold = await self._claim.attempt_now((Permits(permits),), by)
+        return Permit(hold, permits) if hold else None
+
+    async def _check_permits(self, permits: int) -> None:
+        if check_permits(permits) > self._limit:
+            limit = (await self.info()).limit or self._limit
+            if permits > limit:
+                raise ValueError(f"{permits} permits were asked for, but the semaphore {self._name!r} has only {limit}")
 
     def hold(self, permits: int = 1, timeout: float | None = None) -> Holding:
         """Hold ``permits`` permits during a block: ``async with sem.hold(permits=4): ...``."""
+        check_timeout(timeout)
         return Holding(self, check_permits(permits), timeout)
 
     async def available(self) -> int:
-        """Permits that nobody holds right now; they may be spoken for by those who wait."""
-        return (await self.info()).available
+        """Permits that nobody holds right now; they may be spoken for by those who wait. Of a semaphore that is not in
+        etcd yet, all that it would have."""
+        info = await self.info()
+        return self._limit if info.limit is None else info.available
 
     async def info(self) -> SemaphoreInfo:
-        """The limit, who holds and who waits, as etcd has it at one revision."""
-        return await observe.semaphore(await self._claim.session(), self._name)
+        """The limit, who holds and who waits, as etcd has it at one revision; without a limit if it is not in etcd.
+
+        To look does not create it: the first ``acquire`` or ``resize`` does. Raises ``LimitMismatch`` as these do.
+        """
+        session = await ready(self._session)
+        info = await observe.semaphore(session, self._name)
+        if info.limit == self._limit:
+            self._agreed = session
+        elif info.limit is not None and self._agreed is not session:
+            raise self._mismatch(info.limit)
+        return info
 
     async def resize(self, limit: int) -> None:
         """Change the limit for everyone, at once; whoever waits is granted by the new one.
@@ -162,6 +200,17 @@ class Semaphore:
         await resize(await self._claim.session(), self._name, limit)
         self._limit = limit
 
+    async def delete(self) -> None:
+        """Remove the semaphore from etcd. Raises ``SemaphoreInUse`` while anybody holds permits or waits for them, and
+        ``NotHeld`` if there is none.
+
+        The next ``acquire`` through this object creates it anew; another object that has used it raises
+        ``LimitMismatch`` at its next acquire.
+        """
+        await delete(await ready(self._session), self._name)
+        self._agreed = None
+        self._claim.forget_session()
+
     async def __aenter__(self) -> Grant:
         permit = await self.acquire()
         self._blocks.setdefault(asyncio.current_task(), []).append(permit)
@@ -170,7 +219,9 @@ class Semaphore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task = asyncio.current_task()
+        task = current_task()
+        if task not in self._blocks:  # in a forked child, where no task is the one that entered
+            task = next(iter(self._blocks))
         permits = self._blocks[task]
         permit = permits.pop()
         if not permits:
@@ -180,9 +231,17 @@ class Semaphore:
     def __repr__(self) -> str:
         return f"<Semaphore {self._name!r} of {self._limit}>"
 
+    def _mismatch(self, limit: int) -> LimitMismatch:
+        return LimitMismatch(
+            f"the semaphore {self._name!r} has a limit of {limit} in etcd, not {self._limit}; open it with that, or "
+            "change it for everyone with resize"
+        )
+
     async def _agree(self, session: Session) -> None:
         """Agree with the fleet on the limit, once in each session. What lies among the limits but is none is passed
         over: only what was created after it was seen can be one."""
+        if self._agreed is session:
+            return
         queue = session.layout.queue(self._name, SEMAPHORE)
         start, end = limit_range(queue)
         mine = Put(limit_key(queue, self._limit), b"")
@@ -192,17 +251,16 @@ class Semaphore:
             request = Request((start,), (mine,), compares=(first,), otherwise=(Get(start, end),), again=(), alone=True)
             reply = await session.committer.commit(request)
             if reply.succeeded:
+                self._agreed = session
                 return
             found = reply.results[0]
             assert isinstance(found, GetResult)
             limit = limit_in(found.kvs)
             if limit == self._limit:
+                self._agreed = session
                 return
             if limit is not None:
-                raise LimitMismatch(
-                    f"the semaphore {self._name!r} has a limit of {limit} in etcd, not {self._limit}; open it with "
-                    "that, or change it for everyone with resize"
-                )
+                raise self._mismatch(limit)
             seen = found.revision
         raise ConcurrencyError(f"others keep writing among the limits of the semaphore {self._name!r}; try again")
 
@@ -226,6 +284,31 @@ async def resize(session: Session, name: str, limit: int) -> int | None:
         if reply.succeeded:
             return former
     raise ConcurrencyError(f"others keep changing the limit of the semaphore {name!r}; try again")
+
+
+async def delete(session: Session, name: str) -> int:
+    """Remove a semaphore that nobody uses; returns the limit that it had. See ``Semaphore.delete``."""
+    queue = session.layout.queue(check_name(name), SEMAPHORE)
+    for _ in range(_TRIES):
+        found = await session.transport.get(Get(queue, prefix_end(queue)))
+        limit = limit_in(found.kvs)
+        if limit is None:
+            raise NotHeld(f"there is no semaphore {name!r}")
+        if entries := sorted((kv for kv in found.kvs if is_entry(kv)), key=lambda kv: kv.create_revision):
+            held = holding([kv.key for kv in entries], limit)
+            permits = sum(permits_of(kv.key) for kv in entries[:held])
+            raise SemaphoreInUse(
+                f"the semaphore {name!r} is in use: {permits} of {limit} permits are held, "
+                f"{len(entries) - held} wait for more; nothing was deleted"
+            )
+        limits = [kv for kv in found.kvs if is_limit(kv)]
+        same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in limits]
+        # Nobody has joined since, and the limit is the same: whoever joins later finds none.
+        same.append(Compare(queue, Target.CREATE_REVISION, found.revision + 1, prefix_end(queue), less=True))
+        change = [Delete(kv.key) for kv in limits]
+        if (await session.committer.commit(Request((queue,), change, compares=same, alone=True))).succeeded:
+            return limit
+    raise ConcurrencyError(f"others keep changing the semaphore {name!r}; try again")
 
 
 def check_limit(limit: int) -> int:

@@ -17,12 +17,11 @@ import socket
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.batons import Batons
+from codomyrmex.concurrency.blocks import AsyncOnly
 from codomyrmex.concurrency.doors import Doors
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, SessionLost, text_of
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
@@ -33,6 +32,7 @@ from codomyrmex.concurrency.etcd.removal import Remover
 from codomyrmex.concurrency.etcd.supervision import guarded, supervise
 from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
+from codomyrmex.concurrency.home import Home, running_loop
 from codomyrmex.concurrency.keys import Layout
 from codomyrmex.concurrency.nonces import Nonces
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdOptions, EtcdSettings
@@ -51,7 +51,15 @@ PATROL = 0.5  # seconds; one timer for all members, since most of them are gone 
 class Loss(asyncio.Event):
     """An event that is set when something is gone; it can be awaited directly. ``reason`` says why."""
 
-    reason: ConcurrencyError | None = None
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self.reason: ConcurrencyError | None = None
+        self._home = home
+
+    async def wait(self) -> Literal[True]:
+        """Wait until it is set."""
+        self._home.check("event")
+        return await super().wait()
 
     def __await__(self) -> Generator[Any, None, bool]:
         return self.wait().__await__()
@@ -88,7 +96,7 @@ class Member(Protocol):
         """The lease is gone, and every key with it."""
 
 
-class Session:
+class Session(AsyncOnly):
     """One lease in etcd and what hangs on it. Use ``async with Session(...) as session``, or ``open`` and ``close``.
 
     Args:
@@ -102,7 +110,8 @@ class Session:
     def __init__(self, settings: EtcdSettings | None = None, **overrides: Unpack[EtcdOptions]) -> None:
         self.settings = make_settings(settings, overrides)
         self.layout = Layout(self.settings.namespace)
-        self.lost = Loss()
+        self.home = Home()
+        self.lost = Loss(self.home)
         self.host = socket.gethostname()
         self._members: set[Member] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -124,8 +133,7 @@ class Session:
         self._opening = asyncio.Lock()
         self.telling = asyncio.Lock()  # what members tell for people to read is sent one at a time
         self._trust = asyncio.Event()
-        self._pid = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.held: dict[tuple[bytes, object], Any] = {}  # entries of its members that hold, by queue and by who holds
 
     @property
     def id(self) -> int:
@@ -139,18 +147,13 @@ class Session:
 
     def deadline(self) -> float:
         """Seconds for which the lease may still be trusted; 0 when it may not."""
-        if self._keepalive is None or self.lost.is_set():
+        if self._keepalive is None or self.lost.is_set() or not self.home.in_process:
             return 0.0
         return max(0.0, self._keepalive.remaining())
 
     async def open(self) -> Session:
         """Connect and take a lease; does nothing if that is done already."""
-        if self._pid != os.getpid():
-            raise SessionLost(
-                f"this session belongs to process {self._pid}; after a fork make a new Session in the child"
-            )
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            raise SessionLost("this session belongs to another event loop; make a new Session in each loop")
+        self.home.check("session")
         async with self._opening:
             if self.lost.is_set():
                 raise SessionLost("this session is over; make a new one") from self.lost.reason
@@ -164,8 +167,7 @@ class Session:
 
     def usable_here(self) -> bool:
         """Whether it is open, and in the process and the event loop that it belongs to."""
-        here = self._pid == os.getpid() and self._loop is asyncio.get_running_loop()
-        return self.is_open and here and not self.lost.is_set()
+        return self.is_open and self.home.is_here() and not self.lost.is_set()
 
     def join(self, member: Member) -> None:
         """From here on ``member`` is told what becomes of the session."""
@@ -226,10 +228,14 @@ class Session:
 
     async def close(self) -> None:
         """Release everything held at once, then give the lease back. Calling it again does nothing."""
-        if self.lost.is_set() or not self.is_open or self._pid != os.getpid():
+        if not self.home.in_process:  # a copy in a forked child, of which nothing is to be given back
             self.lost.tell(SessionClosed("the session was closed"))
-            if self._pid == os.getpid():
-                await self._release_resources()
+            return
+        if self.is_open:
+            self.home.check("session")
+        if self.lost.is_set() or not self.is_open:
+            self.lost.tell(SessionClosed("the session was closed"))
+            await self._release_resources()
             return
         reason = SessionClosed("the session was closed")
         self.doors.close(reason)
@@ -267,7 +273,7 @@ class Session:
             await self._embedded.start()
             settings = settings.model_copy(update={"endpoints": (self._embedded.endpoint,)})
         self.transport = transport_for(settings)
-        self._loop = asyncio.get_running_loop()
+        self.home.settle()
         self.hub = WatchHub(self.transport, self._broken)
         await self.transport.connect(self.layout.leases)
         sent_at = clock.now()
@@ -370,7 +376,7 @@ class Session:
     @property
     def is_over(self) -> bool:
         """Whether it was lost or closed, or its event loop was."""
-        return self.lost.is_set() or (self._loop is not None and self._loop.is_closed())
+        return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
 
     def waits(self) -> list[tuple[str, float]]:
         """What its members wait for, and since when on ``clock``. Any thread may ask."""
@@ -409,13 +415,11 @@ class Session:
 
 def make_settings(settings: EtcdSettings | None, overrides: Mapping[str, Any]) -> EtcdSettings:
     """The settings given, else the environment's, with overrides; raises ``ValueError`` that says what is wrong."""
-    try:
-        if settings is None:
-            return EtcdSettings(**overrides)
-        return EtcdSettings(**{**settings.model_dump(), **overrides}) if overrides else settings
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-        raise ValueError("invalid etcd settings: " + "; ".join(lines)) from None
+    if not (settings is None or isinstance(settings, EtcdSettings)):
+        raise TypeError(f"settings must be EtcdSettings, not {settings!r}")
+    if settings is None:
+        return EtcdSettings(**overrides)
+    return EtcdSettings(**{**settings.model_dump(), **overrides}) if overrides else settings
 
 
 _defaults: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = weakref.WeakKeyDictionary()
@@ -434,7 +438,7 @@ def default_session() -> Session:
 
     It never starts an etcd by itself: a member of a fleet that cannot reach its cluster must fail, not lock alone.
     """
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     session = _defaults.get(loop)
     if session is None or session.lost.is_set():
         session = _defaults[loop] = Session()

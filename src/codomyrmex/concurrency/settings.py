@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from codomyrmex.concurrency import callsite
+
 EMBEDDED = "embedded"
+_PREFIX = "CODOMYRMEX_ETCD_"
+_PATH = "the path of a file"
+_SECONDS = "a number of seconds, more than 0 and at most 300"
+_WANTED = {
+    "endpoints": "addresses such as http://127.0.0.1:2379, with commas between them, or the word embedded",
+    "namespace": "1 to 128 letters, digits, '.', '_' and '-', the first a letter or a digit",
+    "username": "a text",
+    "password": "a text",
+    "password_file": _PATH,
+    "ca_file": _PATH,
+    "cert_file": _PATH,
+    "key_file": _PATH,
+    "dial_timeout": _SECONDS,
+    "request_timeout": _SECONDS,
+    "session_ttl": "a whole number of seconds from 2 to 86400",
+    "transport": "'grpc' or 'gateway'",
+    "allow_plaintext_credentials": "true or false",
+}
+_told: set[str] = set()  # variables that were warned of
 
 
 class EtcdOptions(TypedDict, total=False):
@@ -40,7 +63,7 @@ class EtcdSettings(BaseSettings):
     TLS files are read again when they have been replaced.
     """
 
-    model_config = SettingsConfigDict(env_prefix="CODOMYRMEX_ETCD_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     endpoints: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:2379",)
     namespace: str = Field("codomyrmex", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
@@ -57,7 +80,11 @@ class EtcdSettings(BaseSettings):
     allow_plaintext_credentials: bool = False
 
     def __init__(self, **options: Unpack[EtcdOptions]) -> None:
-        super().__init__(**options)
+        _warn_of_misspelt()
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ValueError(f"invalid etcd settings: {_in_words(error, dict(options))}") from None
 
     @field_validator("endpoints", mode="before")
     @classmethod
@@ -94,6 +121,38 @@ class EtcdSettings(BaseSettings):
                         "use https://, or set allow_plaintext_credentials=True if the network is trusted"
                     )
         return self
+
+
+def _in_words(error: ValidationError, given: dict[str, Any]) -> str:
+    """What is wrong with which setting, and which environment variable it came from if it was no argument."""
+    told = []
+    for problem in error.errors():
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            near = get_close_matches(field, _WANTED, 1)
+            told.append(f"there is no setting {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            continue
+        subject = field if not field or field in given else _PREFIX + field.upper()
+        if problem["type"] == "value_error":  # in our own words
+            text = str(problem["ctx"]["error"])
+            told.append(f"{subject}: {text}" if subject else text)
+        else:
+            shown = "" if field == "password" else f", not {problem['input']!r}"
+            told.append(f"{subject} must be {_WANTED[field]}{shown}")
+    return "; ".join(told)
+
+
+def _warn_of_misspelt() -> None:
+    """Warn, once of each, of variables that look like settings and are none."""
+    for variable in os.environ:
+        field = variable.upper().removeprefix(_PREFIX).lower()
+        if not variable.upper().startswith(_PREFIX) or field in _WANTED or variable in _told:
+            continue
+        _told.add(variable)
+        near = get_close_matches(field, _WANTED, 1, cutoff=0.5)
+        hint = f"did you mean {_PREFIX}{near[0].upper()}?" if near else "the settings are in README.md"
+        text = f"the environment variable {variable} is no setting and is ignored; {hint}"
+        callsite.warn(callsite.users_line(), text, UserWarning)
 
 
 def _endpoint(text: str) -> str:

@@ -1,4 +1,4 @@
-"""``semaphores``: limits, holders and waiters; live; one in full; resized."""
+"""``semaphores``: limits, holders and waiters; live; one in full; resized; deleted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
 from codomyrmex.concurrency.queue import observe
 from codomyrmex.concurrency.queue.sightings import Sightings
-from codomyrmex.concurrency.semaphore import check_limit, resize
+from codomyrmex.concurrency.semaphore import check_limit, delete, resize
 
 
-@click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N]")
+@click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N | delete NAME]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @click.option("--prefix", default="", metavar="P", help="Only semaphores whose name starts with P.")
 @click.option("--sort", type=click.Choice(["name", "free", "held", "waiters"]), default="name", show_default=True)
@@ -34,6 +34,7 @@ def semaphores(context: click.Context, watch: bool, prefix: str, sort: str) -> N
       codomyrmex concurrency semaphores --watch
       codomyrmex concurrency semaphores provider -o json
       codomyrmex concurrency semaphores resize provider 5
+      codomyrmex concurrency semaphores delete provider
     """
     if context.invoked_subcommand is None:
         choice = _Choice(prefix, sort)
@@ -158,3 +159,22 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
         former = await resize(session, name, limit)
     click.echo(f"the limit of {views.visible(name)} is {limit}, and was {former}")
     return 0
+
+
+@semaphores.command("delete")
+@click.argument("name", shell_complete=names_of("semaphore"))
+@common_options
+@click.pass_context
+def delete_command(context: click.Context, name: str) -> None:
+    """Remove a semaphore that nobody uses; refused while permits are held or waited for.
+
+    \b
+    Example:  codomyrmex concurrency semaphores delete provider
+    """
+    run(_delete(context, name))
+
+
+async def _delete(context: click.Context, name: str) -> None:
+    async with Session(settings(context)) as session:
+        limit = await delete(session, name)
+    click.echo(f"the semaphore {views.visible(name)}, of {limit} permits, is deleted")

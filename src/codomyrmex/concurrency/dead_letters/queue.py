@@ -16,6 +16,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
+from codomyrmex.concurrency.blocks import AsyncOnly
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
@@ -28,6 +29,7 @@ from codomyrmex.concurrency.errors import (
     EtcdError,
     QueueFull,
     SessionLost,
+    UsedElsewhere,
     text_of,
 )
 from codomyrmex.concurrency.etcd.transport import WatchRequest
@@ -36,6 +38,7 @@ from codomyrmex.concurrency.follow import notices
 from codomyrmex.concurrency.keys import check_name, forms, prefix_end
 from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.retry import RetryPolicy
+from codomyrmex.concurrency.seconds import check_timeout
 from codomyrmex.concurrency.session import Session, make_settings, ready
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -46,7 +49,7 @@ _TRIES = 20
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 
-class DeadLetterQueue:
+class DeadLetterQueue(AsyncOnly):
     """What failed, kept in etcd until it is dealt with: retried by any number of hosts, once each time.
 
     Args:
@@ -213,8 +216,7 @@ class DeadLetterQueue:
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
-        if drain_timeout is not None and not drain_timeout >= 0:
-            raise ValueError(f"drain_timeout must be at least 0 seconds, or None, not {drain_timeout!r}")
+        check_timeout(drain_timeout, "drain_timeout")
         work = Work(self._name, self._handlers, self._retry, self._redact, self._opened, self._is_over)
         worker = Worker(work, concurrency, drain_timeout)
         self._workers.add(worker)
@@ -313,7 +315,7 @@ class DeadLetterQueue:
         if not spiller.away:
             try:
                 return Routed(await self._add(entry), "")
-            except (EtcdError, SessionLost) as problem:
+            except (EtcdError, SessionLost, UsedElsewhere) as problem:
                 log.warning("dead letters are spilled to a local file, for etcd does not take them: %s", problem)
                 spiller.went_away(text_of(problem))
         path = await spiller.keep(entry)

@@ -19,6 +19,7 @@ from codomyrmex.concurrency.errors import (
     PayloadTooLarge,
     QueueFull,
     SessionLost,
+    UsedElsewhere,
 )
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -109,6 +110,9 @@ class Spiller:
                 failures = 0
                 if sent:
                     continue
+            except UsedElsewhere as error:  # here they never can be sent; where they can, somebody else does
+                self._say(error)
+                return
             except (EtcdError, SessionLost, QueueFull, OSError) as error:
                 self._say(error)
                 if self._over():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from codomyrmex.concurrency.blocks import AsyncOnly
 from codomyrmex.concurrency.dead_letters.handling import Handler
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.dead_letters.worker import SessionWorker
@@ -35,7 +36,7 @@ class Work:
     is_over: Callable[[], bool]
 
 
-class Worker:
+class Worker(AsyncOnly):
     """What ``DeadLetterQueue.worker`` returns: a worker of the queue for the time of a block; good for one use."""
 
     def __init__(self, work: Work, concurrency: int, drain_timeout: float | None) -> None:

@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 import grpc.aio
 
-from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
+from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, UsedElsewhere
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd import status, wire
 from codomyrmex.concurrency.etcd.calls import Calls, LeaseCalls, refused_as_stale
@@ -87,7 +87,7 @@ def _check_fork() -> None:
     global _first_user
     _first_user = _first_user or os.getpid()
     if _first_user != os.getpid():
-        raise EtcdUnavailable(
+        raise UsedElsewhere(
             f"process {_first_user} used etcd before it forked this one, and gRPC does not survive that; start child "
             "processes with multiprocessing's 'spawn' or 'forkserver', or fork before the first session is opened"
         )

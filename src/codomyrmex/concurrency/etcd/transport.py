@@ -54,8 +54,8 @@ class Delete(NamedTuple):
 
 
 class Get(NamedTuple):
-    """Read one key, or a range up to ``end``. ``newest_first`` orders by create revision, descending;
-    ``before`` leaves out what was created at that revision or later."""
+    """Read one key, or a range up to ``end``. ``newest_first`` orders by create revision, descending, and
+    ``oldest_first`` ascending; ``before`` leaves out what was created at that revision or later."""
 
     key: bytes
     end: bytes = b""
@@ -64,6 +64,7 @@ class Get(NamedTuple):
     revision: int = 0
     before: int = 0
     serializable: bool = False
+    oldest_first: bool = False
 
 
 Op = Put | Delete | Get

@@ -37,8 +37,8 @@ def range_request(get: Get) -> pb.RangeRequest:
     )
     if get.before:
         request.max_create_revision = get.before - 1
-    if get.newest_first:
-        request.sort_order = pb.RangeRequest.DESCEND
+    if get.newest_first or get.oldest_first:
+        request.sort_order = pb.RangeRequest.DESCEND if get.newest_first else pb.RangeRequest.ASCEND
         request.sort_target = pb.RangeRequest.CREATE
     return request
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from codomyrmex.concurrency.home import Home
 from codomyrmex.concurrency.pool.course import Course
 from codomyrmex.concurrency.pool.meter import Meter
 from codomyrmex.concurrency.pool.source import Job, Source
@@ -35,7 +36,16 @@ class Crew:
         self._sources: deque[Source] = deque()
         self._workers: dict[asyncio.Task[None], Job] = {}  # each with the task it runs
         self._feeders: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home: Home | None = None  # where it ran last
+
+    def check_here(self) -> None:
+        """Raise ``UsedElsewhere`` if it was used in another process, or has tasks in another event loop that lives."""
+        home = self._home
+        if home and not (home.in_process and (self._is_idle() or (home.loop and home.loop.is_closed()))):
+            home.check("pool", self._name)
+
+    def _is_idle(self) -> bool:
+        return not (self._workers or self._feeders or self._sources)
 
     def add(self, source: Source, known: int) -> None:
         """Run the tasks of ``source``, of which ``known`` are counted as queued from now on."""
@@ -89,7 +99,7 @@ class Crew:
     async def over(self) -> None:
         """Wait until there is no task left, and nobody who takes items."""
         self._leave_closed_loop()
-        while self._workers or self._feeders or self._sources:
+        while not self._is_idle():
             if busy := {*self._workers, *self._feeders}:
                 await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
             else:
@@ -194,8 +204,9 @@ class Crew:
 
     def _leave_closed_loop(self) -> None:
         """What an event loop took along that was closed before its tasks had ended is cancelled: none of it goes on."""
-        loop, self._loop = self._loop, asyncio.get_running_loop()
-        if loop is None or loop is self._loop or not loop.is_closed():
+        before, self._home = self._home, Home()
+        self._home.settle()
+        if before is None or before.loop is None or not before.loop.is_closed():
             return
         self._meter.leave_loop()
         for job in self._workers.values():

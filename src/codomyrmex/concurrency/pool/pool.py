@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from codomyrmex.concurrency.blocks import AsyncOnly
 from codomyrmex.concurrency.errors import PoolClosed
 from codomyrmex.concurrency.keys import nfc
 from codomyrmex.concurrency.pool.course import Course
@@ -25,6 +26,7 @@ from codomyrmex.concurrency.pool.results import DeadLetterSink, PoolStats, TaskR
 from codomyrmex.concurrency.pool.runner import Executor, Runner, describe, is_async
 from codomyrmex.concurrency.pool.source import Single, Source, Work
 from codomyrmex.concurrency.retry import RetryPolicy
+from codomyrmex.concurrency.seconds import check_number, check_timeout
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.fleet import ClusterPoolStats, Reporter
@@ -50,7 +52,7 @@ def pools() -> list[AsyncWorkerPool]:
     return list(living.values())
 
 
-class AsyncWorkerPool:
+class AsyncWorkerPool(AsyncOnly):
     """Runs functions on items, at most ``max_workers`` at a time, and says exactly what became of each.
 
     Args:
@@ -90,6 +92,8 @@ class AsyncWorkerPool:
     ) -> None:
         if isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1:
             raise ValueError(f"max_workers must be a whole number of at least 1, not {max_workers!r}")
+        if task_timeout is not None:
+            check_number("task_timeout", task_timeout)
         if task_timeout is not None and not (math.isfinite(task_timeout) and task_timeout > 0):
             raise ValueError(f"task_timeout must be a number of seconds greater than 0, not {task_timeout!r}")
         if not isinstance(name, str) or not name:
@@ -227,6 +231,8 @@ class AsyncWorkerPool:
         """Take no more tasks and wait for those there are; after ``timeout`` seconds, or at once without ``drain``,
         the rest is cancelled, and their results say so. Cancelled itself, it cancels the rest too, waits until they
         have ended, and passes each further cancel on to them. Calling it again does no harm."""
+        check_timeout(timeout)
+        self._crew.check_here()
         self._closed = True
         cancelled: asyncio.CancelledError | None = None
         if drain:
@@ -268,6 +274,7 @@ class AsyncWorkerPool:
     def _work(
         self, function: Callable[..., Any], lock: Callable[[Any], str | None] | None, semaphore: Semaphore | None
     ) -> Work:
+        self._crew.check_here()
         if self._closed:
             raise PoolClosed(f"the pool {self.name!r} has been shut down")
         if lock is not None and not callable(lock):

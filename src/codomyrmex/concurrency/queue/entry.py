@@ -19,13 +19,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import NamedTuple
 
-from codomyrmex.concurrency import clock, keys, telemetry
+from codomyrmex.concurrency import callsite, clock, keys, telemetry
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     EtcdError,
@@ -73,6 +75,17 @@ class _Deleted(LockLost):
     """Its key was deleted by somebody, who may have said why."""
 
 
+class By(NamedTuple):
+    """Who wants something: a task, or a thread of the blocking twin, weakly; and the line of code that asked."""
+
+    who: weakref.ref[object] | None
+    line: callsite.Line | None
+
+    @classmethod
+    def of(cls, who: object, line: callsite.Line | None) -> By:
+        return cls(weakref.ref(who) if who else None, line)
+
+
 class Place(NamedTuple):
     """The queue that an entry joins: what it is to people, its name, its keys."""
 
@@ -84,6 +97,19 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, kind: keys.Kind, queue: bytes, name: str) -> Place:
         return cls(kind.what, name, queue, keys.prefix_end(queue))
+
+
+def warn_of_itself(session: Session, place: Place, by: By) -> None:
+    """Warn if what is about to be waited for is held by the task, or thread, that waits."""
+    held = session.held.get((place.queue, by.who)) if by.who else None
+    if held and place.what == keys.LOCK.what:
+        since = f", since {held.by.line}" if held.by.line else ""
+        callsite.warn(
+            by.line,
+            f"the lock {place.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
+            "reentrant, so it waits for itself until another one releases it",
+            RuntimeWarning,
+        )
 
 
 class Entry:
@@ -106,12 +132,14 @@ class Entry:
         "_until",
         "_waited",
         "_waiting",
+        "by",
         "contended",
         "fellows",
         "granted",
         "key",
         "lease",
         "on_lost",
+        "on_release",
         "place",
         "rule",
         "session",
@@ -122,8 +150,9 @@ class Entry:
         "value",
     )
 
-    def __init__(self, session: Session, place: Place, value: bytes, rule: Rule, terms: Terms) -> None:
+    def __init__(self, session: Session, place: Place, value: bytes, rule: Rule, terms: Terms, by: By) -> None:
         self.session = session
+        self.by = by
         self.place = place
         self.value = value
         self.terms = terms
@@ -152,11 +181,12 @@ class Entry:
         self._lost_with: Entry | None = None
         self._lingers = False
         self.on_lost: Callable[[], None] | None = None
+        self.on_release: Callable[[Entry], object] | None = None
 
     @property
     def lost(self) -> Loss:
         if self._loss is None:
-            self._loss = Loss()
+            self._loss = Loss(self.session.home)
         return self._loss
 
     def remaining(self) -> float:
@@ -171,6 +201,7 @@ class Entry:
         self.granted = True
         self._since = clock.now()
         self._waited = waited
+        self.session.held[self.place.queue, self.by.who] = self
         if telemetry.observers:
             telemetry.tell("granted", self.place.what, self.place.name, waited, self.contended)
         if self.terms.max_hold is not None:
@@ -206,6 +237,7 @@ class Entry:
         Raises ``EtcdError`` if etcd does not confirm it in time, unless it was lost before. The removal goes on all the
         same, also if this is cancelled.
         """
+        self.check_here()
         if self.state is not State.HELD or self.fellows:
             if removal := self.begin_release():
                 await self.confirmed(removal)
@@ -245,6 +277,8 @@ class Entry:
         if self.state is not State.HELD and not self._lingers:
             return False
         self._lingers = False
+        if self.on_release:
+            self.on_release(self)
         if telemetry.observers and self.state is State.HELD:
             telemetry.tell("released", self.place.what, self.place.name, clock.now() - self._since)
         self._finish(State.OVER if self.state is State.HELD else self.state)
@@ -252,6 +286,7 @@ class Entry:
 
     async def fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         """Run ``ops`` in a transaction that commits only if this entry still holds."""
+        self.check_here()
         self._check_keys(ops)
         if self.state is not State.HELD:
             raise self._rejected() from (self._loss.reason if self._loss else None)
@@ -276,6 +311,31 @@ class Entry:
             end = op.end if isinstance(op, Delete) else b""
             if not isinstance(op, Get) and layout.is_ours(op.key, end):
                 raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
+
+    # What is told to those who use it wrongly
+
+    def check_here(self) -> None:
+        """Raise ``UsedElsewhere`` unless this is the process and the event loop of the session."""
+        self.session.home.check(self.place.what, self.place.name)
+
+    def forgotten(self) -> None:
+        """Warn if it still holds now that nobody can release it any more."""
+        if self.remaining() <= 0 or self.session.is_over or sys.is_finalizing():
+            return
+        callsite.warn(
+            self.by.line,
+            f"the grant of the {self.place.what} {self.place.name!r} (token {self.token}) was dropped and never "
+            "released: it is held until its session ends; use `async with` or `with`, or keep the grant and release it",
+            RuntimeWarning,
+        )
+
+    def describe(self) -> str:
+        """What has become of it, in a word."""
+        if not self.session.home.in_process:
+            return "of another process"
+        if self.state is State.HELD:
+            return "held" if self.remaining() > 0 else "not trusted any more"
+        return "lost" if self.state is State.LOST else "released"
 
     # What the session tells its members, and asks them
 
@@ -490,6 +550,8 @@ class Entry:
         self.session.nonces.give_back(self.place.queue, self._nonce)
 
     def _finish(self, state: State) -> None:
+        if self.state is State.HELD and self.session.held.get(mine := (self.place.queue, self.by.who)) is self:
+            del self.session.held[mine]
         self.state = state
         self.session.leave(self)
         if self._guard:

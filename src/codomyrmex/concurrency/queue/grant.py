@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.session import Loss
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Grant:
     """A granted lock.
 
@@ -49,6 +49,11 @@ class Grant:
     def deadline(self) -> float:
         """Seconds left in which the holder may still trust the grant; 0 when it may not."""
         return self._entry.remaining()
+
+    async def release(self) -> None:
+        """Give the lock back; does nothing if it was lost or released before. Of several that were acquired together it
+        gives back this one. An ``EtcdError`` means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
+        await self._entry.release()
 
     async def put(self, key: str | bytes, value: str | bytes) -> int:
         """Write ``value`` if the grant still holds; returns the revision written."""
@@ -77,6 +82,12 @@ class Grant:
         if not ops:
             raise ValueError("a transaction needs at least one Put, Get or Delete")
         return await self._entry.fenced(ops, compare)
+
+    def __repr__(self) -> str:
+        return f"<Grant of {self.name!r} with token {self.token}, {self._entry.describe()}>"
+
+    def __del__(self) -> None:
+        self._entry.forgotten()
 
 
 def _bytes(text: str | bytes) -> bytes:

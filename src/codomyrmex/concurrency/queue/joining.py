@@ -16,7 +16,7 @@ from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transport import Compare, Get, Put, Target
-from codomyrmex.concurrency.queue.entry import Entry
+from codomyrmex.concurrency.queue.entry import Entry, warn_of_itself
 from codomyrmex.concurrency.queue.grant import Grant
 from codomyrmex.concurrency.queue.rules import Action
 
@@ -37,6 +37,7 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
                 continue
             if not only_if_free:
                 entry.contended = True
+                warn_of_itself(entry.session, entry.place, entry.by)
                 await entry.wait(action)
             elif not await _granted_now(entry, patience):  # somebody was quicker
                 _leave(entries)

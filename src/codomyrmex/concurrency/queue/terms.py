@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from codomyrmex.concurrency.seconds import check_number
+
 _LONGEST = 366 * 24 * 3600.0
 
 
@@ -17,7 +19,10 @@ class Terms(NamedTuple):
 
     @classmethod
     def checked(cls, max_hold: float | None, lock_delay: float = 0.0) -> Terms:
-        """The terms; raises ``ValueError`` for what cannot be one."""
+        """The terms; raises ``TypeError`` or ``ValueError`` for what cannot be one."""
+        if max_hold is not None:
+            check_number("max_hold", max_hold)
+        check_number("lock_delay", lock_delay)
         if max_hold is not None and not 0 < max_hold <= _LONGEST:
             raise ValueError(f"max_hold must be None or more than 0 seconds and at most a year, not {max_hold}")
         if math.isnan(lock_delay) or not 0 <= lock_delay <= _LONGEST:

@@ -7,6 +7,7 @@ Safe from many threads, in Jupyter, in prefork workers (each child gets a sessio
 runs on one event loop in a thread of its own; what it holds is given back when the interpreter exits.
 """
 
+from codomyrmex.concurrency.manager import Shared
 from codomyrmex.concurrency.sync.dead_letters import Attempt, DeadLetterQueue, Worker
 from codomyrmex.concurrency.sync.locks import DistributedLock, Grant, Grants, LockManager
 from codomyrmex.concurrency.sync.pool import AsyncWorkerPool
@@ -25,5 +26,6 @@ __all__ = [
     "Permit",
     "Semaphore",
     "Session",
+    "Shared",
     "Worker",
 ]

@@ -9,6 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
+from codomyrmex.concurrency.blocks import BlockingOnly
 from codomyrmex.concurrency.dead_letters import handling, worker_handle
 from codomyrmex.concurrency.dead_letters import queue as twin
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
@@ -34,7 +35,7 @@ Handler = Callable[[DeadLetter, Attempt], object]
 AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 
-class DeadLetterQueue:
+class DeadLetterQueue(BlockingOnly):
     """``codomyrmex.concurrency.DeadLetterQueue`` for code without an event loop. Handlers are plain functions of
     ``(entry, attempt)`` and run in threads."""
 
@@ -179,7 +180,7 @@ def _call(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
         raise RuntimeError("the handler raised StopIteration") from error
 
 
-class Worker:
+class Worker(BlockingOnly):
     """A worker for the time of a block."""
 
     def __init__(self, running: worker_handle.Worker) -> None:

@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 from codomyrmex.concurrency import manager as twin
+from codomyrmex.concurrency.blocks import BlockingOnly
+from codomyrmex.concurrency.callsite import users_line
 from codomyrmex.concurrency.claim import Claim
-from codomyrmex.concurrency.errors import LockLost, LockTimeout, NotHeld
+from codomyrmex.concurrency.errors import LockLost, NotHeld
 from codomyrmex.concurrency.etcd.transport import Compare, Op, TxnResult
 from codomyrmex.concurrency.hold import Hold
 from codomyrmex.concurrency.hold import OnLoss as AsyncOnLoss
@@ -22,6 +24,7 @@ from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
 from codomyrmex.concurrency.queue import grant as grants
 from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.queue.entry import By
 from codomyrmex.concurrency.queue.rules import exclusive
 from codomyrmex.concurrency.queue.terms import Terms
 from codomyrmex.concurrency.session import ready
@@ -29,6 +32,12 @@ from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Loss, Session, unwrapped
 
 OnLoss = Literal["raise", "notify"]
+_RULES = (exclusive,)
+
+
+def this_thread() -> By:
+    """Who asks: the calling thread, at the line of the user's code that it is at."""
+    return By.of(threading.current_thread(), users_line())
 
 
 def at_loss(on_loss: OnLoss) -> AsyncOnLoss:
@@ -38,7 +47,7 @@ def at_loss(on_loss: OnLoss) -> AsyncOnLoss:
     return "cancel" if on_loss == "raise" else "notify"
 
 
-class Grant:
+class Grant(BlockingOnly):
     """A granted lock: ``with grant: ...`` releases it at the block's end, or call ``release``.
 
     ``token`` is the fencing token; ``waited`` is in seconds. The fenced writes and their errors are those of
@@ -101,6 +110,7 @@ class Grant:
         portal().run(self._release())
 
     async def _release(self) -> None:
+        self._hold.check_here()
         self._forget()
         await self._hold.release()
 
@@ -117,10 +127,10 @@ class Grant:
         portal().run(self._leave(kind, error))
 
     def __repr__(self) -> str:
-        return f"<Grant of {self.name!r} with token {self.token}>"
+        return repr(self._grant)
 
 
-class Grants(list[Grant]):
+class Grants(BlockingOnly, list[Grant]):
     """Locks that were acquired together: ``with grants: ...`` releases them together."""
 
     def release(self) -> None:
@@ -138,7 +148,7 @@ class Grants(list[Grant]):
             self[0].__exit__(kind, error, trace)
 
 
-class DistributedLock:
+class DistributedLock(BlockingOnly):
     """``codomyrmex.concurrency.DistributedLock`` for code without an event loop: ``with DistributedLock("x"): ...``.
 
     One object may be used by many threads at once; each releases its own grant. The arguments are those of the asyncio
@@ -179,18 +189,12 @@ class DistributedLock:
 
     def acquire(self, timeout: float | None = None) -> Grant:
         """Wait for the lock and return the grant; ``timeout`` and errors as in the asyncio class."""
-        hold = portal().run(self._claim.attempt(exclusive, timeout), Hold.release)
-        grant = Grant(hold, hold.grants[0], lambda: self._drop(grant))
-        with self._guard:
-            self._held.append((threading.get_ident(), grant))
-        return grant
+        return self._keep(portal().run(self._claim.attempt(_RULES, timeout, this_thread()), Hold.release))
 
     def try_acquire(self) -> Grant | None:
         """The grant if the lock is free right now, else None. Never joins the queue."""
-        try:
-            return self.acquire(timeout=0)
-        except LockTimeout:
-            return None
+        hold = portal().run(self._claim.attempt_now(_RULES, this_thread()), _release_if_any)
+        return self._keep(hold) if hold else None
 
     def release(self) -> None:
         """Release the grant of the current thread if it has one, else the one held through this object.
@@ -217,6 +221,12 @@ class DistributedLock:
     def __repr__(self) -> str:
         return f"<DistributedLock {self._name!r} {'held' if self.held else 'not held'}>"
 
+    def _keep(self, hold: Hold) -> Grant:
+        grant = Grant(hold, hold.grants[0], lambda: self._drop(hold))
+        with self._guard:
+            self._held.append((threading.get_ident(), grant))
+        return grant
+
     def _latest(self) -> Grant:
         mine = threading.get_ident()
         with self._guard:
@@ -224,9 +234,14 @@ class DistributedLock:
                 raise NotHeld(f"the lock {self._name!r} is not held through this object")
             return next((grant for thread, grant in reversed(self._held) if thread == mine), self._held[-1][1])
 
-    def _drop(self, grant: Grant) -> None:
+    def _drop(self, hold: Hold) -> None:
         with self._guard:
-            self._held = [held for held in self._held if held[1] is not grant]
+            self._held = [held for held in self._held if held[1]._hold is not hold]
+
+
+async def _release_if_any(hold: Hold | None) -> None:
+    if hold:
+        await hold.release()
 
 
 class LockManager:
@@ -249,11 +264,11 @@ class LockManager:
     ) -> Grant:
         """Acquire ``name`` and return the grant: ``with manager.acquire(name) as grant``, or release it yourself."""
         wish = self._manager.acquire(name, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold)
-        return self._wrap(portal().run(wish._acquire(), self._undo))[0]
+        return self._wrap(portal().run(wish._acquire(threading.current_thread()), self._undo))[0]
 
     def acquire_all(
         self,
-        names: Iterable[str],
+        names: Iterable[str | twin.Shared],
         timeout: float | None = None,
         shared: bool = False,
         metadata: dict[str, Any] | None = None,
@@ -263,10 +278,15 @@ class LockManager:
     ) -> Grants:
         """Acquire all of up to 60 ``names`` or none: ``with manager.acquire_all([a, b]) as grants``."""
         wish = self._manager.acquire_all(names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold)
-        return self._wrap(portal().run(wish._acquire(), self._undo))
+        return self._wrap(portal().run(wish._acquire(threading.current_thread()), self._undo))
 
     def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held."""
+        if not isinstance(grant, Grant):
+            raise TypeError(
+                f"release takes the Grant that acquire gave, not {type(grant).__name__}; "
+                "a name is released by lock(name).release()"
+            )
         portal().run(self._manager.release(grant._grant))
 
     def lock(self, name: str) -> DistributedLock:
@@ -299,12 +319,12 @@ class LockManager:
 
     def _wrap(self, hold: Hold) -> Grants:
         def forget() -> None:
-            for grant in hold.grants:
-                self._manager._forget(grant)
+            for entry in hold.entries:
+                self._manager._forget(entry)
 
         return Grants(Grant(hold, grant, forget) for grant in hold.grants)
 
     async def _undo(self, hold: Hold) -> None:
-        for grant in hold.grants:
-            self._manager._forget(grant)
+        for entry in hold.entries:
+            self._manager._forget(entry)
         await hold.release()

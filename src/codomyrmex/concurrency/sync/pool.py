@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 
+from codomyrmex.concurrency.blocks import BlockingOnly
 from codomyrmex.concurrency.fleet import ClusterPoolStats
 from codomyrmex.concurrency.pool import pool as twin
 from codomyrmex.concurrency.pool.outcome import Outcome, outcome
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-class AsyncWorkerPool:
+class AsyncWorkerPool(BlockingOnly):
     """``codomyrmex.concurrency.AsyncWorkerPool`` for code without an event loop: ``with AsyncWorkerPool(4) as pool``.
 
     Plain functions run in threads and may use this module; async ones run on its event loop.

@@ -17,7 +17,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from codomyrmex.concurrency.errors import SessionLost
+from codomyrmex.concurrency.errors import SessionLost, UsedElsewhere
 from codomyrmex.concurrency.pool.outcome import Outcome
 from codomyrmex.concurrency.session import default_session
 
@@ -36,7 +36,7 @@ class Portal:
         """The result of ``work``; ``undo`` is given it if the caller was interrupted and gets it no more."""
         if threading.current_thread() is self._thread:
             work.close()
-            raise RuntimeError(
+            raise UsedElsewhere(
                 "a blocking call inside the library's own event loop would wait for itself; use the asyncio classes in "
                 "async functions, or hand over a plain function, which runs in a thread"
             )

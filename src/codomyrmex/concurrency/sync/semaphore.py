@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Any
 
 from codomyrmex.concurrency import semaphore as twin
-from codomyrmex.concurrency.errors import LockTimeout
+from codomyrmex.concurrency.blocks import BlockingOnly
 from codomyrmex.concurrency.models import SemaphoreInfo
-from codomyrmex.concurrency.sync.locks import Grant, OnLoss, at_loss
+from codomyrmex.concurrency.sync.locks import Grant, OnLoss, at_loss, this_thread
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 
 
-class Permit:
+class Permit(BlockingOnly):
     """``permits`` of a semaphore, held until ``release`` or the end of ``with permit: ...``."""
 
     def __init__(self, permit: twin.Permit) -> None:
@@ -35,7 +35,7 @@ class Permit:
         portal().run(self._permit.__aexit__(kind, error, trace))
 
 
-class Semaphore:
+class Semaphore(BlockingOnly):
     """``codomyrmex.concurrency.Semaphore`` for code without an event loop: ``with semaphore: ...``."""
 
     def __init__(
@@ -64,30 +64,33 @@ class Semaphore:
 
     def acquire(self, permits: int = 1, timeout: float | None = None) -> Permit:
         """Wait for ``permits`` permits, for at most ``timeout`` seconds; errors as in the asyncio class."""
-        return Permit(portal().run(self._semaphore.acquire(permits, timeout), twin.Permit.release))
+        return Permit(portal().run(self._semaphore._acquire(permits, timeout, this_thread()), twin.Permit.release))
 
     def try_acquire(self, permits: int = 1) -> Permit | None:
         """The permits if they are free right now and nobody waits for them, else None."""
-        try:
-            return self.acquire(permits, timeout=0)
-        except LockTimeout:
-            return None
+        permit = portal().run(self._semaphore._try_acquire(permits, this_thread()), _release_if_any)
+        return Permit(permit) if permit else None
 
     def hold(self, permits: int = 1, timeout: float | None = None) -> Permit:
         """Hold ``permits`` permits during a block: ``with semaphore.hold(permits=4): ...``."""
         return self.acquire(permits, timeout)
 
     def available(self) -> int:
-        """Permits that nobody holds right now; they may be spoken for by those who wait."""
+        """Permits that nobody holds right now; they may be spoken for by those who wait. Of a semaphore that is not in
+        etcd yet, all that it would have."""
         return portal().run(self._semaphore.available())
 
     def info(self) -> SemaphoreInfo:
-        """The limit, who holds and who waits, as etcd has it at one revision."""
+        """The limit, who holds and who waits, as etcd has it at one revision; without a limit if it is not in etcd."""
         return portal().run(self._semaphore.info())
 
     def resize(self, limit: int) -> None:
         """Change the limit for everyone, at once."""
         portal().run(self._semaphore.resize(limit))
+
+    def delete(self) -> None:
+        """Remove the semaphore from etcd; raises as the asyncio class, also while it is in use."""
+        portal().run(self._semaphore.delete())
 
     def __enter__(self) -> Grant:
         permit = self.acquire()
@@ -103,3 +106,8 @@ class Semaphore:
 
     def __repr__(self) -> str:
         return repr(self._semaphore)
+
+
+async def _release_if_any(permit: twin.Permit | None) -> None:
+    if permit:
+        await permit.release()

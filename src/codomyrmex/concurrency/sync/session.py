@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Unpack
 
 from codomyrmex.concurrency import session as twin
+from codomyrmex.concurrency.blocks import BlockingOnly
 from codomyrmex.concurrency.errors import ConcurrencyError
+from codomyrmex.concurrency.seconds import check_timeout
 from codomyrmex.concurrency.settings import EtcdOptions, EtcdSettings
 from codomyrmex.concurrency.sync.portal import portal
 
@@ -27,6 +29,7 @@ class Loss:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set, for at most ``timeout`` seconds; whether it is."""
+        check_timeout(timeout)
         return portal().run(self._wait(timeout))
 
     async def _wait(self, timeout: float | None) -> bool:
@@ -38,7 +41,7 @@ class Loss:
         return True
 
 
-class Session:
+class Session(BlockingOnly):
     """``codomyrmex.concurrency.Session`` for code without an event loop: ``with Session(...) as session``.
 
     Any number of threads may share it.

@@ -1,0 +1,82 @@
+"""The process and the event loop that something belongs to, and the error for its use anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from codomyrmex.concurrency.errors import UsedElsewhere
+
+_process = os.getpid()  # asked of the system once and after a fork: it is needed at every step of a lock
+
+
+def _forked() -> None:
+    global _process
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+class Home:
+    """Where something may be used: the process that made it and, once it is ``settled``, one event loop."""
+
+    __slots__ = ("loop", "pid")
+
+    def __init__(self) -> None:
+        self.pid = _process
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def settle(self) -> None:
+        """From here on it belongs to the running loop."""
+        self.loop = asyncio.get_running_loop()
+
+    @property
+    def in_process(self) -> bool:
+        return self.pid == _process
+
+    def is_here(self) -> bool:
+        """Whether it belongs to this process and, if it has one, to the running event loop."""
+        return self.pid == _process and (self.loop is None or self.loop is asyncio.get_running_loop())
+
+    def check(self, what: str, name: str = "") -> None:
+        """Raise ``UsedElsewhere``, of ``what`` with that name, unless it is used where it belongs."""
+        if self.is_here():
+            return
+        subject = f"the {what} {name!r}" if name else f"this {what}"
+        if not self.in_process:
+            raise UsedElsewhere(
+                f"{subject} belongs to process {self.pid}, not to this one ({_process}); "
+                "after a fork make a new Session, and what hangs on it, in the child"
+            )
+        assert self.loop
+        if self.loop.is_closed():
+            raise UsedElsewhere(
+                f"{subject} belongs to an event loop that was closed; close a session before its loop ends, and make a "
+                "new one in each loop"
+            )
+        raise UsedElsewhere(
+            f"{subject} belongs to another event loop; make a new Session in each loop, hand the call to its own by "
+            "asyncio.run_coroutine_threadsafe, or use codomyrmex.concurrency.sync, which any thread may call"
+        )
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The current task; None where no event loop runs, as in a child that was forked in the middle of a task."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running event loop; raises ``UsedElsewhere`` where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsedElsewhere(
+            "no event loop runs here; a child that was forked by a running loop has none: start child processes with "
+            "multiprocessing's 'spawn' or 'forkserver', or use codomyrmex.concurrency.sync in the child"
+        ) from None
