@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chaos and not cluster and not docker and not deploy"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos and not cluster and not docker and not deploy"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -49,7 +49,7 @@ cluster: $(VENV)/.ready
 # The suite against etcd in a container, then three members in containers; needs a Docker engine, and pulls nothing.
 docker: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[containers,deploy]'
-	$(BIN)/python -m pytest --etcd=testcontainers $(FILES) -n 2 --dist worksteal \
+	$(BIN)/python -m pytest --etcd=testcontainers $(FILES) -n 4 --dist worksteal \
 	  -m "not chaos and not cluster and not docker"
 	$(BIN)/python -m pytest -m docker
 

@@ -26,6 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # As the library sets it before it imports grpc; a test file may import that first.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     os.environ["CODOMYRMEX_ETCD_TRANSPORT"] = config.getoption("--transport")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
@@ -24,23 +23,8 @@ from codomyrmex.concurrency import (
     Session,
     UsedElsewhere,
 )
+from tests.forks import in_child
 from tests.helpers import eventually
-
-
-def in_child(look: Callable[[], object]) -> Any:
-    """What ``look`` gives in a forked child, which must go no further."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writer, json.dumps(look()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        told = answer.read()
-    os.waitpid(child, 0)
-    return json.loads(told)
 
 
 def first_step(call: Coroutine[Any, Any, Any]) -> str:

@@ -326,7 +326,7 @@ async def test_a_handoff_is_one_release_and_one_event(session: Session, other: S
     await lock.acquire()
     waiting = asyncio.create_task(DistributedLock("x", other).acquire())
     await queue_of(session, "x", 2)
-    await asyncio.sleep(1.0)  # the watches stand
+    await asyncio.sleep(2.5)  # the watches stand, those on the own keys too
     with counting(session) as releasing, counting(other) as waking:
         await lock.release()
         await waiting

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from codomyrmex.concurrency import ConcurrencyError, DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transport import Get
+from tests.forks import in_child
 from tests.helpers import entries, queue_of
 from tests.integration.fleet import fleet
 
@@ -155,17 +155,7 @@ async def test_a_forked_child_is_told_at_once_and_its_parent_unharmed(session: S
     if session.settings.transport != "grpc":
         pytest.skip("not run: only gRPC does not survive a fork")
     async with DistributedLock("x", session) as grant:
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:  # whatever goes wrong, this copy must not go on running the tests
-                os.write(writer, json.dumps(_told_in_child(session)).encode())
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as answer:
-            inherited, own = json.loads(await asyncio.to_thread(answer.read))
-        os.waitpid(child, 0)
+        inherited, own = in_child(lambda: _told_in_child(session))
         assert "belongs to process" in inherited
         assert "'spawn' or 'forkserver'" in own
         await asyncio.sleep(1.5)

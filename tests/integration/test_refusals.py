@@ -40,7 +40,7 @@ async def test_of_several_names_only_those_that_were_missing_are_told(session: S
 async def test_a_semaphores_timeout_counts_permits(session: Session, other: Session) -> None:
     permit = await Semaphore("s", max_concurrent=3, session=other).acquire(3)
     with pytest.raises(LockTimeout, match=r"it is held by pid \d+ on .* \(3 permits\); this request was the next"):
-        await Semaphore("s", max_concurrent=3, session=session).acquire(timeout=0.1)
+        await Semaphore("s", max_concurrent=3, session=session).acquire(timeout=1)
     await permit.release()
 
 

@@ -277,10 +277,13 @@ async def test_entering_a_queue_sends_what_was_left_there(etcd: EmbeddedEtcd, na
         entry_id = await route(dlq)
         assert "not in etcd yet" in (await dlq.route(operation="x", args={}, error=ValueError(), metadata={})).note
     async with DeadLetterQueue("q", session=session):
-        queue = DeadLetterQueue("q", session=session)
         store = Store(session, "q", 60)
-        await eventually(lambda: store.get(entry_id), limit=15)
-    assert await queue.count() == 2
+
+        async def both() -> bool:
+            return await store.count() == 2
+
+        await eventually(both, limit=15)
+        assert await store.get(entry_id)
 
 
 async def test_what_etcd_refuses_is_spilled_too(session: Session, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

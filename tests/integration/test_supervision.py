@@ -135,12 +135,15 @@ async def test_whatever_dies_in_the_background_ends_the_session_with_the_reason(
     waiting = asyncio.create_task(DistributedLock("blocked", session).acquire())
     await queue_of(other, "blocked", 2)
 
+    held = asyncio.Event()
+
     async def holds() -> None:
         async with DistributedLock("held", session):
+            held.set()
             await asyncio.sleep(60)
 
     holding = asyncio.create_task(holds())
-    await queue_of(other, "held", 1)
+    await asyncio.wait_for(held.wait(), 5)
     await eventually(lambda: session.hub._stream)  # type: ignore[attr-defined]
     kill(session)
     async with asyncio.timeout(4):

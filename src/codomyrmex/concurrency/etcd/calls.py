@@ -119,7 +119,7 @@ class Calls(ABC):
         for attempt in range(1_000_000):
             index = self._current
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= (_RETRY_PAUSE if attempt else 0):  # too little for an answer, and for a truer word than "late"
                 break
             # A hanging endpoint must leave time for the others.
             share = left if len(self._endpoints) == 1 else max(left / 2, min(left, 0.2))
