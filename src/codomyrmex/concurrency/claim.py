@@ -132,7 +132,7 @@ class Claim:
         return session
 
     def forget_session(self) -> None:
-        """What was agreed on is no more: the session is prepared anew before the next attempt."""
+        """Forget what was agreed on: the session is prepared anew before the next attempt."""
         self._used = None
 
     async def _try(self, rules: Sequence[Rule], by: By, entries: list[Entry], *, only_if_free: bool) -> Hold | None:

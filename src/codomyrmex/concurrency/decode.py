@@ -67,7 +67,7 @@ def storable(text: str) -> str:
 
 
 def is_plain(value: object) -> bool:
-    """Whether ``value`` is JSON that can be stored and is the same when it is read back."""
+    """True if ``value`` is JSON that can be stored and is the same when it is read back."""
     left = [(value, 1)]
     while left:
         one, depth = left.pop()
@@ -89,7 +89,7 @@ def is_plain(value: object) -> bool:
 
 
 def _is_sound(record: object) -> bool:
-    """Whether a record, and all in it, is within the bounds. Of texts and of types pydantic has seen to it."""
+    """True if a record, and all in it, is within the bounds. Of texts and of types pydantic has seen to it."""
     left = [record]
     while left:
         one = left.pop()
@@ -113,7 +113,7 @@ def _is_sound(record: object) -> bool:
 
 @lru_cache
 def _parts(kind: Hashable) -> Callable[[object], tuple[object, ...]]:
-    """What gives the values of all fields of a dataclass, of which there are several."""
+    """A function that gives the values of all fields of a dataclass, of which there are several."""
     assert isinstance(kind, type)
     return attrgetter(*(field.name for field in dataclasses.fields(kind)))
 

@@ -21,7 +21,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Home:
-    """Where something may be used: the process that made it and, once it is ``settled``, one event loop."""
+    """The home of an object: the process that made it and, once it is ``settled``, one event loop."""
 
     __slots__ = ("loop", "pid")
 
@@ -38,7 +38,7 @@ class Home:
         return self.pid == _process
 
     def is_here(self) -> bool:
-        """Whether it belongs to this process and, if it has one, to the running event loop."""
+        """True if it belongs to this process and, if it has one, to the running event loop."""
         return self.pid == _process and (self.loop is None or self.loop is asyncio.get_running_loop())
 
     def check(self, what: str, name: str = "") -> None:

@@ -115,13 +115,13 @@ def is_writer(entry: bytes) -> bool:
 
 
 def permits_of(entry: bytes) -> int:
-    """How many permits an entry's key claims; 1 where it names none, 0 where it names what nobody can ask for."""
+    """The permits that an entry's key claims: 1 if it names none, 0 if it names a number that nobody can ask for."""
     claim = entry.rpartition(b"/")[2].partition(b".")[2]
     return number(claim.lstrip(b"0")) or 0 if claim.isdigit() else 1
 
 
 def is_never_granted(entry: bytes) -> bool:
-    """Whether an entry's key claims no permits of a semaphore, or more than any limit can have: it never holds, for
+    """True if an entry's key claims no permits of a semaphore, or more than any limit can have: it never holds, for
     every client that goes by the same rule, and is nobody's place in the queue."""
     return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
 

@@ -39,11 +39,11 @@ def legible(text: str, keep: str = "") -> str:
 
 
 def is_hidden(char: str) -> bool:
-    """Whether a character cannot be seen as one, or steers how others are shown."""
+    """True if a character cannot be seen as one, or steers how others are shown."""
     return not char.isprintable() or char in _BLANK
 
 
 def _is_composed(char: str) -> bool:
-    """Whether NFC may put a character together with the one before it, or write it in another way."""
+    """True if NFC may put a character together with the one before it, or write it in another way."""
     jamo = 0x1161 <= ord(char) <= 0x11C2
     return jamo or unicodedata.combining(char) > 0 or not unicodedata.is_normalized("NFC", char)

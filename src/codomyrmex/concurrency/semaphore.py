@@ -69,7 +69,7 @@ class Permit(AsyncOnly):
 
 
 class Holding(AsyncOnly):
-    """What ``Semaphore.hold`` returns: ``async with sem.hold(permits=n)``; good for one use."""
+    """Permits for the time of a block: ``async with sem.hold(permits=n)``; good for one use."""
 
     def __init__(self, semaphore: Semaphore, permits: int, timeout: float | None) -> None:
         self._semaphore = semaphore
@@ -303,7 +303,7 @@ async def delete(session: Session, name: str) -> int:
             )
         limits = [kv for kv in found.kvs if is_limit(kv)]
         same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in limits]
-        # Nobody has joined since, and the limit is the same: whoever joins later finds none.
+        # The compares say that nobody has joined since and the limit is the same; whoever joins later finds none.
         same.append(Compare(queue, Target.CREATE_REVISION, found.revision + 1, prefix_end(queue), less=True))
         change = [Delete(kv.key) for kv in limits]
         if (await session.committer.commit(Request((queue,), change, compares=same, alone=True))).succeeded:

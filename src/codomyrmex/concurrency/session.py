@@ -81,7 +81,7 @@ class Member(Protocol):
         """What kind of thing it waits for, and since when on ``clock``; None if for nothing."""
 
     def holds(self) -> tuple[str, float] | None:
-        """What kind of thing it holds, and since when on ``clock``; None if nothing."""
+        """The kind of thing it holds, and since when on ``clock``; None if nothing."""
 
     def looked_after(self) -> None:
         """Called every ``PATROL`` seconds while the member lasts."""
@@ -375,7 +375,7 @@ class Session(AsyncOnly):
 
     @property
     def is_over(self) -> bool:
-        """Whether it was lost or closed, or its event loop was."""
+        """True if it was lost or closed, or its event loop was."""
         return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
 
     def waits(self) -> list[tuple[str, float]]:
@@ -384,7 +384,7 @@ class Session(AsyncOnly):
         return [*inside, *self.doors.waits()]
 
     def holds(self) -> list[tuple[str, float]]:
-        """What its members hold, and since when on ``clock``. Any thread may ask."""
+        """The kinds of things its members hold, and since when on ``clock``. Any thread may ask."""
         return [holds for member in list(self._members) if (holds := member.holds())]
 
     async def _release_resources(self) -> None:

@@ -124,7 +124,7 @@ class EtcdSettings(BaseSettings):
 
 
 def _in_words(error: ValidationError, given: dict[str, Any]) -> str:
-    """What is wrong with which setting, and which environment variable it came from if it was no argument."""
+    """The settings that are wrong, each with the reason and, if it was no argument, its environment variable."""
     told = []
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else ""

@@ -175,7 +175,7 @@ class _View:
             await asyncio.gather(following, return_exceptions=True)
 
     def _head(self, sorting: _Sorting) -> list[Text]:
-        """What is looked at, where, and as of when; and what the keys do."""
+        """The head of a live view: the subject, the endpoint, the time of the last answer, and the keys."""
         where = settings(self._context)
         command = self._context.command_path.partition("concurrency ")[2]
         place = f"namespace {where.namespace} at {', '.join(where.endpoints)}"

@@ -84,11 +84,11 @@ class _Choice:
         return sorted(infos, key=lambda info: info.name)
 
     def also(self) -> str:
-        """What else a lock must be to be shown."""
+        """The further condition on the locks that are shown, in words."""
         return f" for longer than {self._longer:g} s" if self._longer else ""
 
     def note(self, infos: list[LockInfo]) -> str:
-        """What is to be said of those that ``of`` leaves out for want of knowledge."""
+        """A note on the locks that ``of`` leaves out because their times are not known."""
         if not self._longer:
             return ""
         unknown = sum(tables.longest(info) is None and _in_line(info) > self._longer for info in infos)

@@ -46,7 +46,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gener
 
 
 class Age(Duration):
-    """How long ago. It needs a unit: who thinks of days must not be given seconds, least of all where this deletes."""
+    """An age. It needs a unit: a person who means days must not be given seconds, least of all where this deletes."""
 
     name = "age"
     plain = False

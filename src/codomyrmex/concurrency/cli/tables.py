@@ -375,7 +375,7 @@ def dead_letter_line(entry: DeadLetter) -> Text:
 
 
 def tries(entry: DeadLetter) -> str:
-    """How often it was tried: in its queue and, if it comes from a pool, in that before."""
+    """The number of tries: in its queue and, if it comes from a pool, in the pool before."""
     before = entry.metadata.get("attempts") if "pool" in entry.metadata else None
     return f"{entry.attempt_count}, {before} in pool" if isinstance(before, int) else str(entry.attempt_count)
 

@@ -64,7 +64,7 @@ def _is_named(name: str, stem: str) -> bool:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether no process of the earlier release has the file any more: its process is gone, or its number is that of
+    """True if no process of the earlier release has the file any more: its process is gone, or its number is that of
     another process by now. One that lives and cannot send writes its file anew every two seconds."""
     pid = int(path.name.split(".")[-2])
     return pid == os.getpid() or not _is_alive(pid) or is_stale(path)

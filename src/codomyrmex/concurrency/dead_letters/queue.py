@@ -124,7 +124,7 @@ class DeadLetterQueue(AsyncOnly):
         return stored.entry if stored else None
 
     async def count(self) -> int:
-        """How many entries there are, in any state; whatever else lies among them is counted too."""
+        """The number of entries, in any state; whatever else lies among them is counted too."""
         return await (await self._opened()).count()
 
     async def list_entries(
@@ -328,7 +328,7 @@ class DeadLetterQueue(AsyncOnly):
         return self._spiller
 
     def _is_over(self) -> bool:
-        """Whether no session will come any more: the one that was given is lost."""
+        """True if no session will come any more: the one that was given is lost."""
         return self._session is not None and self._session.lost.is_set()
 
     # Inside
@@ -354,7 +354,7 @@ class DeadLetterQueue(AsyncOnly):
         if self._max_entries is not None:
             surplus = await store.count() - self._max_entries + 1
             if surplus > 0:
-                # What is stored already needs no room; to make some might remove the very entry.
+                # An entry that is stored already needs no room; to make some might remove that very entry.
                 if known := await store.known(entry):
                     return known
                 await self._make_room(store, surplus)

@@ -1,4 +1,4 @@
-"""Where dead letters go while etcd is away: a folder for each queue, and in it a file for each record.
+"""Files for dead letters while etcd is away: a folder for each queue, and in it a file for each record.
 
     <state>/codomyrmex/dead-letters/<namespace>/<queue>/<id>.json       a record that etcd does not have yet
                                                         <id>.writing    one that is being written
@@ -95,7 +95,7 @@ class Spill:
         return sorted(path for path in self._named(".json") if path.name not in self._left)
 
     def is_empty(self) -> bool:
-        """Whether there is nothing to send; cheap, however much there is."""
+        """True if there is nothing to send; cheap, however much there is."""
         whole = any(path.name not in self._left for path in self._named(".json"))
         return not whole and not any(map(is_stale, self._named(".writing")))
 
@@ -195,7 +195,7 @@ def _sync(folder: Path) -> None:
 
 
 def is_stale(path: Path) -> bool:
-    """Whether nobody is writing to a file any more."""
+    """True if nobody is writing to a file any more."""
     try:
         return time.time() - path.stat().st_mtime > _STALE
     except FileNotFoundError:

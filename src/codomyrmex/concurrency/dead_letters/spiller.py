@@ -49,7 +49,7 @@ class Spiller:
 
     @property
     def away(self) -> bool:
-        """Whether etcd was away just now, so that asking it would only cost time."""
+        """True if etcd was away just now, so that asking it would only cost time."""
         return time.monotonic() < self._away_until
 
     def went_away(self, trouble: str) -> None:
@@ -86,7 +86,7 @@ class Spiller:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _runs_here(self) -> bool:
-        """Whether the task runs, in this event loop: that of a parent process or of a closed loop does not."""
+        """True if the task runs, in this event loop: that of a parent process or of a closed loop does not."""
         task = self._task
         return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
 
@@ -177,6 +177,6 @@ class Spiller:
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancelled the running task; else a ``CancelledError`` is that of a call that was ended."""
+    """True if somebody cancelled the running task; else a ``CancelledError`` is that of a call that was ended."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -61,7 +61,7 @@ class _Rider(NamedTuple):
     op: Op
 
     def may_go(self, found: GetResult) -> bool:
-        """Whether the compare holds for the key as found."""
+        """True if the compare holds for the key as found."""
         value = found.kvs[0].value if found.kvs else 0
         return value == self.compare.value
 
@@ -109,7 +109,7 @@ class Store:
         return claim_key[len(self.claims) :].decode(errors="replace")
 
     def decode(self, kv: KV) -> Stored | None:
-        """What an entry's key holds; a value of somebody else is passed over, with one warning."""
+        """The record in an entry's key; None, with one warning, for a value of somebody else."""
         entry = record.decode(kv.key, kv.value)
         if entry is None or self.key(entry.id) != kv.key:
             foreign.skip(kv.key, "dead letters")
@@ -225,11 +225,11 @@ class Store:
         return next((kv.create_revision for kv in _found(reply, 0).kvs if kv.value == mark), 0)
 
     def let_go(self, claim: Claim) -> None:
-        """Nobody in this process runs the claim any more. If it is in etcd all the same, the look round finds it."""
+        """Note that nobody in this process runs the claim any more. If etcd still has it, the look round finds it."""
         _under_way.discard(claim.mark)
 
     def is_stray(self, claim: KV) -> bool:
-        """Whether it is a claim of this session that nobody in this process runs."""
+        """True if it is a claim of this session that nobody in this process runs."""
         return claim.lease == self.session.id and claim.value not in _under_way
 
     async def give_back(self, entry_id: str, mark: bytes) -> None:
@@ -406,7 +406,7 @@ class Store:
 
 
 def _found(reply: Reply, index: int) -> GetResult:
-    """What a refused request read."""
+    """A result of a refused request's reads."""
     found = reply.results[index]
     assert isinstance(found, GetResult)
     return found

@@ -56,7 +56,7 @@ class Census:
         self.current = False  # whether the entries are what etcd has
 
     def forget(self) -> None:
-        """Nobody follows the queue any more: the counts are of the past."""
+        """Drop the counts: nobody follows the queue any more, so they are of the past."""
         self.current = False
         self._entries = {}
 

@@ -37,7 +37,7 @@ class Work:
 
 
 class Worker(AsyncOnly):
-    """What ``DeadLetterQueue.worker`` returns: a worker of the queue for the time of a block; good for one use."""
+    """A worker of a queue for the time of a block, as ``DeadLetterQueue.worker`` returns it; good for one use."""
 
     def __init__(self, work: Work, concurrency: int, drain_timeout: float | None) -> None:
         self._work = work
@@ -62,7 +62,7 @@ class Worker(AsyncOnly):
         while True:
             if self._task and self._task.done():
                 return self._task.result()
-            # What was added just now may not have reached the worker yet: etcd has the last word.
+            # An entry that was added just now may not have reached the worker yet: etcd has the last word.
             if self._worker and await self._worker.settled() and not await self._any_left():
                 return None
             await asyncio.sleep(_BRIEFLY)

@@ -245,7 +245,7 @@ def _runs(folder: Path | None) -> bool:
 
 
 def _has_ended(supervisor: subprocess.Popen[bytes]) -> bool:
-    """Whether the supervisor's etcd is gone: nothing can be read after its pid but the end."""
+    """True if the supervisor's etcd is gone: nothing can be read after its pid but the end."""
     assert supervisor.stdout
     looking = select.poll()
     looking.register(supervisor.stdout, select.POLLIN)
@@ -307,7 +307,7 @@ def _free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens at this port of 127.0.0.1."""
+    """True if nobody listens at this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         try:

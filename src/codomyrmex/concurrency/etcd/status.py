@@ -90,7 +90,7 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
     return f"etcd at {endpoint} refused the call: {reason}{hint if 'authentication is not enabled' in details else ''}"
 
 
-# What gRPC, and aiohttp for the gateway, say of a server that ends the handshake, or that answers it in plain text.
+# The words of gRPC, and of aiohttp for the gateway, for a server that ends the handshake or answers it in plain text.
 _NO_TLS = (
     "Handshake read failed",
     "ssl:default [None]",
@@ -101,7 +101,7 @@ _NO_TLS = (
 
 
 def _scheme_hint(details: str, endpoint: str) -> str:
-    """What may be wrong with http or https in the endpoint, where a connection was made and then ended."""
+    """A hint on http or https in the endpoint, if a connection was made and then ended."""
     if endpoint.startswith("https://") and any(text in details for text in _NO_TLS):
         return f"; does it speak TLS there? If not, the endpoint is http://{endpoint.removeprefix('https://')}"
     # Only while it connects: of a server that ends in the middle of a call the same is said.

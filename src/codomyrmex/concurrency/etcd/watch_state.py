@@ -55,7 +55,7 @@ class Watch:
 
     @property
     def in_step(self) -> bool:
-        """Whether it is known to cover everything after ``revision``."""
+        """True if it is known to cover everything after ``revision``."""
         return self.watch_id is not None and self.active
 
 
@@ -90,7 +90,7 @@ class WatchState:
 
     @property
     def has_requests(self) -> bool:
-        """Whether there is anything to send."""
+        """True if there is anything to send."""
         return bool(self._outbox)
 
     def to_send(self) -> Iterator[WatchRequest | int]:

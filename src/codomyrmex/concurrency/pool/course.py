@@ -30,7 +30,7 @@ _NOT_STORED = "no dead letter was stored: the task was cancelled before it could
 
 
 class Course:
-    """What a pool does with each of its tasks."""
+    """The attempts at one task of a pool, and its result."""
 
     def __init__(
         self,
@@ -200,12 +200,12 @@ async def _absorb() -> None:
 
 
 def _closing(worker: asyncio.Task[None]) -> bool:
-    """Whether a ``GeneratorExit`` is the end of the worker's coroutine, whose loop is gone, and not the function's."""
+    """True if a ``GeneratorExit`` is the end of the worker's coroutine, whose loop is gone, and not the function's."""
     return outcome(asyncio.current_task).value is not worker
 
 
 def _pressed(error: BaseException) -> bool:
-    """Whether this may be somebody's Ctrl-C: only the main thread is interrupted by it."""
+    """True if this may be somebody's Ctrl-C: only the main thread is interrupted by it."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 

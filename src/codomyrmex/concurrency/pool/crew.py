@@ -203,7 +203,7 @@ class Crew:
             job.source.settle(job, self._course.lost(job, error))
 
     def _leave_closed_loop(self) -> None:
-        """What an event loop took along that was closed before its tasks had ended is cancelled: none of it goes on."""
+        """Cancel the tasks of an event loop that was closed before they had ended: none of them goes on."""
         before, self._home = self._home, Home()
         self._home.settle()
         if before is None or before.loop is None or not before.loop.is_closed():

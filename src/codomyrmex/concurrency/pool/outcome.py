@@ -1,4 +1,4 @@
-"""What a call gave or raised, as a value: some exceptions cannot pass through a future, a coroutine or an event loop.
+"""A call's result or error, as a value: some exceptions cannot pass through a future, a coroutine or an event loop.
 
 A future refuses ``StopIteration``, and whoever waits for it hangs; ``SystemExit`` in a task ends the whole loop.
 """

@@ -24,7 +24,7 @@ from codomyrmex.concurrency.pool.outcome import outcome
 
 
 class _Reply(NamedTuple):
-    """What a process sends back. ``error`` and ``trace`` say in words what ``pickled`` may fail to say."""
+    """The answer of a process. ``error`` and ``trace`` say in words what ``pickled`` may fail to say."""
 
     pickled: bytes | None
     error: str = ""

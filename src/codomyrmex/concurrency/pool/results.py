@@ -22,7 +22,7 @@ Status = Literal["ok", "failed", "timeout", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class TaskResult(Generic[T]):
-    """What became of one task of a function that returns a ``T``. ``error`` is never empty for a failure;
+    """The result of one task of a function that returns a ``T``. ``error`` is never empty for a failure;
     ``elapsed_ms`` counts all attempts and the delays between them, ``wait_ms`` the time in the pool's queue.
     ``dead_letter_note`` says what there is to say of the dead letter: that it was spilled to a file, or could not be
     stored."""

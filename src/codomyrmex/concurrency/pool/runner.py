@@ -72,7 +72,7 @@ class Runner:
     async def _answer(
         self, function: Callable[..., Any], work: Callable[[], Any], end: Callable[[], None] | None = None
     ) -> Any:
-        """What ``work`` gives in a thread. ``end`` ends it where nobody waits any more; without it, it runs on."""
+        """Run ``work`` in a thread and return its result. ``end`` ends it if nobody waits any more; else it runs on."""
         while len(self.busy) >= self._workers:  # threads of tasks that timed out; they cannot be ended
             await asyncio.wait([_heard(running) for running in tuple(self.busy)], return_when=asyncio.FIRST_COMPLETED)
         if self._threads is None:
@@ -105,7 +105,7 @@ class Runner:
 
 
 def _heard(running: Future[Outcome]) -> asyncio.Future[Outcome]:
-    """What a thread's work gives, on this loop. A cancel does not reach the work; a loop that is gone is no error."""
+    """A future of this loop for a thread's work. A cancel does not reach the work; a loop that is gone is no error."""
     loop = asyncio.get_running_loop()
     heard: asyncio.Future[Outcome] = loop.create_future()
 

@@ -76,7 +76,7 @@ class _Deleted(LockLost):
 
 
 class By(NamedTuple):
-    """Who wants something: a task, or a thread of the blocking twin, weakly; and the line of code that asked."""
+    """A requester: a task, or a thread of the blocking twin, held weakly; and the line of code that asked."""
 
     who: weakref.ref[object] | None
     line: callsite.Line | None
@@ -312,7 +312,7 @@ class Entry:
             if not isinstance(op, Get) and layout.is_ours(op.key, end):
                 raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
 
-    # What is told to those who use it wrongly
+    # Wrong uses
 
     def check_here(self) -> None:
         """Raise ``UsedElsewhere`` unless this is the process and the event loop of the session."""
@@ -330,7 +330,7 @@ class Entry:
         )
 
     def describe(self) -> str:
-        """What has become of it, in a word."""
+        """The state, in a word."""
         if not self.session.home.in_process:
             return "of another process"
         if self.state is State.HELD:

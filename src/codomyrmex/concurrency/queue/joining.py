@@ -121,7 +121,7 @@ async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
 
 
 async def _granted_now(entry: Entry, patience: float | None) -> bool:
-    """Whether it is granted already, having joined; etcd has ``patience`` seconds to tell."""
+    """True if it is granted already, having joined; etcd has ``patience`` seconds to tell."""
     try:
         async with asyncio.timeout(patience):
             return await entry.granted_now()

@@ -216,7 +216,7 @@ class _Book:
         return events + self._granted(name, revision, seen=seen)
 
     def _granted(self, name: str, revision: int, *, seen: bool) -> list[LockEvent]:
-        """Who has come to hold, now that the queue has changed; ``seen``: just now."""
+        """The grants that follow from a change of the queue; ``seen``: they happened just now."""
         queue = self._queues.get(name, {})
         keys = list(queue)
         new = [key for key in keys[: holding(keys)] if key not in self._holders]

@@ -22,12 +22,12 @@ def entries_in(found: GetResult) -> list[Ahead]:
 
 
 def is_entry(kv: KV) -> bool:
-    """Whether a key that was read is a place in a queue."""
+    """True if a key that was read is a place in a queue."""
     return bool(kv.lease) and not keys.is_never_granted(kv.key)
 
 
 def is_limit(kv: KV) -> bool:
-    """Whether a key that was read is a semaphore's limit."""
+    """True if a key that was read is a semaphore's limit."""
     return not kv.lease and keys.limit_of(kv.key) is not None
 
 

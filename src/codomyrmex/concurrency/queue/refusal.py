@@ -25,7 +25,7 @@ class Wanted(NamedTuple):
 
 
 def why(what: str, wanted: Sequence[Wanted]) -> str:
-    """Who holds the names that were not granted, and how many waited ahead."""
+    """The holders of the names that were not granted, and the number of those who waited ahead."""
     missing = [text for one in wanted if (text := _why(what, one, named=len(wanted) > 1))]
     if not missing:
         return "it has come free just now" if len(wanted) == 1 else "all of them have come free just now"

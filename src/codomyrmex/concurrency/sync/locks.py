@@ -36,7 +36,7 @@ _RULES = (exclusive,)
 
 
 def this_thread() -> By:
-    """Who asks: the calling thread, at the line of the user's code that it is at."""
+    """The requester: the calling thread, and the line of the user's code that it is at."""
     return By.of(threading.current_thread(), users_line())
 
 

@@ -211,7 +211,7 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 async def _close(items: Generator[Any, Any, Any], asked: asyncio.Future[Outcome]) -> None:
-    """What ``items`` hold is given back, and not from the event loop."""
+    """Close ``items``, so that they give back what they hold, and not from the event loop."""
     await asyncio.wait([asked])
     closed = await _ask(items.close)
     if closed.error is not None:

@@ -98,7 +98,7 @@ class Stage:
         self._console.print(Padding(picture, (0, 0, 0, 2), expand=False))
 
     def log(self, who: str, text: str) -> None:
-        """What the library logs, indented: it belongs to the story and is no error of the demo."""
+        """Indents the library's log lines: they belong to the story and are no errors of the demo."""
         self.say(f"    [dim]log of {who}: {escape(views.visible(text))}[/]")
 
     @contextmanager
