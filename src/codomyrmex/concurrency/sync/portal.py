@@ -107,7 +107,7 @@ class Portal:
 
 
 async def _carried_out(work: Coroutine[Any, Any, Any]) -> Outcome:
-    """The result or the error of ``work``, as a value: raised, ``SystemExit`` would end the loop under all other calls."""
+    """The result or the error of ``work``, as a value: raised, ``SystemExit`` would end the loop of all calls."""
     try:
         return Outcome(await work, None)
     except BaseException as error:
