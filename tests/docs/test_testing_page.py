@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = (Path(__file__).resolve().parents[2] / "TESTING.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "testing.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
 CONFIGURATION = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[0] + 'filterwarnings = ["error"]\n'
 

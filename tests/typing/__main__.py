@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "API_SPECIFICATION.md", "TESTING.md")
+DOCUMENTS = ("README.md", "API_SPECIFICATION.md", "docs/testing.md")
 
 
 def main() -> int:
