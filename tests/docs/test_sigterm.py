@@ -73,8 +73,10 @@ async def test_a_plain_script_ends_at_once_and_its_lease_must_run_out(
     assert (await end_of(script, etcd, session)).kind == "expired"
 
 
+@pytest.mark.parametrize("before", ["", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
 @pytest.mark.parametrize("script", [ASYNC, BLOCKING], ids=["async", "blocking"])
 async def test_with_the_lines_of_the_readme_it_gives_back_what_it_holds(
-    script: str, etcd: EmbeddedEtcd, session: Session
+    before: str, script: str, etcd: EmbeddedEtcd, session: Session
 ) -> None:
-    assert (await end_of(LINES + script, etcd, session)).kind == "released"
+    """Also where SIGINT is ignored, as in a shell's background jobs."""
+    assert (await end_of(before + LINES + script, etcd, session)).kind == "released"

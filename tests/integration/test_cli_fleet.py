@@ -428,13 +428,15 @@ async def test_a_screen_of_24_lines_tells_how_many_rows_it_leaves_out(cli: Cli, 
 async def test_a_semaphore_is_deleted_from_the_command_line_unless_it_is_in_use(cli: Cli, session: Session) -> None:
     sem = Semaphore("provider", max_concurrent=2, session=session)
     async with sem:
-        code, out, err = await cli("semaphores", "delete", "provider")
+        code, out, err = await cli("semaphores", "delete", "provider", "-y")
         assert (code, out) == (1, "") and "is in use: 1 of 2 permits are held, 0 wait for more" in err
         assert (await sem.info()).limit == 2
-    assert await cli("semaphores", "delete", "provider") == (
+    assert await cli("semaphores", "delete", "provider", "-y") == (
         0,
         "the semaphore provider, of 2 permits, is deleted\n",
         "",
     )
     code, _, err = await cli("semaphores", "delete", "provider")
+    assert code == 2 and "confirm with -y" in err
+    code, _, err = await cli("semaphores", "delete", "provider", "-y")
     assert code == 1 and "there is no semaphore 'provider'" in err

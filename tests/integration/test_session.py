@@ -180,7 +180,7 @@ def test_a_session_whose_loop_was_closed_is_no_open_one(etcd: EmbeddedEtcd, name
     """Whoever ends with asyncio.run and closes nothing must not stand in the figures for ever."""
 
     async def use() -> Session:
-        session = await Session(endpoints=etcd.endpoint, namespace=namespace).open()
+        session = await Session(endpoints=etcd.endpoint, namespace=namespace, transport="grpc").open()
         assert session in open_sessions()
         return session
 

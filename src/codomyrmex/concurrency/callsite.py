@@ -54,6 +54,6 @@ def users_line() -> Line | None:
 def warn(line: Line | None, text: str, category: type[Warning]) -> None:
     """Warn of what ``line`` did."""
     if line is None:
-        warnings.warn(text, category, stacklevel=2)
+        warnings.warn_explicit(text, category, Path(sys.argv[0]).name or "python", 1)
     else:
         warnings.warn_explicit(text, category, line.code.co_filename, line.number)

@@ -89,10 +89,10 @@ class Claim:
                 if not limit.expired():
                     raise
         if hold is None:
-            named = ", ".join(map(repr, self.names))
-            raise LockTimeout(
-                f"the {self._kind.what} {named} was not granted within {timeout:g} s: {await self._why(rules, entries)}"
-            )
+            many = len(self.names) > 1
+            named = f"{self._kind.what}{'s' if many else ''} {', '.join(map(repr, self.names))}"
+            why = await self._why(rules, entries)
+            raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {why}")
         return hold
 
     async def attempt_now(self, rules: Sequence[Rule], by: By | None = None) -> Hold | None:

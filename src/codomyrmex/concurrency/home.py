@@ -49,7 +49,8 @@ class Home:
         if not self.in_process:
             raise UsedElsewhere(
                 f"{subject} belongs to process {self.pid}, not to this one ({_process}); "
-                "after a fork make a new Session, and what hangs on it, in the child"
+                "start child processes with multiprocessing's 'spawn' or 'forkserver', or fork before the first "
+                "session is opened, and make what the child uses in the child"
             )
         assert self.loop
         if self.loop.is_closed():
@@ -78,5 +79,5 @@ def running_loop() -> asyncio.AbstractEventLoop:
     except RuntimeError:
         raise UsedElsewhere(
             "no event loop runs here; a child that was forked by a running loop has none: start child processes with "
-            "multiprocessing's 'spawn' or 'forkserver', or use codomyrmex.concurrency.sync in the child"
+            "multiprocessing's 'spawn' or 'forkserver'"
         ) from None

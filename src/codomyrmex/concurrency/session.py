@@ -261,7 +261,9 @@ class Session(AsyncOnly):
         await self.close()
 
     def __repr__(self) -> str:
-        state = "lost" if self.lost.is_set() else "open" if self.is_open else "new"
+        state = "open" if self.is_open else "new"
+        if self.lost.is_set():
+            state = "closed" if isinstance(self.lost.reason, SessionClosed) else "lost"
         return f"<Session {self.id:016x} {state}>"
 
     async def _start(self) -> None:

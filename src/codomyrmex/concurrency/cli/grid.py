@@ -76,7 +76,9 @@ class Grid:
             max(cell_len(cells[n].text) for cells in (heads, *(cells for cells, _ in shown)))
             for n in range(len(self.columns))
         ]
-        widths = fit(self.columns, natural, options.max_width) if fits else dict(enumerate(natural))
+        # The column that the rows are sorted by stays on the screen.
+        columns = [column._replace(rank=0) if self._mark(column) else column for column in self.columns]
+        widths = fit(columns, natural, options.max_width) if fits else dict(enumerate(natural))
         for cells, style in [(heads, "bold"), *shown]:
             yield self._row(cells, style, widths)
         if foot:

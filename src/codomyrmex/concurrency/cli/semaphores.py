@@ -11,8 +11,18 @@ import click
 from codomyrmex.concurrency import NotHeld, SemaphoreInfo, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.completion import names_of
+from codomyrmex.concurrency.cli.grid import count
 from codomyrmex.concurrency.cli.groups import NamedGroup
-from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings, where
+from codomyrmex.concurrency.cli.options import (
+    EXIT_FAILED,
+    common_options,
+    confirmed,
+    needs_yes,
+    output,
+    run,
+    settings,
+    where,
+)
 from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
 from codomyrmex.concurrency.queue import observe
@@ -163,18 +173,23 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
 
 @semaphores.command("delete")
 @click.argument("name", shell_complete=names_of("semaphore"))
+@click.option("-y", "--yes", is_flag=True, help="Do not ask; needed off a terminal.")
 @common_options
 @click.pass_context
-def delete_command(context: click.Context, name: str) -> None:
+def delete_command(context: click.Context, name: str, yes: bool) -> None:
     """Remove a semaphore that nobody uses; refused while permits are held or waited for.
 
     \b
-    Example:  codomyrmex concurrency semaphores delete provider
+    Example:  codomyrmex concurrency semaphores delete provider -y
     """
-    run(_delete(context, name))
+    needs_yes(yes, "this deletes the semaphore and its limit")
+    run(_delete(context, name, yes))
 
 
-async def _delete(context: click.Context, name: str) -> None:
+async def _delete(context: click.Context, name: str, yes: bool) -> int:
+    if not await confirmed(yes, f"delete the semaphore {views.visible(name)}?"):
+        return EXIT_FAILED
     async with Session(settings(context)) as session:
         limit = await delete(session, name)
-    click.echo(f"the semaphore {views.visible(name)}, of {limit} permits, is deleted")
+    click.echo(f"the semaphore {views.visible(name)}, of {count(limit, 'permit')}, is deleted")
+    return 0
