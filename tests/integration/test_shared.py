@@ -82,7 +82,7 @@ async def test_all_or_none_in_one_transaction(session: Session, other: Session) 
             await grants[0].put("doc/b", "1")
     assert calls["txn"] == 3  # to acquire, to write, to release
     async with there.acquire("a"):
-        with pytest.raises(LockTimeout, match="'b', 'a' was not granted"):
+        with pytest.raises(LockTimeout, match="'b', 'a' were not granted"):
             await here.acquire_all(["b", "a"], timeout=0)
         with pytest.raises(LockTimeout):
             await here.acquire_all(["b", "a"], timeout=0.2)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_open_sessions: set[Session] = set()  # also those whose loop was closed under them: nobody can close what they have
 _ENDING = 1.0  # seconds for what works on the session to end when it is closed
 PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
 
