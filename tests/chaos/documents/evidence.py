@@ -1,4 +1,4 @@
-"""What the judge is given: etcd's history and the processes' facts, with what both say put side by side."""
+"""The judge's evidence: etcd's history and the processes' facts, side by side."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Evidence:
 
     @cached_property
     def final(self) -> dict[str, Event]:
-        """What etcd holds at the end."""
+        """The keys that etcd holds at the end."""
         return state_at_end(self.events)
 
     @cached_property
@@ -110,13 +110,13 @@ class Evidence:
         return dict(stops)
 
     def stopped_for(self, process: str, began: float, ended: float) -> float:
-        """How long a process was stopped within a span of time."""
+        """The seconds for which a process was stopped within a span of time."""
         spans = self.stops.get(process, ())
         return sum(max(0.0, min(ended, until) - max(began, since)) for since, until in spans)
 
 
 def part_of(key: str, kind: str) -> bool:
-    """Whether a key lies under ``dead/<queue>/<kind>/``."""
+    """True if a key lies under ``dead/<queue>/<kind>/``."""
     parts = key.split("/")
     return len(parts) == 7 and parts[2] == "v1" and parts[3] == "dead" and parts[5] == kind
 
@@ -133,7 +133,7 @@ def decoded_record(value: bytes) -> dict[str, Any] | None:
 
 
 def entry_key(namespace: str, queue: str, number: str) -> str:
-    """Where a dead letter's record lies, by SPEC's key layout."""
+    """The key of a dead letter's record, by SPEC's key layout."""
     return f"/{namespace}/v1/dead/{queue}/entry/{number}"
 
 

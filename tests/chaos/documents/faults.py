@@ -33,7 +33,7 @@ GARBAGE = (
 
 
 class Faults:
-    """What may go wrong in a run, one thing at a time, each with its end."""
+    """The faults of a run, one at a time, each with its end."""
 
     def __init__(
         self, servers: Servers, follower: Follower, fleet: Fleet, near: list[TcpProxy], far: list[TcpProxy], seed: int

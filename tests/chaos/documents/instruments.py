@@ -29,7 +29,7 @@ BEAT = 0.05  # seconds between two looks at the event loop's clock
 
 
 class Instruments:
-    """What one process does with the library, and says of it."""
+    """The instruments of one process: it uses the library through them, and they write down its facts."""
 
     def __init__(self, folder: Path, process: str, namespace: str) -> None:
         self.journal = Journal(folder, process)
