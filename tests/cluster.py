@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from codomyrmex.concurrency import EtcdSettings
 from codomyrmex.concurrency.cli.process import _dying_with_us
 from codomyrmex.concurrency.etcd.embedded import find_etcd
-from codomyrmex.concurrency.inspect_cluster import cluster_status
+from codomyrmex.concurrency.health import cluster_status
 from tests.helpers import eventually
 from tests.network import Host
 from tests.proxy import TcpProxy

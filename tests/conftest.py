@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import settings
 
-from codomyrmex.concurrency import EmbeddedEtcd, Session, foreign
+from codomyrmex.concurrency import EmbeddedEtcd, Session, skipped_keys
 
 _numbers = itertools.count(1)
 
@@ -48,9 +48,9 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
 
 
 @pytest.fixture(autouse=True)
-def skipped_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgotten_skipped_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test is told anew of the keys that are skipped."""
-    monkeypatch.setattr(foreign, "_told", set())
+    monkeypatch.setattr(skipped_keys, "_told", set())
 
 
 @pytest.fixture

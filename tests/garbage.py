@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Put
 
 DIGITS = "9" * 5000
 DEEP = "[" * 100_000

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from codomyrmex.concurrency import Session
-from codomyrmex.concurrency.etcd.transport import KV, Get
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Get
 from codomyrmex.concurrency.keys import prefix_end
 
 

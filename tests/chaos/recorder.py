@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from codomyrmex.concurrency import Session
-from codomyrmex.concurrency.etcd.transport import Event, WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.keys import SEMAPHORE, Layout, limit_of, permits_of, prefix_end
 from tests.chaos.checker import Change, Step

@@ -18,7 +18,7 @@ from functools import partial
 import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, Session
-from codomyrmex.concurrency.inspect_cluster import renews_wrongly
+from codomyrmex.concurrency.health import renews_wrongly
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, dead_letter_violations, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
-from codomyrmex.concurrency.etcd.transport import Get
+from codomyrmex.concurrency.etcd.transports.protocol import Get
 from tests.cluster import cluster
 from tests.gobuild import NEWEST, built
 

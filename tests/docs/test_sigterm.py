@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, LockEvent, Session
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.waitqueue import inspect
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 (LINES,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "SIGTERM" in code]
@@ -53,7 +53,7 @@ async def end_of(script: str, etcd: EmbeddedEtcd, session: Session) -> LockEvent
     )
     try:
         assert process.stdout and await asyncio.wait_for(process.stdout.readline(), 30) == b"held\n"
-        async with asyncio.timeout(30), aclosing(observe.watch(session)) as events:
+        async with asyncio.timeout(30), aclosing(inspect.watch(session)) as events:
             async for event in events:
                 if event.kind == "granted":
                     process.send_signal(signal.SIGTERM)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Put
 from tests.helpers import eventually, queue_of
 from tests.integration.command_line import Cli, Result, ended, line
 
@@ -165,7 +165,7 @@ async def test_watching_goes_on_with_a_new_session(cli: Cli, session: Session) -
 
 
 def _leases(session: Session) -> Any:
-    from codomyrmex.concurrency.etcd.transport import Get
+    from codomyrmex.concurrency.etcd.transports.protocol import Get
     from codomyrmex.concurrency.keys import prefix_end
 
     return Get(session.layout.leases, prefix_end(session.layout.leases))

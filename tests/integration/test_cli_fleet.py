@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, DistributedLock, LockManager, Semaphore, Session
-from codomyrmex.concurrency.etcd.transport import Put
-from codomyrmex.concurrency.fleet import pools
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.pool.cluster import pools
+from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually, queue_of
 from tests.integration.command_line import CLI, Cli, ended, line
 
@@ -56,7 +56,7 @@ async def test_semaphores_are_shown_with_who_holds_and_who_waits(cli: Cli, sessi
 
 
 async def _waiters(session: Session, name: str) -> Any:
-    return (await observe.semaphore(session, name)).waiters
+    return (await inspect.semaphore(session, name)).waiters
 
 
 async def test_a_semaphore_that_is_not_there_is_an_error(cli: Cli) -> None:
@@ -317,7 +317,7 @@ async def test_a_lost_permit_ends_the_command(cli: Cli, session: Session) -> Non
     command = ("run", "--lock", "x", "--semaphore", "gpu", "--max", "1", "--", "sh", "-c", "echo in; sleep 60")
     async with cli.started(*command) as running:
         assert await line(running) == "in"
-        (holder,) = (await observe.semaphore(session, "gpu")).holders
+        (holder,) = (await inspect.semaphore(session, "gpu")).holders
         await session.remover.remove(holder.key.encode())
         assert await ended(running) == 76
     await queue_of(session, "x", 0)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, Session
-from codomyrmex.concurrency.inspect_cluster import renews_wrongly
+from codomyrmex.concurrency.health import renews_wrongly
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations
 from tests.chaos.members import members

@@ -28,7 +28,7 @@ from codomyrmex.concurrency import (
 from codomyrmex.concurrency.cli import dev
 from codomyrmex.concurrency.dead_letters import presence
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.etcd.transport import Get, Put
+from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.keys import prefix_end
 from tests.helpers import counting, eventually
 from tests.integration.command_line import Cli, Result, ended, line

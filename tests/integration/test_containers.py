@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("testcontainers", reason="not run: containers (the extra `containers` is not installed)")
 
 from codomyrmex.concurrency import EtcdSettings, Session
-from codomyrmex.concurrency.inspect_cluster import cluster_status, renews_wrongly
+from codomyrmex.concurrency.health import cluster_status, renews_wrongly
 from tests import containers
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations

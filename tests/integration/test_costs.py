@@ -22,9 +22,9 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency import session as session_module
-from codomyrmex.concurrency.doors import PLACES
-from codomyrmex.concurrency.etcd.transport import MAX_OPS, Get
+from codomyrmex.concurrency.etcd.transports.protocol import MAX_OPS, Get
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.waitqueue.admission import PLACES
 from tests.helpers import Calls, counting, entries, eventually, queue_of
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Put
 from tests.helpers import eventually, queue_of
 from tests.proxy import TcpProxy
 

@@ -13,7 +13,7 @@ from codomyrmex.concurrency import Attempt, DeadLetter, DeadLetterQueue, Discard
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
-from codomyrmex.concurrency.etcd.transport import Delete, Get, Put
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, Put
 from tests.helpers import eventually
 from tests.proxy import TcpProxy
 

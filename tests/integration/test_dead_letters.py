@@ -518,7 +518,7 @@ async def test_a_handler_learns_that_its_claim_is_gone(dlq: DeadLetterQueue, ses
 
 
 async def test_a_foreign_value_among_the_entries_is_passed_over(dlq: DeadLetterQueue, session: Session) -> None:
-    from codomyrmex.concurrency.etcd.transport import Put
+    from codomyrmex.concurrency.etcd.transports.protocol import Put
 
     await session.transport.txn((), (Put(Store(session, "default", 1).entries + b"junk", b"\xff"),))
     entry_id = await store_one(dlq)

@@ -18,7 +18,7 @@ from codomyrmex.concurrency import (
     Semaphore,
     Session,
 )
-from codomyrmex.concurrency.fleet import Reporter, pools
+from codomyrmex.concurrency.pool.cluster import Reporter, pools
 from tests.helpers import counting, eventually
 
 

@@ -22,14 +22,14 @@ from codomyrmex.concurrency import (
     LockManager,
     Semaphore,
     Session,
-    fleet,
-    foreign,
+    skipped_keys,
 )
-from codomyrmex.concurrency.etcd.transport import Delete, Get, Put
-from codomyrmex.concurrency.inspect_cluster import cluster_status
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, Put
+from codomyrmex.concurrency.health import cluster_status
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.pool import cluster
 from codomyrmex.concurrency.prometheus import Metrics
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.waitqueue import inspect
 from tests import garbage
 from tests.helpers import eventually
 from tests.integration.command_line import Cli, ended, line
@@ -162,7 +162,7 @@ def _scrape(port: int) -> dict[tuple[str, str], float]:
 async def test_each_key_that_is_skipped_is_told_of_once(
     session: Session, other: Session, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreign, "_told", set())
+    monkeypatch.setattr(skipped_keys, "_told", set())
     root = session.layout.root
     absurd = root + b"semaphore/s/%016x-0." % other.id + b"9" * 5000
     skipped = {
@@ -176,8 +176,8 @@ async def test_each_key_that_is_skipped_is_told_of_once(
     with caplog.at_level(logging.WARNING, "codomyrmex.concurrency"):
         for _ in range(2):
             async with sem:
-                assert await observe.semaphores(session) == [await sem.info()]
-            assert await fleet.pools(session) == []
+                assert await inspect.semaphores(session) == [await sem.info()]
+            assert await cluster.pools(session) == []
             assert await DeadLetterQueue("mail", session=session).list_entries() == []
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == len(skipped) and all(len(text) < 500 for text in warnings)

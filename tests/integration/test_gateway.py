@@ -34,7 +34,7 @@ async def test_what_is_no_etcd_is_called_so() -> None:
 
 
 async def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "codomyrmex.concurrency.etcd.gateway", raising=False)
+    monkeypatch.delitem(sys.modules, "codomyrmex.concurrency.etcd.transports.gateway", raising=False)
     monkeypatch.setitem(sys.modules, "etcd3", None)
     with pytest.raises(EtcdError, match=r"pip install 'codomyrmex-concurrency\[gateway\]'"):
         await Session(endpoints="http://127.0.0.1:1", transport="gateway").open()

@@ -13,8 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, Session
-from codomyrmex.concurrency.etcd.transport import Delete
-from codomyrmex.concurrency.inspect_cluster import renews_wrongly
+from codomyrmex.concurrency.etcd.transports.protocol import Delete
+from codomyrmex.concurrency.health import renews_wrongly
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members

@@ -23,8 +23,8 @@ from codomyrmex.concurrency import (
     prometheus,
     telemetry,
 )
+from codomyrmex.concurrency.dead_letters.stats import Census
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.dead_letters.summary import Census
 from codomyrmex.concurrency.prometheus import MAX_POOLS, Metrics
 from tests.helpers import eventually, queue_of
 

@@ -22,9 +22,9 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.dead_letters import record, store
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.etcd.transport import Get, Put
+from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, prefix_end
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually
 from tests.integration.command_line import Cli
 
@@ -61,11 +61,11 @@ async def test_a_manager_takes_all_spellings_for_one(session: Session) -> None:
 async def test_permits_are_of_one_semaphore(session: Session, other: Session) -> None:
     async with Semaphore(MAC, max_concurrent=1, session=session):
         assert await Semaphore(LINUX, max_concurrent=1, session=other).try_acquire() is None
-        assert [info.name for info in await observe.semaphores(other, PREFIX)] == [LINUX]
+        assert [info.name for info in await inspect.semaphores(other, PREFIX)] == [LINUX]
 
 
 async def test_a_watch_by_a_decomposed_prefix_sees_the_name(session: Session, other: Session) -> None:
-    async with DistributedLock(LINUX, other), aclosing(observe.watch(session, PREFIX)) as events:
+    async with DistributedLock(LINUX, other), aclosing(inspect.watch(session, PREFIX)) as events:
         first: LockEvent = await asyncio.wait_for(anext(events), 5)
         assert (first.kind, first.name) == ("enqueued", LINUX)
 
@@ -127,9 +127,9 @@ async def test_one_alone_under_another_form_is_found_by_any_spelling(session: Se
     manager = LockManager(session)
     shown = await manager.info(LINUX)
     assert shown and shown.name == MAC and shown.holders[0].host == "old"
-    semaphore = await observe.semaphore(session, LINUX)
+    semaphore = await inspect.semaphore(session, LINUX)
     assert semaphore.name == MAC and [owner.host for owner in semaphore.waiters] == ["old"]
-    async with aclosing(observe.watch(session, LINUX)) as events:
+    async with aclosing(inspect.watch(session, LINUX)) as events:
         assert (await asyncio.wait_for(anext(events), 5)).name == MAC
     assert (await manager.force_release(LINUX, reason="a test")).host == "old"
     assert await manager.info(LINUX) is None

@@ -10,7 +10,7 @@ import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session
 from codomyrmex.concurrency import session as session_module
-from codomyrmex.concurrency.etcd.transport import Delete
+from codomyrmex.concurrency.etcd.transports.protocol import Delete
 from tests.helpers import counting, entries, eventually, queue_of
 
 Waiters = Callable[..., Awaitable[list[asyncio.Future[Any]]]]

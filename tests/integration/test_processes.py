@@ -11,7 +11,7 @@ import time
 import pytest
 
 from codomyrmex.concurrency import ConcurrencyError, DistributedLock, EmbeddedEtcd, LockManager, Session
-from codomyrmex.concurrency.etcd.transport import Get
+from codomyrmex.concurrency.etcd.transports.protocol import Get
 from tests.forks import in_child
 from tests.helpers import entries, queue_of
 from tests.integration.fleet import fleet

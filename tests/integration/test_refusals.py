@@ -8,7 +8,7 @@ import os
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, LockTimeout, Semaphore, Session
-from codomyrmex.concurrency.doors import PLACES
+from codomyrmex.concurrency.waitqueue.admission import PLACES
 from tests.helpers import counting, queue_of
 from tests.integration.test_faults import behind_proxy
 

@@ -23,7 +23,7 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Put
 from tests.helpers import eventually, gateway, queue_of
 
 PASSWORD = "correct horse"

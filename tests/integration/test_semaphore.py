@@ -19,9 +19,9 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
-from codomyrmex.concurrency.etcd.transport import Get, GetResult, Put
+from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Put
 from codomyrmex.concurrency.keys import SEMAPHORE, limit_key
-from codomyrmex.concurrency.queue.observe import semaphores
+from codomyrmex.concurrency.waitqueue.inspect import semaphores
 from tests.helpers import counting, eventually
 
 

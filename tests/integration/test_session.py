@@ -19,7 +19,7 @@ from codomyrmex.concurrency import (
     SessionLost,
     UsedElsewhere,
 )
-from codomyrmex.concurrency.etcd.transport import Get
+from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import open_sessions
 from tests.helpers import eventually, queue_of

@@ -14,7 +14,7 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
-from codomyrmex.concurrency.etcd.transport import WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
 from tests.helpers import eventually, queue_of
 
@@ -94,7 +94,7 @@ async def _unavailable(*_: Any, **__: Any) -> Any:
 
 def _harmless(session: Session) -> Any:
     from codomyrmex.concurrency.etcd.commit import Request
-    from codomyrmex.concurrency.etcd.transport import Put
+    from codomyrmex.concurrency.etcd.transports.protocol import Put
 
     return Request((b"any",), (Put(b"/any", b""),), again=())
 

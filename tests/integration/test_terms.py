@@ -18,7 +18,7 @@ from codomyrmex.concurrency import (
     Semaphore,
     Session,
 )
-from codomyrmex.concurrency.etcd.transport import Get
+from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
 from tests.helpers import counting, entries, eventually, queue_of
 from tests.integration.fleet import fleet

@@ -6,7 +6,7 @@ import asyncio
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, EtcdQuotaExceeded, LockManager, Session
 from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Put
 from tests.helpers import counting, entries, queue_of
 from tests.integration.test_faults import behind_proxy
 

@@ -24,8 +24,8 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.etcd.commit import Committer, Reply, Request
-from codomyrmex.concurrency.etcd.transport import Delete, Get, GetResult, Lease
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Lease
+from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import behind_proxy
 from tests.stepping import AtStep
@@ -149,7 +149,7 @@ async def test_trust_that_ends_at_any_await_point_of_an_acquire_leaves_no_grant_
 
 
 async def _nobody_there(session: Session) -> bool:
-    semaphore = await observe.semaphore(session, "x")
+    semaphore = await inspect.semaphore(session, "x")
     return not (await LockManager(session).locks() or semaphore.holders or semaphore.waiters)
 
 

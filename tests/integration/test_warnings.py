@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, LockTimeout, Semaphore, Session, sync
-from codomyrmex.concurrency.doors import PLACES
+from codomyrmex.concurrency.waitqueue.admission import PLACES
 from tests.helpers import queue_of
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import grpc.aio
 
 from codomyrmex.concurrency import DeadLetterQueue, DistributedLock, EmbeddedEtcd, LockManager, Session
-from codomyrmex.concurrency.etcd.transport import Put, WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import Put, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import behind_proxy

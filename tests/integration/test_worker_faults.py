@@ -22,7 +22,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.dead_letters import record, worker
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.etcd.transport import Delete, Put
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from tests.helpers import eventually, gateway
 from tests.integration.test_faults import behind_proxy
 from tests.integration.test_together import fill

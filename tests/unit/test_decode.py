@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from codomyrmex.concurrency import decode, keys
-from codomyrmex.concurrency.claim import encode_metadata
 from codomyrmex.concurrency.cli import tables
 from codomyrmex.concurrency.cli.views import age
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
-from codomyrmex.concurrency.fleet import _ADAPTER, ClusterPoolStats, _summed
 from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, to_json
-from codomyrmex.concurrency.queue.rules import Ahead, Granted, Permits, View, WaitFor, holding
+from codomyrmex.concurrency.pool.cluster import _ADAPTER, ClusterPoolStats, _summed
+from codomyrmex.concurrency.recipes.acquire import encode_metadata
+from codomyrmex.concurrency.waitqueue.rules import Ahead, Granted, Permits, View, WaitFor, holding
 from tests import garbage
 
 LAYOUT = keys.Layout("fleet")

@@ -15,7 +15,7 @@ from codomyrmex.concurrency.cli import tables, views
 from codomyrmex.concurrency.cli.options import Duration
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.models import ForcedRelease, Owner, to_json
-from codomyrmex.concurrency.queue.rules import holding
+from codomyrmex.concurrency.waitqueue.rules import holding
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codomyrmex.concurrency.dead_letters.handling import Attempt as Attempt
-    from codomyrmex.concurrency.dead_letters.handling import Discard as Discard
-    from codomyrmex.concurrency.dead_letters.handling import Park as Park
-    from codomyrmex.concurrency.dead_letters.handling import Retry as Retry
+    from codomyrmex.concurrency.dead_letters.handlers import Attempt as Attempt
+    from codomyrmex.concurrency.dead_letters.handlers import Discard as Discard
+    from codomyrmex.concurrency.dead_letters.handlers import Park as Park
+    from codomyrmex.concurrency.dead_letters.handlers import Retry as Retry
     from codomyrmex.concurrency.dead_letters.queue import DeadLetterQueue as DeadLetterQueue
     from codomyrmex.concurrency.dead_letters.record import AttemptRecord as AttemptRecord
     from codomyrmex.concurrency.dead_letters.record import DeadLetter as DeadLetter
@@ -37,22 +37,16 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
     from codomyrmex.concurrency.errors import UsedElsewhere as UsedElsewhere
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd as EmbeddedEtcd
-    from codomyrmex.concurrency.etcd.transport import KV as KV
-    from codomyrmex.concurrency.etcd.transport import Compare as Compare
-    from codomyrmex.concurrency.etcd.transport import Delete as Delete
-    from codomyrmex.concurrency.etcd.transport import Deleted as Deleted
-    from codomyrmex.concurrency.etcd.transport import Done as Done
-    from codomyrmex.concurrency.etcd.transport import Get as Get
-    from codomyrmex.concurrency.etcd.transport import GetResult as GetResult
-    from codomyrmex.concurrency.etcd.transport import Put as Put
-    from codomyrmex.concurrency.etcd.transport import Target as Target
-    from codomyrmex.concurrency.etcd.transport import TxnResult as TxnResult
-    from codomyrmex.concurrency.fleet import ClusterPoolStats as ClusterPoolStats
-    from codomyrmex.concurrency.locks import DistributedLock as DistributedLock
-    from codomyrmex.concurrency.manager import Acquisition as Acquisition
-    from codomyrmex.concurrency.manager import JointAcquisition as JointAcquisition
-    from codomyrmex.concurrency.manager import LockManager as LockManager
-    from codomyrmex.concurrency.manager import Shared as Shared
+    from codomyrmex.concurrency.etcd.transports.protocol import KV as KV
+    from codomyrmex.concurrency.etcd.transports.protocol import Compare as Compare
+    from codomyrmex.concurrency.etcd.transports.protocol import Delete as Delete
+    from codomyrmex.concurrency.etcd.transports.protocol import Deleted as Deleted
+    from codomyrmex.concurrency.etcd.transports.protocol import Done as Done
+    from codomyrmex.concurrency.etcd.transports.protocol import Get as Get
+    from codomyrmex.concurrency.etcd.transports.protocol import GetResult as GetResult
+    from codomyrmex.concurrency.etcd.transports.protocol import Put as Put
+    from codomyrmex.concurrency.etcd.transports.protocol import Target as Target
+    from codomyrmex.concurrency.etcd.transports.protocol import TxnResult as TxnResult
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
@@ -60,29 +54,35 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import Owner as Owner
     from codomyrmex.concurrency.models import Routed as Routed
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
-    from codomyrmex.concurrency.pool.pool import AsyncWorkerPool as AsyncWorkerPool
+    from codomyrmex.concurrency.pool.cluster import ClusterPoolStats as ClusterPoolStats
     from codomyrmex.concurrency.pool.results import DeadLetterSink as DeadLetterSink
     from codomyrmex.concurrency.pool.results import PoolStats as PoolStats
     from codomyrmex.concurrency.pool.results import TaskResult as TaskResult
-    from codomyrmex.concurrency.queue.grant import Grant as Grant
+    from codomyrmex.concurrency.pool.worker_pool import AsyncWorkerPool as AsyncWorkerPool
+    from codomyrmex.concurrency.recipes.lock import DistributedLock as DistributedLock
+    from codomyrmex.concurrency.recipes.manager import Acquisition as Acquisition
+    from codomyrmex.concurrency.recipes.manager import JointAcquisition as JointAcquisition
+    from codomyrmex.concurrency.recipes.manager import LockManager as LockManager
+    from codomyrmex.concurrency.recipes.manager import Shared as Shared
+    from codomyrmex.concurrency.recipes.semaphore import Holding as Holding
+    from codomyrmex.concurrency.recipes.semaphore import Permit as Permit
+    from codomyrmex.concurrency.recipes.semaphore import Semaphore as Semaphore
     from codomyrmex.concurrency.retry import RetryPolicy as RetryPolicy
-    from codomyrmex.concurrency.semaphore import Holding as Holding
-    from codomyrmex.concurrency.semaphore import Permit as Permit
-    from codomyrmex.concurrency.semaphore import Semaphore as Semaphore
     from codomyrmex.concurrency.session import Loss as Loss
     from codomyrmex.concurrency.session import Session as Session
     from codomyrmex.concurrency.settings import EtcdOptions as EtcdOptions
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
+    from codomyrmex.concurrency.waitqueue.grant import Grant as Grant
 
 _HOME = {
-    "fleet": ("ClusterPoolStats",),
+    "pool.cluster": ("ClusterPoolStats",),
     "pool.results": (
         "DeadLetterSink",
         "PoolStats",
         "TaskResult",
     ),
-    "pool.pool": ("AsyncWorkerPool",),
-    "dead_letters.handling": (
+    "pool.worker_pool": ("AsyncWorkerPool",),
+    "dead_letters.handlers": (
         "Attempt",
         "Retry",
         "Park",
@@ -94,7 +94,7 @@ _HOME = {
     ),
     "dead_letters.queue": ("DeadLetterQueue",),
     "dead_letters.worker_handle": ("Worker",),
-    "semaphore": (
+    "recipes.semaphore": (
         "Semaphore",
         "Permit",
         "Holding",
@@ -122,11 +122,22 @@ _HOME = {
         "UsedElsewhere",
     ),
     "etcd.embedded": ("EmbeddedEtcd",),
-    "etcd.transport": ("Compare", "Delete", "Deleted", "Done", "Get", "GetResult", "KV", "Put", "Target", "TxnResult"),
-    "locks": ("DistributedLock",),
-    "manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
+    "etcd.transports.protocol": (
+        "Compare",
+        "Delete",
+        "Deleted",
+        "Done",
+        "Get",
+        "GetResult",
+        "KV",
+        "Put",
+        "Target",
+        "TxnResult",
+    ),
+    "recipes.lock": ("DistributedLock",),
+    "recipes.manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
     "models": ("SemaphoreInfo", "Routed", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
-    "queue.grant": ("Grant",),
+    "waitqueue.grant": ("Grant",),
     "session": ("Loss", "Session"),
     "settings": ("EtcdOptions", "EtcdSettings"),
 }

@@ -1,6 +1,7 @@
 """Every error this library raises, in one tree.
 
-No gRPC or protobuf error ever reaches a user: ``etcd/status.py`` turns them into the ``EtcdError`` branch here.
+No gRPC or protobuf error ever reaches a user: ``etcd/transports/failures.py`` turns them into ``EtcdError`` and what
+stands below it.
 """
 
 from __future__ import annotations

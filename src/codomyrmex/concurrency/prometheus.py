@@ -29,9 +29,9 @@ from prometheus_client.metrics_core import Metric
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.dead_letters.queue import DeadLetterQueue
 from codomyrmex.concurrency.dead_letters.record import State
-from codomyrmex.concurrency.dead_letters.summary import Census
+from codomyrmex.concurrency.dead_letters.stats import Census
 from codomyrmex.concurrency.errors import ConcurrencyError
-from codomyrmex.concurrency.pool.pool import pools
+from codomyrmex.concurrency.pool.worker_pool import pools
 from codomyrmex.concurrency.session import open_sessions
 
 log = logging.getLogger("codomyrmex.concurrency")

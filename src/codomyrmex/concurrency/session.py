@@ -20,22 +20,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
 
 from codomyrmex.concurrency import clock, telemetry
-from codomyrmex.concurrency.batons import Batons
-from codomyrmex.concurrency.blocks import AsyncOnly
-from codomyrmex.concurrency.doors import Doors
+from codomyrmex.concurrency.affinity import Home, running_loop
+from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, SessionLost, text_of
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
-from codomyrmex.concurrency.etcd.connect import transport_for
+from codomyrmex.concurrency.etcd.deletion import Remover
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
-from codomyrmex.concurrency.etcd.overstay import Overstays
-from codomyrmex.concurrency.etcd.removal import Remover
+from codomyrmex.concurrency.etcd.max_hold import Overstays
 from codomyrmex.concurrency.etcd.supervision import guarded, supervise
-from codomyrmex.concurrency.etcd.transport import Compare, Lease, Put, Target, Transport, WatchRequest
+from codomyrmex.concurrency.etcd.transports.factory import transport_for
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
-from codomyrmex.concurrency.home import Home, running_loop
 from codomyrmex.concurrency.keys import Layout
-from codomyrmex.concurrency.nonces import Nonces
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdOptions, EtcdSettings
+from codomyrmex.concurrency.waitqueue.admission import Doors
+from codomyrmex.concurrency.waitqueue.handoff import Batons
+from codomyrmex.concurrency.waitqueue.key_slots import Nonces
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd

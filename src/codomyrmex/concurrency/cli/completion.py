@@ -29,8 +29,8 @@ def names_of(segment: str) -> Complete:
 
 
 async def _names(context: click.Context, segment: str, incomplete: str) -> list[str]:
-    from codomyrmex.concurrency.etcd.connect import transport_for
-    from codomyrmex.concurrency.etcd.transport import Get
+    from codomyrmex.concurrency.etcd.transports.factory import transport_for
+    from codomyrmex.concurrency.etcd.transports.protocol import Get
     from codomyrmex.concurrency.keys import Layout, escape, forms, name_in, prefix_end
 
     chosen = settings(context)

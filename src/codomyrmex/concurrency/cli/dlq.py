@@ -36,9 +36,9 @@ from codomyrmex.concurrency.cli.options import (
 from codomyrmex.concurrency.cli.work import work
 from codomyrmex.concurrency.dead_letters import store
 from codomyrmex.concurrency.dead_letters.record import State
-from codomyrmex.concurrency.dead_letters.summary import OperationSummary, summarize
-from codomyrmex.concurrency.follow import snapshots
+from codomyrmex.concurrency.dead_letters.stats import OperationSummary, summarize
 from codomyrmex.concurrency.keys import check_name
+from codomyrmex.concurrency.watching import snapshots
 
 _SCREEN = 200  # entries that a live table holds
 

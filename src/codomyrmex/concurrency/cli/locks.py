@@ -24,10 +24,10 @@ from codomyrmex.concurrency.cli.options import (
     settings,
     where,
 )
-from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import LOCK
-from codomyrmex.concurrency.queue import observe
-from codomyrmex.concurrency.queue.sightings import Sightings
+from codomyrmex.concurrency.waitqueue import inspect
+from codomyrmex.concurrency.waitqueue.grant_times import Sightings
+from codomyrmex.concurrency.watching import snapshots
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | release NAME]")
@@ -124,7 +124,7 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
 
     return await live.watch(
         context,
-        events=lambda session: observe.watch(session, choice.prefix),
+        events=lambda session: inspect.watch(session, choice.prefix),
         line=tables.lock_event,
         pictures=pictures,
         draw=draw,

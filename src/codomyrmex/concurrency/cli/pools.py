@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, Sequence
 
 import click
 
-from codomyrmex.concurrency import ClusterPoolStats, Session, fleet
+from codomyrmex.concurrency import ClusterPoolStats, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.options import common_options, output, run, settings, where
-from codomyrmex.concurrency.follow import snapshots
+from codomyrmex.concurrency.pool import cluster
+from codomyrmex.concurrency.watching import snapshots
 
 
 @click.command()
@@ -43,13 +44,13 @@ def _sorted(found: Sequence[ClusterPoolStats], sort: str) -> list[ClusterPoolSta
 
 async def _list(context: click.Context, prefix: str, sort: str) -> None:
     async with Session(settings(context)) as session:
-        found = _sorted(await fleet.pools(session, prefix), sort)
+        found = _sorted(await cluster.pools(session, prefix), sort)
     views.show_list(context, found, tables.pools, f"no pools report {where(context, prefix)}")
 
 
 async def _watch(context: click.Context, prefix: str, sort: str) -> int:
     def pictures(session: Session) -> AsyncGenerator[list[ClusterPoolStats], None]:
-        return snapshots(session, fleet.reports(session), lambda: fleet.pools(session, prefix))
+        return snapshots(session, cluster.reports(session), lambda: cluster.pools(session, prefix))
 
     return await live.watch_changes(
         context,

@@ -26,7 +26,7 @@ from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_optio
 from codomyrmex.concurrency.cli.options import run as run_main
 from codomyrmex.concurrency.cli.process import Command
 from codomyrmex.concurrency.keys import nfc
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.waitqueue import inspect
 
 _SAY_AFTER = 1.0
 _MARGIN = 0.8
@@ -152,7 +152,7 @@ async def _acquire(session: Session, wish: _Wish, patience: float | None, held: 
             held.push_async_callback(_release, manager.release, grant)
             grants.append(grant)
     if wish.semaphore is not None:
-        limit = wish.limit or (await observe.semaphore(session, wish.semaphore)).limit
+        limit = wish.limit or (await inspect.semaphore(session, wish.semaphore)).limit
         if limit is None:
             raise click.UsageError(
                 f"there is no semaphore {views.visible(wish.semaphore)} yet; give its limit by --max"
@@ -204,10 +204,10 @@ async def _held_by(session: Session, wish: _Wish) -> str:
     """Who stands in the way, by each name for which it is somebody else."""
     queues: list[Sequence[Owner]] = []
     for name in wish.locks:
-        info = await observe.info(session, name)
+        info = await inspect.info(session, name)
         queues.append(info.holders if info else ())
     if wish.semaphore is not None:
-        queues.append((await observe.semaphore(session, wish.semaphore)).holders)
+        queues.append((await inspect.semaphore(session, wish.semaphore)).holders)
     ours = f"{session.id:016x}"
     others = {owner.session: owner for holders in queues for owner in holders if owner.session != ours}
     return f", held by {', '.join(map(_holder, others.values()))}" if others else ""

@@ -23,11 +23,11 @@ from codomyrmex.concurrency.cli.options import (
     settings,
     where,
 )
-from codomyrmex.concurrency.follow import snapshots
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
-from codomyrmex.concurrency.queue import observe
-from codomyrmex.concurrency.queue.sightings import Sightings
-from codomyrmex.concurrency.semaphore import check_limit, delete, resize
+from codomyrmex.concurrency.recipes.semaphore import check_limit, delete, resize
+from codomyrmex.concurrency.waitqueue import inspect
+from codomyrmex.concurrency.waitqueue.grant_times import Sightings
+from codomyrmex.concurrency.watching import snapshots
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N | delete NAME]")
@@ -85,13 +85,13 @@ def show(context: click.Context, name: str, watch: bool) -> None:
 
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
-        infos = choice.of(await observe.semaphores(session, choice.prefix))
+        infos = choice.of(await inspect.semaphores(session, choice.prefix))
     views.show_list(context, infos, tables.semaphores, f"there are no semaphores {where(context, choice.prefix)}")
 
 
 async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
-        info = await observe.semaphore(session, name)
+        info = await inspect.semaphore(session, name)
     if info.limit is None:
         click.echo(f"error: there is no semaphore {views.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
@@ -104,7 +104,7 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
         seen = Sightings()
 
         async def read() -> list[SemaphoreInfo]:
-            return seen.timed(await observe.semaphores(session, choice.prefix), datetime.now(UTC))
+            return seen.timed(await inspect.semaphores(session, choice.prefix), datetime.now(UTC))
 
         return snapshots(session, session.layout.under(SEMAPHORE), read)
 
@@ -124,7 +124,7 @@ async def _watch_one(context: click.Context, name: str) -> int:
         seen = Sightings()
 
         async def read() -> list[SemaphoreInfo]:
-            return seen.timed([await observe.semaphore(session, name)], datetime.now(UTC))
+            return seen.timed([await inspect.semaphore(session, name)], datetime.now(UTC))
 
         return snapshots(session, session.layout.queue(name, SEMAPHORE), read)
 
@@ -157,7 +157,7 @@ def resize_command(context: click.Context, name: str, limit: int, dry_run: bool)
 async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) -> int:
     async with Session(settings(context)) as session:
         if dry_run:
-            info = await observe.semaphore(session, name)
+            info = await inspect.semaphore(session, name)
             if info.limit is None:
                 raise NotHeld(f"there is no semaphore {name!r}")
             held = sum(owner.permits for owner in info.holders)

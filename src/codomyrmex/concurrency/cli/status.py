@@ -7,7 +7,7 @@ from rich.text import Text
 
 from codomyrmex.concurrency.cli import tables, views
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, output, run, settings
-from codomyrmex.concurrency.inspect_cluster import cluster_status
+from codomyrmex.concurrency.health import cluster_status
 
 
 @click.command()

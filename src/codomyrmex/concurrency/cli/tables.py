@@ -28,9 +28,9 @@ from codomyrmex.concurrency.cli.views import (
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.dead_letters.record import DeadLetter
-    from codomyrmex.concurrency.dead_letters.summary import OperationSummary
-    from codomyrmex.concurrency.fleet import ClusterPoolStats
+    from codomyrmex.concurrency.dead_letters.stats import OperationSummary
     from codomyrmex.concurrency.models import ClusterStatus, LockEvent, LockInfo, Owner, SemaphoreInfo
+    from codomyrmex.concurrency.pool.cluster import ClusterPoolStats
     from codomyrmex.concurrency.pool.results import PoolStats
 
 _EVENTS = {"granted": "green", "enqueued": "cyan", "released": "dim", "expired": "bold red"}

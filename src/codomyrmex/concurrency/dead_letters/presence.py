@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from codomyrmex.concurrency import decode, foreign
+from codomyrmex.concurrency import decode, skipped_keys
 from codomyrmex.concurrency.dead_letters.record import new_id
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.errors import EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transport import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Put
 
 log = logging.getLogger("codomyrmex.concurrency")
 
@@ -83,7 +83,7 @@ async def workers(store: Store) -> list[WorkerInfo]:
         for kv in page.kvs:
             info = decode.record(_ADAPTER, kv.value)
             if info is None or not kv.lease:
-                foreign.skip(kv.key, "workers of dead letters")
+                skipped_keys.skip(kv.key, "workers of dead letters")
             else:
                 found.append(info)
     return found

@@ -16,13 +16,14 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
-from codomyrmex.concurrency.blocks import AsyncOnly
+from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.dead_letters import record
-from codomyrmex.concurrency.dead_letters.handling import Handler
+from codomyrmex.concurrency.dead_letters.handlers import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
 from codomyrmex.concurrency.dead_letters.store import Store, Stored
 from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
+from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
     DeadLetterNotFound,
@@ -32,14 +33,13 @@ from codomyrmex.concurrency.errors import (
     UsedElsewhere,
     text_of,
 )
-from codomyrmex.concurrency.etcd.transport import WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
-from codomyrmex.concurrency.follow import notices
 from codomyrmex.concurrency.keys import check_name, forms, prefix_end
 from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.retry import RetryPolicy
-from codomyrmex.concurrency.seconds import check_timeout
 from codomyrmex.concurrency.session import Session, make_settings, ready
+from codomyrmex.concurrency.watching import notices
 
 log = logging.getLogger("codomyrmex.concurrency")
 

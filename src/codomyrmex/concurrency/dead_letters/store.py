@@ -19,12 +19,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from codomyrmex.concurrency import foreign
+from codomyrmex.concurrency import skipped_keys
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transport import KV, Compare, Delete, Get, GetResult, Op, Put, Target
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
 from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, name_in, nfc, prefix_end
 from codomyrmex.concurrency.session import Session
 
@@ -112,7 +112,7 @@ class Store:
         """The record in an entry's key; None, with one warning, for a value of somebody else."""
         entry = record.decode(kv.key, kv.value)
         if entry is None or self.key(entry.id) != kv.key:
-            foreign.skip(kv.key, "dead letters")
+            skipped_keys.skip(kv.key, "dead letters")
             return None
         return Stored(entry, kv.mod_revision)
 
@@ -215,7 +215,7 @@ class Store:
         """Delete what stands in a claim's place without a lease: it is nobody's, and would block its entry for ever."""
         for kv in claim.kvs:
             if not kv.lease:
-                foreign.skip(kv.key, "claims of dead letters")
+                skipped_keys.skip(kv.key, "claims of dead letters")
                 same = Compare(kv.key, Target.MOD_REVISION, kv.mod_revision)
                 await self.session.committer.commit(Request((kv.key,), (Delete(kv.key),), (same,), again=()))
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from codomyrmex.concurrency.dead_letters import record
-from codomyrmex.concurrency.dead_letters.handling import Attempt, Handler, outcome
+from codomyrmex.concurrency.dead_letters.handlers import Attempt, Handler, outcome
 from codomyrmex.concurrency.dead_letters.presence import Presence
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.schedule import Schedule
 from codomyrmex.concurrency.dead_letters.store import Claim, Store, Stored
 from codomyrmex.concurrency.errors import EtcdError, PayloadTooLarge, SessionLost
-from codomyrmex.concurrency.etcd.transport import Event, WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.retry import RetryPolicy

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency.blocks import AsyncOnly
-from codomyrmex.concurrency.dead_letters.handling import Handler
+from codomyrmex.concurrency.context_managers import AsyncOnly
+from codomyrmex.concurrency.dead_letters.handlers import Handler
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.dead_letters.worker import SessionWorker
 from codomyrmex.concurrency.errors import EtcdQuotaExceeded, EtcdUnavailable, SessionLost

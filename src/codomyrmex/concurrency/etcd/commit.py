@@ -28,10 +28,10 @@ from codomyrmex.concurrency.errors import (
     EtcdUnavailable,
     SessionLost,
 )
-from codomyrmex.concurrency.etcd.batch import Batcher
-from codomyrmex.concurrency.etcd.removal import Removal, Remover, answer, deletions, notes
+from codomyrmex.concurrency.etcd.batching import Batcher
+from codomyrmex.concurrency.etcd.deletion import Removal, Remover, answer, deletions, notes
 from codomyrmex.concurrency.etcd.supervision import Broken, supervise
-from codomyrmex.concurrency.etcd.transport import (
+from codomyrmex.concurrency.etcd.transports.protocol import (
     MAX_OPS,
     Compare,
     Get,

@@ -17,10 +17,10 @@ from functools import partial
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError
-from codomyrmex.concurrency.etcd.overstay import Overstays
-from codomyrmex.concurrency.etcd.status import LEASE_NOT_FOUND
+from codomyrmex.concurrency.etcd.max_hold import Overstays
 from codomyrmex.concurrency.etcd.supervision import Broken
-from codomyrmex.concurrency.etcd.transport import Lease, LeaseClient
+from codomyrmex.concurrency.etcd.transports.failures import LEASE_NOT_FOUND
+from codomyrmex.concurrency.etcd.transports.protocol import Lease, LeaseClient
 
 _TICK = 0.25  # how soon a suspend, a closed loop or a stop is noticed
 _EXIT_LIMIT = 1.0

@@ -21,7 +21,7 @@ from functools import partial
 
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError, EtcdUnavailable, text_of
 from codomyrmex.concurrency.etcd.supervision import Broken, supervise
-from codomyrmex.concurrency.etcd.transport import Event, Transport, WatchMessage, WatchRequest, WatchStream
+from codomyrmex.concurrency.etcd.transports.protocol import Event, Transport, WatchMessage, WatchRequest, WatchStream
 from codomyrmex.concurrency.etcd.watch_state import Changed, Notice, Refused, Started, Watch, WatchState
 
 __all__ = ["Changed", "Follow", "Notice", "Refused", "Started", "Subscription", "WatchHub"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
-from codomyrmex.concurrency.etcd.transport import Event, WatchMessage, WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchMessage, WatchRequest
 
 
 class Changed(NamedTuple):

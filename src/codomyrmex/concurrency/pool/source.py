@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from codomyrmex.concurrency.pool.executors import Call
 from codomyrmex.concurrency.pool.results import TaskResult
-from codomyrmex.concurrency.pool.runner import Call
 
 
 class Work(NamedTuple):

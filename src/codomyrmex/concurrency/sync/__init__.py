@@ -7,9 +7,9 @@ Safe from many threads, in Jupyter, in prefork workers (each child gets a sessio
 runs on one event loop in a thread of its own; what it holds is given back when the interpreter exits.
 """
 
-from codomyrmex.concurrency.manager import Shared
+from codomyrmex.concurrency.recipes.manager import Shared
 from codomyrmex.concurrency.sync.dead_letters import Attempt, DeadLetterQueue, Worker
-from codomyrmex.concurrency.sync.locks import DistributedLock, Grant, Grants, LockManager
+from codomyrmex.concurrency.sync.lock import DistributedLock, Grant, Grants, LockManager
 from codomyrmex.concurrency.sync.pool import AsyncWorkerPool
 from codomyrmex.concurrency.sync.semaphore import Permit, Semaphore
 from codomyrmex.concurrency.sync.session import Loss, Session

@@ -9,8 +9,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
-from codomyrmex.concurrency.blocks import BlockingOnly
-from codomyrmex.concurrency.dead_letters import handling, worker_handle
+from codomyrmex.concurrency.context_managers import BlockingOnly
+from codomyrmex.concurrency.dead_letters import handlers, worker_handle
 from codomyrmex.concurrency.dead_letters import queue as twin
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
 from codomyrmex.concurrency.retry import RetryPolicy
@@ -21,7 +21,7 @@ from codomyrmex.concurrency.sync.session import Session, unwrapped
 class Attempt:
     """One attempt of a handler. ``number`` counts from 1; ``token`` strictly increases with every attempt."""
 
-    def __init__(self, attempt: handling.Attempt) -> None:
+    def __init__(self, attempt: handlers.Attempt) -> None:
         self._attempt = attempt
         self.number = attempt.number
         self.token = attempt.token
@@ -119,7 +119,7 @@ class DeadLetterQueue(BlockingOnly):
             if asyncio.iscoroutinefunction(function) or not callable(function):
                 raise TypeError(f"the handler of {operation!r} must be a plain function here, not {function!r}")
 
-            async def handle(entry: DeadLetter, attempt: handling.Attempt) -> None:
+            async def handle(entry: DeadLetter, attempt: handlers.Attempt) -> None:
                 await _to_its_end(function, entry, Attempt(attempt))
 
             portal().run(self._register(operation, handle))
@@ -127,7 +127,7 @@ class DeadLetterQueue(BlockingOnly):
 
         return register
 
-    async def _register(self, operation: str, handle: handling.Handler) -> None:
+    async def _register(self, operation: str, handle: handlers.Handler) -> None:
         self._queue.handler(operation)(handle)
 
     def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> Worker:

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 
-from codomyrmex.concurrency.blocks import BlockingOnly
-from codomyrmex.concurrency.fleet import ClusterPoolStats
-from codomyrmex.concurrency.pool import pool as twin
+from codomyrmex.concurrency.context_managers import BlockingOnly
+from codomyrmex.concurrency.pool import worker_pool as twin
+from codomyrmex.concurrency.pool.cluster import ClusterPoolStats
+from codomyrmex.concurrency.pool.executors import Executor
 from codomyrmex.concurrency.pool.outcome import Outcome, outcome
 from codomyrmex.concurrency.pool.progress import Callback
 from codomyrmex.concurrency.pool.results import PoolStats, TaskResult
-from codomyrmex.concurrency.pool.runner import Executor
 from codomyrmex.concurrency.retry import RetryPolicy
 from codomyrmex.concurrency.sync.dead_letters import DeadLetterQueue
 from codomyrmex.concurrency.sync.portal import portal

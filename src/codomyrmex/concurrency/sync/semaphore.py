@@ -6,10 +6,10 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency import semaphore as twin
-from codomyrmex.concurrency.blocks import BlockingOnly
+from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.models import SemaphoreInfo
-from codomyrmex.concurrency.sync.locks import Grant, OnLoss, at_loss, this_thread
+from codomyrmex.concurrency.recipes import semaphore as twin
+from codomyrmex.concurrency.sync.lock import Grant, OnLoss, at_loss, this_thread
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 

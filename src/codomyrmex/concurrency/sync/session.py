@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Unpack
 
 from codomyrmex.concurrency import session as twin
-from codomyrmex.concurrency.blocks import BlockingOnly
+from codomyrmex.concurrency.context_managers import BlockingOnly
+from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import ConcurrencyError
-from codomyrmex.concurrency.seconds import check_timeout
 from codomyrmex.concurrency.settings import EtcdOptions, EtcdSettings
 from codomyrmex.concurrency.sync.portal import portal
 

@@ -7,11 +7,12 @@ from collections import Counter
 from itertools import accumulate
 from typing import Any
 
-from codomyrmex.concurrency import DeadLetterQueue, Session, fleet
+from codomyrmex.concurrency import DeadLetterQueue, Session
 from codomyrmex.concurrency.cli import tables
 from codomyrmex.concurrency.cli.demo.stage import Agent, Stage
-from codomyrmex.concurrency.dead_letters.summary import summarize
-from codomyrmex.concurrency.queue import observe
+from codomyrmex.concurrency.dead_letters.stats import summarize
+from codomyrmex.concurrency.pool import cluster
+from codomyrmex.concurrency.waitqueue import inspect
 
 HOSTS, ITEMS, LIMIT = 3, 15, 3
 
@@ -58,9 +59,9 @@ class Pools:
         while len(self._calls) < HOSTS * ITEMS / 2:  # noqa: ASYNC110 # the fleet's pace is not ours
             await asyncio.sleep(0.05)
         self._stage.say("  An operator who looks at the semaphores in the middle of it sees:\n")
-        self._stage.show(tables.semaphores(await observe.semaphores(session)))
+        self._stage.show(tables.semaphores(await inspect.semaphores(session)))
         self._stage.say("\n  and at the pools:\n")
-        self._stage.show(tables.pools(await fleet.pools(session)))
+        self._stage.show(tables.pools(await cluster.pools(session)))
 
     async def _check_calls(self, queue: DeadLetterQueue) -> None:
         steps = sorted([(call["since"], 1) for call in self._calls] + [(call["until"], -1) for call in self._calls])

@@ -1,0 +1,1 @@
+"""The ways to speak to etcd, behind one protocol."""

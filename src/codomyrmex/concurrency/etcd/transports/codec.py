@@ -1,0 +1,146 @@
+"""Plain operations to protobuf messages and back. Pure; used by the gRPC transport alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from codomyrmex.concurrency.etcd import rpc_pb2 as pb
+from codomyrmex.concurrency.etcd.transports.protocol import (
+    KV,
+    Compare,
+    Delete,
+    Deleted,
+    Done,
+    Event,
+    Get,
+    GetResult,
+    Op,
+    OpResult,
+    Put,
+    Target,
+    TxnResult,
+    WatchMessage,
+    WatchRequest,
+)
+
+_DONE = Done()
+
+
+def range_request(get: Get) -> pb.RangeRequest:
+    request = pb.RangeRequest(
+        key=get.key,
+        range_end=get.end,
+        limit=get.limit,
+        revision=get.revision,
+        serializable=get.serializable,
+    )
+    if get.before:
+        request.max_create_revision = get.before - 1
+    if get.newest_first or get.oldest_first:
+        request.sort_order = pb.RangeRequest.DESCEND if get.newest_first else pb.RangeRequest.ASCEND
+        request.sort_target = pb.RangeRequest.CREATE
+    return request
+
+
+def delete_request(delete: Delete) -> pb.DeleteRangeRequest:
+    return pb.DeleteRangeRequest(key=delete.key, range_end=delete.end)
+
+
+def _op(op: Op) -> pb.RequestOp:
+    if isinstance(op, Put):
+        return pb.RequestOp(request_put=pb.PutRequest(key=op.key, value=op.value, lease=op.lease))
+    if isinstance(op, Delete):
+        return pb.RequestOp(request_delete_range=delete_request(op))
+    return _read(op)
+
+
+# What is asked again and again, of the same queue and the same fence, is put into messages once. Protobuf copies
+# what goes into a message, so these are never changed by those that carry them.
+@lru_cache(maxsize=1024)
+def _read(get: Get) -> pb.RequestOp:
+    return pb.RequestOp(request_range=range_request(get))
+
+
+@lru_cache(maxsize=1024)
+def _compare(compare: Compare) -> pb.Compare:
+    key, target, value, end, less = compare
+    message = pb.Compare(key=key, target=target, range_end=end)  # type: ignore[arg-type]
+    if less:
+        message.result = pb.Compare.LESS
+    if isinstance(value, bytes):
+        message.value = value
+    elif target is Target.VERSION:
+        message.version = value
+    elif target is Target.CREATE_REVISION:
+        message.create_revision = value
+    else:
+        message.mod_revision = value
+    return message
+
+
+def txn_request(compares: Iterable[Compare], then: Iterable[Op], otherwise: Iterable[Op]) -> pb.TxnRequest:
+    return pb.TxnRequest(
+        compare=[_compare(compare) for compare in compares],
+        success=[_op(op) for op in then],
+        failure=[_op(op) for op in otherwise],
+    )
+
+
+def _kv(kv: pb.KeyValue) -> KV:
+    return KV(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+
+
+def get_result(response: pb.RangeResponse, revision: int) -> GetResult:
+    return GetResult([_kv(kv) for kv in response.kvs], response.count, revision)
+
+
+def txn_result(response: pb.TxnResponse) -> TxnResult:
+    revision = response.header.revision
+    results: list[OpResult] = []
+    for item in response.responses:
+        kind = item.WhichOneof("response")
+        if kind == "response_range":
+            results.append(get_result(item.response_range, revision))
+        elif kind == "response_put":
+            results.append(_DONE)
+        else:
+            results.append(Deleted(item.response_delete_range.deleted))
+    return TxnResult(response.succeeded, revision, results)
+
+
+def watch_request(request: WatchRequest) -> pb.WatchRequest:
+    create = pb.WatchCreateRequest(
+        key=request.key,
+        range_end=request.end,
+        start_revision=request.start,
+        prev_kv=request.previous,
+        fragment=True,
+    )
+    if request.deletes_only:
+        create.filters.append(pb.WatchCreateRequest.NOPUT)
+    return pb.WatchRequest(create_request=create)
+
+
+def _events(events: Sequence[pb.Event]) -> list[Event]:
+    return [
+        Event(
+            event.type == pb.Event.DELETE,
+            _kv(event.kv),
+            _kv(event.prev_kv) if event.HasField("prev_kv") else None,
+        )
+        for event in events
+    ]
+
+
+def watch_message(response: pb.WatchResponse) -> WatchMessage:
+    return WatchMessage(
+        watch_id=response.watch_id,
+        revision=response.header.revision,
+        created=response.created,
+        canceled=response.canceled,
+        compact_revision=response.compact_revision,
+        reason=response.cancel_reason,
+        events=_events(response.events),
+        fragment=response.fragment,
+    )

@@ -1,0 +1,23 @@
+"""The transport that the settings ask for; what it needs is imported then."""
+
+from __future__ import annotations
+
+from codomyrmex.concurrency.errors import EtcdError
+from codomyrmex.concurrency.etcd.transports.protocol import Transport
+from codomyrmex.concurrency.settings import EtcdSettings
+
+
+def transport_for(settings: EtcdSettings) -> Transport:
+    """A transport that is not connected yet; raises ``EtcdError`` if its extra is not installed."""
+    if settings.transport == "grpc":
+        from codomyrmex.concurrency.etcd.transports.grpc import GrpcTransport
+
+        return GrpcTransport(settings)
+    try:
+        from codomyrmex.concurrency.etcd.transports.gateway import GatewayTransport
+    except ImportError as error:
+        raise EtcdError(
+            f"transport='gateway' needs what is not installed ({error.name}): "
+            "pip install 'codomyrmex-concurrency[gateway]'"
+        ) from None
+    return GatewayTransport(settings)

@@ -1,0 +1,156 @@
+"""The health of the cluster as an operator wants to know it: members, alarms, versions, history, foreign keys.
+
+Needs no lease, so it works when etcd is full. What the user's role may not see is reported as a warning, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
+from codomyrmex.concurrency.etcd.transports.factory import transport_for
+from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, Member, Transport
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, prefix_end
+from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
+from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
+
+# From these on, a deposed leader no longer renews leases that the new one expires (etcd#15247 and its follow-ups).
+_SOUND_SINCE = {(3, 4): 38, (3, 5): 23, (3, 6): 5}
+_MUCH_HISTORY = 10_000
+_PAGE = 1000
+
+
+async def cluster_status(settings: EtcdSettings) -> ClusterStatus:
+    """What each endpoint says and what is wrong. Raises ``EtcdUnavailable`` if none answers."""
+    transport = transport_for(settings)
+    layout = Layout(settings.namespace)
+    try:
+        await transport.connect(layout.leases)
+        return await _Inspection(transport, layout).run()
+    finally:
+        await transport.close()
+
+
+class _Inspection:
+    def __init__(self, transport: Transport, layout: Layout) -> None:
+        self._transport = transport
+        self._layout = layout
+        self._problems: list[str] = []
+        self._warnings: list[str] = []
+
+    async def run(self) -> ClusterStatus:
+        members = [await self._member(endpoint) for endpoint in self._transport.endpoints]
+        reached = [member for member in members if isinstance(member, Member)]
+        if not any(member.leader_id for member in reached):
+            self._problems.append("the cluster has no leader")
+        if len({member.cluster_id for member in reached}) > 1:
+            self._problems.append("the endpoints belong to different clusters")
+        for member in reached:
+            self._check_version(member)
+        alarms = await self._alarms()
+        await self._check_history()
+        sessions, locks = await self._count()
+        return ClusterStatus(
+            cluster_id=f"{reached[0].cluster_id:016x}" if reached else "",
+            members=tuple(_status(member) if isinstance(member, Member) else member for member in members),
+            alarms=tuple(alarms),
+            sessions=sessions,
+            locks=locks,
+            problems=tuple(self._problems),
+            warnings=tuple(dict.fromkeys(self._warnings)),
+        )
+
+    async def _member(self, endpoint: str) -> Member | MemberStatus:
+        try:
+            member = await self._transport.member(endpoint)
+        except EtcdAuthError:
+            self._warnings.append("this user may not ask for the members' status")
+            return MemberStatus(endpoint, error="not permitted")
+        except EtcdError as error:
+            self._problems.append(f"{endpoint} does not answer")
+            return MemberStatus(endpoint, error=str(error))
+        # An alarm is among a member's errors; it is reported once, as an alarm.
+        self._problems += [f"{endpoint}: {text}" for text in member.errors if "alarm" not in text.lower()]
+        return member
+
+    def _check_version(self, member: Member) -> None:
+        if _numbers(member.version) in ((3, 5, 0), (3, 5, 1), (3, 5, 2)):
+            self._warnings.append(f"etcd {member.version} can corrupt data after a crash; for development only")
+        if renews_wrongly(member.version):
+            self._warnings.append(
+                f"on etcd {member.version} a deposed leader may renew leases that the new one expires: "
+                "there only fenced writes are safe; upgrade to 3.6.14 or 3.7.1, or later"
+            )
+
+    async def _alarms(self) -> list[str]:
+        try:
+            alarms = await self._transport.alarms()
+        except EtcdAuthError:
+            self._warnings.append("this user may not read alarms")
+            return []
+        self._problems += [f"alarm: {alarm}" for alarm in alarms]
+        return alarms
+
+    async def _check_history(self) -> None:
+        """Whether old revisions are ever compacted: if not, the first one can still be read."""
+        try:
+            first = await self._transport.get(Get(self._layout.leases, revision=1))
+        except EtcdError as error:
+            if COMPACTED not in str(error):
+                self._warnings.append(f"history could not be checked: {error}")
+            return
+        if first.revision > _MUCH_HISTORY:
+            self._warnings.append(
+                f"none of {first.revision:,} revisions was ever compacted; start etcd with "
+                "--auto-compaction-mode=periodic --auto-compaction-retention=5m"
+            )
+
+    async def _count(self) -> tuple[int, int]:
+        leases = await self._transport.get(Get(self._layout.leases, prefix_end(self._layout.leases), limit=1))
+        names: set[str] = set()
+        for kind in (LOCK, SEMAPHORE):
+            foreign = 0
+            async for kv in self._under(kind):
+                name = self._layout.name_of(kv.key, kind)
+                if name is None or not (is_entry(kv) or is_limit(kv)):
+                    foreign += 1
+                elif kind is LOCK:
+                    names.add(name)
+            if foreign:
+                self._warnings.append(f"{foreign} keys among the {kind.what} entries are not entries; they are skipped")
+        return leases.total, len(names)
+
+    async def _under(self, kind: Kind) -> AsyncIterator[KV]:
+        start = self._layout.under(kind)
+        end = prefix_end(start)
+        while True:
+            page = await self._transport.get(Get(start, end, limit=_PAGE))
+            for kv in page.kvs:
+                yield kv
+            if len(page.kvs) < _PAGE:
+                return
+            start = page.kvs[-1].key + b"\0"
+
+
+def renews_wrongly(version: str) -> bool:
+    """Whether a deposed leader of this etcd may renew leases that the new one expires."""
+    major, minor, patch = _numbers(version)
+    return patch < _SOUND_SINCE.get((major, minor), 0) or (major, minor) < (3, 4)
+
+
+def _numbers(version: str) -> tuple[int, int, int]:
+    major, minor, patch = (int(part) for part in version.split("-")[0].split("."))
+    return major, minor, patch
+
+
+def _status(member: Member) -> MemberStatus:
+    return MemberStatus(
+        endpoint=member.endpoint,
+        version=member.version,
+        leader=member.leader_id == member.member_id,
+        db_size=member.db_size,
+        revision=member.revision,
+        errors=member.errors,
+    )

@@ -1,0 +1,1 @@
+"""The primitives that users import: locks, semaphores, and later ones, one file each."""

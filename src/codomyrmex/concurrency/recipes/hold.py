@@ -1,0 +1,126 @@
+"""What an acquisition got, and what becomes of the block that it protects when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from codomyrmex.concurrency.errors import EtcdError, LockLost
+from codomyrmex.concurrency.waitqueue.entry import Entry, State
+from codomyrmex.concurrency.waitqueue.grant import Grant
+
+log = logging.getLogger("codomyrmex.concurrency")
+
+OnLoss = Literal["cancel", "notify"]
+
+
+class Hold:
+    """One acquisition, of one name or several, and, in ``async with``, the block that it protects."""
+
+    __slots__ = ("_cancelled", "_cancelling", "entries", "grants", "on_loss", "task")
+
+    def __init__(self, entries: Sequence[Entry], grants: Sequence[Grant], on_loss: OnLoss) -> None:
+        self.entries = entries
+        self.grants = grants
+        self.on_loss = on_loss
+        self.task = asyncio.current_task()
+        self._cancelling = 0
+        self._cancelled = False
+
+    @property
+    def held(self) -> bool:
+        return all(entry.remaining() > 0 for entry in self.entries)
+
+    def check_here(self) -> None:
+        """As ``Entry.check_here``; to be asked before anything is forgotten."""
+        for entry in self.entries:
+            entry.check_here()
+
+    @property
+    def released(self) -> bool:
+        return bool(self.entries) and all(entry.state is State.OVER for entry in self.entries)
+
+    async def release(self) -> None:
+        """Give everything back; as ``Entry.release``."""
+        self.check_here()
+        if len(self.entries) == 1:
+            await self.entries[0].release()
+            return
+        # All of them at once, before anything can be cancelled; they travel in one transaction.
+        leaving = [(entry, removal) for entry in self.entries if (removal := entry.begin_release())]
+        for entry, removal in leaving:
+            await entry.confirmed(removal)
+
+    def protect(self) -> None:
+        """From here on the current task is the body of the block; a loss cancels it."""
+        self.task = asyncio.current_task()
+        if self.on_loss == "cancel" and self.task:
+            self._cancelling = self.task.cancelling()
+            for entry in self.entries:
+                entry.on_lost = self._cancel
+                if entry.state is State.LOST:
+                    self._cancel()
+
+    async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        """The block has ended: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does.
+
+        The block's work is done, so a release that etcd does not confirm is not raised: whoever caught it would take it
+        for an acquire that failed, and do the work twice. It is logged, and goes on.
+        """
+        if kind is None:
+            self.check_here()
+        elif not all(entry.session.home.is_here() for entry in self.entries):
+            return  # a block that a fork has copied, and that ends by an error of its own
+        for entry in self.entries:
+            entry.on_lost = None
+        for entry in self.entries:
+            entry.notice_loss()
+        ours = self._cancelled and await self._take_back_cancel(kind)
+        try:
+            await self.release()
+        except EtcdError as failure:
+            first = self.entries[0]
+            log.warning(
+                "the release of the %s %r (token %d) is not confirmed yet, and goes on until etcd answers or the lease "
+                "ends: %s", first.place.what, first.place.name, first.token, failure,
+            )  # fmt: skip
+        lost = next((entry for entry in self.entries if entry.state is State.LOST), None)
+        if lost is None or self.on_loss != "cancel":
+            return
+        if kind is None or ours:
+            raise LockLost(await lost.explain()) from (error or lost.lost.reason)
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            error.add_note(f"{lost.place.what} {lost.place.name!r} was lost while this happened: {lost.lost.reason}")
+            if self._cancelled:
+                _insert(LockLost(str(lost.lost.reason)), error)
+
+    def _cancel(self) -> None:
+        if self.task and not self._cancelled:
+            self._cancelled = True
+            self.task.cancel(f"{self.entries[0].place.what} {self.entries[0].place.name!r} was lost")
+
+    async def _take_back_cancel(self, kind: type[BaseException] | None) -> bool:
+        """Whether the block ended by our cancel and no other."""
+        assert self.task
+        by_cancel = kind is not None and issubclass(kind, asyncio.CancelledError)
+        if not by_cancel:
+            # The block was over before our cancel reached it; before Python 3.13 it would strike later.
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if self.task.cancelling() > self._cancelling + 1:
+                    self.task.uncancel()
+                    raise
+        return self.task.uncancel() <= self._cancelling and by_cancel
+
+
+def _insert(lost: LockLost, error: BaseException) -> None:
+    """Put ``lost`` between ``error`` and the cancel that it came from, as ``asyncio.timeout`` does."""
+    while error.__context__ is not None:
+        if isinstance(error.__context__, asyncio.CancelledError):
+            lost.__context__ = lost.__cause__ = error.__context__
+            error.__context__ = lost
+            return
+        error = error.__context__

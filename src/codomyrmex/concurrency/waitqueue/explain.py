@@ -1,0 +1,82 @@
+"""Why names were not granted in time, in words for a person: who holds them, and how many waited ahead. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
+from codomyrmex.concurrency.models import Owner
+from codomyrmex.concurrency.waitqueue.rules import Ahead, Granted, Rule, View, holding
+from codomyrmex.concurrency.waitqueue.view import is_entry, limit_in
+
+_TOLD = 3  # holders, and names
+READ = 32  # entries of a queue, the oldest
+
+
+class Wanted(NamedTuple):
+    """A name that was waited for: by which rule, with which token (0: it had not joined), and the oldest entries of
+    its queue at the end."""
+
+    name: str
+    rule: Rule
+    token: int
+    found: GetResult
+
+
+def why(what: str, wanted: Sequence[Wanted]) -> str:
+    """The holders of the names that were not granted, and the number of those who waited ahead."""
+    missing = [text for one in wanted if (text := _why(what, one, named=len(wanted) > 1))]
+    if not missing:
+        return "it has come free just now" if len(wanted) == 1 else "all of them have come free just now"
+    return "; ".join(missing[:_TOLD]) + _and_more(len(missing) - _TOLD, "are missing too")
+
+
+def _why(what: str, wanted: Wanted, *, named: bool) -> str:
+    """The same of one name; empty if it would have been granted."""
+    name, rule, token, found = wanted
+    ahead = [kv for kv in _in_order(found) if not token or kv.create_revision < token]
+    limit = limit_in(found.kvs)
+    view = View(found.revision, [Ahead(kv.key, kv.create_revision) for kv in ahead], len(ahead), limit)
+    if isinstance(rule(view), Granted):
+        return ""
+    held = holding([kv.key for kv in ahead], limit)
+    owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in ahead[:held]]
+    subject = f"{name!r}" if named else "it"
+    holders = ", and by ".join(describe(owner, what) for owner in owners[:_TOLD])
+    text = f"{subject} is held by {holders}" if owners else f"{subject} is held by nobody"
+    text += _and_more(len(owners) - _TOLD, "hold it too")
+    if not token:
+        return text + "; this request had not joined the queue yet"
+    waiting = len(ahead) - held
+    return text + f"; {_place(waiting, more=found.total > len(found.kvs) and len(ahead) == len(found.kvs))}"
+
+
+def describe(owner: Owner, what: str = "lock") -> str:
+    """One owner, for a person. What others have written is shown with escapes."""
+    if not owner.host:
+        text = f"a client that does not say who it is (lease {owner.session})"
+    else:
+        agent = owner.metadata.get("agent")
+        told = [f"pid {owner.pid} on {owner.host!r}"]
+        told += [f"agent {agent[:80]!r}"] if isinstance(agent, str) and agent else []
+        text = ", ".join(told)
+    if owner.since:
+        text += f", who joined the queue at {owner.since:%Y-%m-%d %H:%M:%S %Z} by its own clock"
+    return f"{text} ({owner.permits} permits)" if owner.permits > 1 else text
+
+
+def _place(waiting: int, *, more: bool) -> str:
+    if more:
+        return f"at least {waiting} others waited ahead of this request"
+    if not waiting:
+        return "this request was the next in the queue"
+    return f"{waiting} {'other' if waiting == 1 else 'others'} waited ahead of this request"
+
+
+def _and_more(number: int, do: str) -> str:
+    return f"; {number} more {do}" if number > 0 else ""
+
+
+def _in_order(found: GetResult) -> list[KV]:
+    return sorted((kv for kv in found.kvs if is_entry(kv)), key=lambda kv: (kv.create_revision, kv.key))

@@ -1,0 +1,67 @@
+"""Following what changes in etcd, for those who look on: the notices of one watch until its session is over, or what
+a reading of it gives, again whenever it has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+from codomyrmex.concurrency.errors import SessionLost
+from codomyrmex.concurrency.etcd.transports.protocol import WatchRequest
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
+from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.session import Session
+
+_PAUSE = 0.25  # seconds
+_SHARE = 4  # a reading that takes long is made the less often
+
+T = TypeVar("T")
+
+
+async def notices(session: Session, request: WatchRequest) -> AsyncGenerator[Changed | Started, None]:
+    """What a watch tells. Raises why, once the session is lost or etcd refuses the watch."""
+    inbox: asyncio.Queue[Notice | None] = asyncio.Queue()
+    watch = session.hub.subscribe(request, inbox.put_nowait)
+    loss = asyncio.create_task(session.lost.wait())
+    loss.add_done_callback(lambda _: inbox.put_nowait(None))
+    try:
+        while True:
+            notice = await inbox.get()
+            if notice is None:
+                raise session.lost.reason or SessionLost("the session is over")
+            if isinstance(notice, Refused):
+                raise notice.error
+            yield notice
+    finally:
+        watch.cancel()
+        loss.cancel()
+
+
+async def snapshots(session: Session, prefix: bytes, read: Callable[[], Awaitable[T]]) -> AsyncGenerator[T, None]:
+    """What ``read`` returns, at first and after every change under ``prefix``; a few times a second at most.
+
+    It rests until something changes, and four times as long as the last reading took.
+    """
+    changed = asyncio.Event()
+    following = asyncio.create_task(_tell(session, prefix, changed))
+    following.add_done_callback(lambda _: changed.set())
+    try:
+        while True:
+            await changed.wait()
+            changed.clear()
+            if following.done():
+                following.result()
+            began = time.monotonic()
+            yield await read()
+            await asyncio.sleep(max(_PAUSE, _SHARE * (time.monotonic() - began)))
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def _tell(session: Session, prefix: bytes, changed: asyncio.Event) -> None:
+    async for _ in notices(session, WatchRequest(prefix, prefix_end(prefix))):
+        changed.set()

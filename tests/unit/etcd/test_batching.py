@@ -1,0 +1,111 @@
+"""The batcher alone: what meets travels together, in order, at most so many batches at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from codomyrmex.concurrency.etcd.batching import Batcher
+
+
+class Sender:
+    """Takes up to three items a batch; each batch is under way until it is let go."""
+
+    def __init__(self, depth: int = 2) -> None:
+        self.sent: list[list[int]] = []
+        self.under_way: list[asyncio.Event] = []
+        self.failures: list[tuple[str, BaseException]] = []
+        self.batcher: Batcher[int] = Batcher(self._take, self._send, depth, self._broken)
+
+    def _broken(self, name: str, error: BaseException) -> None:
+        self.failures.append((name, error))
+
+    @staticmethod
+    def _take(queue: deque[int]) -> list[int]:
+        return [queue.popleft() for _ in range(min(3, len(queue)))]
+
+    async def _send(self, batch: list[int]) -> None:
+        self.sent.append(batch)
+        done = asyncio.Event()
+        self.under_way.append(done)
+        await done.wait()
+
+    async def let_go(self) -> None:
+        for done in self.under_way:
+            done.set()
+        self.under_way.clear()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_meets_in_one_turn_travels_together() -> None:
+    sender = Sender()
+    for item in range(3):
+        sender.batcher.submit(item)
+    await turns()
+    assert sender.sent == [[0, 1, 2]]
+    await sender.let_go()
+    await sender.batcher.close()
+
+
+async def test_no_more_than_depth_batches_are_under_way_and_order_holds() -> None:
+    sender = Sender()
+    for item in range(10):
+        sender.batcher.submit(item)
+    await turns()
+    assert sender.sent == [[0, 1, 2], [3, 4, 5]]
+    await sender.let_go()
+    await sender.let_go()
+    await sender.batcher.idle()
+    assert [item for batch in sender.sent for item in batch] == list(range(10))
+    await sender.batcher.close()
+
+
+async def test_a_pause_keeps_what_waits_and_resume_sends_it() -> None:
+    sender = Sender()
+    sender.batcher.pause()
+    sender.batcher.submit(1)
+    await turns()
+    assert not sender.sent and not sender.batcher.free
+    sender.batcher.resume()
+    await turns()
+    assert sender.sent == [[1]]
+    sender.batcher.pause()
+    sender.batcher.submit(2)
+    assert sender.batcher.empty_queue() == [2]
+    quiet = asyncio.create_task(sender.batcher.quiet())
+    await turns()
+    assert not quiet.done()
+    await sender.let_go()
+    assert quiet.done()
+    await sender.batcher.close()
+
+
+async def test_one_sent_at_once_counts_as_under_way() -> None:
+    sender = Sender(depth=1)
+    assert sender.batcher.free
+    sending = asyncio.create_task(sender.batcher.send_now(7))
+    await turns()
+    assert not sender.batcher.free
+    sender.batcher.submit(8)
+    await turns()
+    assert sender.sent == [[7]]
+    await sender.let_go()
+    await sending
+    assert sender.sent == [[7], [8]]
+    await sender.let_go()
+    assert sender.batcher.free
+    await sender.batcher.close()
+
+
+async def test_closing_cancels_what_is_under_way() -> None:
+    sender = Sender()
+    sender.batcher.submit(1)
+    await turns()
+    await asyncio.wait_for(sender.batcher.close(), 1)
+    await asyncio.wait_for(sender.batcher.quiet(), 1)
