@@ -41,7 +41,7 @@ async def test_what_leaves_is_gone_even_if_the_session_was_fenced(session: Sessi
     """A transaction with an old version of the session's key is refused; what it was to delete is deleted."""
     lock = DistributedLock("x", session)
     grant = await lock.acquire()
-    session.committer._version = 99
+    session.committer._ledger.version = 99
     joining = asyncio.create_task(DistributedLock("y", session).acquire())
     blocked = asyncio.create_task(DistributedLock("z", session).acquire())
     await asyncio.sleep(0)

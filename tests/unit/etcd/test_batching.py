@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from codomyrmex.concurrency.etcd.batching import Batcher
+from codomyrmex.concurrency.etcd.send_queue import SendQueue
 
 
 class Sender:
@@ -15,14 +15,15 @@ class Sender:
         self.sent: list[list[int]] = []
         self.under_way: list[asyncio.Event] = []
         self.failures: list[tuple[str, BaseException]] = []
-        self.batcher: Batcher[int] = Batcher(self._take, self._send, depth, self._broken)
+        self.queue: SendQueue[int] = SendQueue(depth)
+        self.batcher: Batcher[int] = Batcher(self.queue, self._take, self._send, self._broken)
 
     def _broken(self, name: str, error: BaseException) -> None:
         self.failures.append((name, error))
 
-    @staticmethod
-    def _take(queue: deque[int]) -> list[int]:
-        return [queue.popleft() for _ in range(min(3, len(queue)))]
+    def _take(self) -> list[int]:
+        items = self.queue.items
+        return [items.popleft() for _ in range(min(3, len(items)))]
 
     async def _send(self, batch: list[int]) -> None:
         self.sent.append(batch)
@@ -68,16 +69,17 @@ async def test_no_more_than_depth_batches_are_under_way_and_order_holds() -> Non
 
 async def test_a_pause_keeps_what_waits_and_resume_sends_it() -> None:
     sender = Sender()
-    sender.batcher.pause()
+    sender.queue.paused = True
     sender.batcher.submit(1)
     await turns()
     assert not sender.sent and not sender.batcher.free
-    sender.batcher.resume()
+    sender.queue.paused = False
+    sender.batcher.wake()
     await turns()
     assert sender.sent == [[1]]
-    sender.batcher.pause()
+    sender.queue.paused = True
     sender.batcher.submit(2)
-    assert sender.batcher.empty_queue() == [2]
+    assert sender.queue.empty() == [2]
     quiet = asyncio.create_task(sender.batcher.quiet())
     await turns()
     assert not quiet.done()

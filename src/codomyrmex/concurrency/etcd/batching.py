@@ -1,108 +1,98 @@
-"""Gathers what meets in one event-loop turn, or while calls are under way, into batches. Knows nothing of etcd."""
+"""Sends batches from a ``SendQueue`` in tasks of the event loop. It knows nothing of etcd.
+
+Items that are submitted in one turn of the event loop, or while calls are under way, travel together.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from codomyrmex.concurrency.etcd.send_queue import SendQueue
 from codomyrmex.concurrency.etcd.supervision import Broken, guarded, supervise
 
 T = TypeVar("T")
 
 
 class Batcher(Generic[T]):
-    """Hands waiting items to ``send``, at most ``depth`` batches at a time; under load batches grow by themselves.
+    """Sends the items of ``queue`` in batches, as many at a time as the queue allows.
 
-    ``take`` removes the next batch from the queue and returns it; ``broken`` is told what it, or ``send``, raises.
+    ``take`` removes the next batch from the queue and returns it. ``send`` sends a batch. ``broken`` is called with an
+    exception that either of them raises.
     """
 
     def __init__(
         self,
-        take: Callable[[deque[T]], list[T]],
+        queue: SendQueue[T],
+        take: Callable[[], list[T]],
         send: Callable[[list[T]], Coroutine[Any, Any, None]],
-        depth: int,
         broken: Broken,
     ) -> None:
-        self._broken = broken
-        self._flush_soon = guarded(self._flush, "gathering batches", broken)
+        self._queue = queue
         self._take = take
         self._send = send
-        self._depth = depth
-        self._queue: deque[T] = deque()
-        self._active = 0
+        self._broken = broken
+        self._flush_soon = guarded(self._flush, "gathering batches", broken)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[asyncio.Future[None]] = []
-        self._paused = False
         self._scheduled = False
 
     @property
     def free(self) -> bool:
-        """Whether an item would be sent by itself, right now."""
-        return not (self._active or self._queue or self._paused)
+        """True if a new item would be sent at once and by itself."""
+        return self._queue.is_free
 
     async def send_now(self, item: T) -> None:
-        """Send an item from the caller's own task, which spares it two turns of the event loop; only when ``free``.
+        """Send an item from the caller's own task, which saves two turns of the event loop. Allowed only when ``free``.
 
-        What happens to it when the caller is cancelled is for ``send`` to settle.
+        ``send`` settles the item's fate if the caller is cancelled.
         """
-        self._active += 1
+        self._queue.begin()
         try:
             await self._send([item])
         finally:
-            self._sent()
+            self._ended()
 
     def submit(self, item: T) -> None:
-        self._queue.append(item)
-        self._wake()
+        """Queue an item; it is sent in the next turn of the event loop, or when there is room."""
+        self._queue.items.append(item)
+        self.wake()
 
-    def pause(self) -> None:
-        self._paused = True
-
-    def resume(self) -> None:
-        self._paused = False
-        self._wake()
-
-    def empty_queue(self) -> list[T]:
-        """Remove and return what has not been sent."""
-        waiting = list(self._queue)
-        self._queue.clear()
-        return waiting
+    def wake(self) -> None:
+        """Send soon if the queue has room."""
+        if not self._scheduled and self._queue.has_room:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush_soon)
 
     async def quiet(self) -> None:
-        """Wait until nothing is under way."""
-        while self._active:
+        """Wait until no batch is under way."""
+        while self._queue.active:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter
 
     async def idle(self) -> None:
-        """Wait until everything submitted has been sent and answered."""
-        while self._queue or self._active:
+        """Wait until every item has been sent and answered."""
+        while self._queue.items or self._queue.active:
             await self.quiet()
             await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """Give up what is under way; returns when its tasks have ended."""
-        self._paused = True
+        """Cancel the batches under way and send nothing more. Returns when their tasks have ended."""
+        self._queue.paused = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _wake(self) -> None:
-        if not self._scheduled and not self._paused and self._active < self._depth:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_soon)
-
     def _flush(self) -> None:
         self._scheduled = False
-        while self._queue and not self._paused and self._active < self._depth:
-            batch = self._take(self._queue)
+        while self._queue.items and self._queue.has_room:
+            batch = self._take()
             if not batch:
                 return
-            self._active += 1
+            self._queue.begin()
             task = supervise(self._run(batch), "sending a batch", self._broken)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -111,14 +101,14 @@ class Batcher(Generic[T]):
         try:
             await self._send(batch)
         finally:
-            self._sent()
+            self._ended()
 
-    def _sent(self) -> None:
-        self._active -= 1
-        if not self._active:
+    def _ended(self) -> None:
+        self._queue.end()
+        if not self._queue.active:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
                 if not waiter.done():
                     waiter.set_result(None)
-        if self._queue:
-            self._wake()
+        if self._queue.items:
+            self.wake()

@@ -1,10 +1,11 @@
-"""Deleting entries, repeated until etcd has answered. ``commit.py`` sends a removal along with what else is to be sent;
-removals alone travel in delete-only transactions.
+"""Deletes entries and repeats each deletion until etcd has answered it.
 
-A key is removed by nobody else, and used again only if ``gone`` said so: its removal was answered at the first
-attempt, so no late one can be under way. That is why a release needs no compare and cannot be refused (in a shared
-transaction it stands in both branches), why its lost answer needs no fence, and why it works in a full database, where
-anything that may put is refused.
+``commit.py`` sends a removal along with the requests that wait. Removals without requests travel in delete-only
+transactions. ``deletion_state.py`` decides what an answer or an error means.
+
+A release needs no compare and cannot be refused, because only its owner deletes a key: in a shared transaction the
+deletion stands in both branches. For the same reason its lost answer needs no fence. It works in a full database, where
+etcd refuses everything that may put.
 """
 
 from __future__ import annotations
@@ -17,45 +18,48 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdQuotaExceeded
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
+from codomyrmex.concurrency.etcd.deletion_state import (
+    AfterFailure,
+    Deletion,
+    after_failure,
+    deletes,
+    found,
+    markers,
+    pause,
+)
 from codomyrmex.concurrency.etcd.supervision import Broken, guarded
-from codomyrmex.concurrency.etcd.transports.protocol import Delete, Deleted, Op, OpResult, Put, Transport
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, OpResult, Put, Transport
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_PAUSE, _LONG_PAUSE = 0.1, 1.0  # seconds
-
 Gone = Callable[[bool], object]
-"""Called when a key is gone, with whether it may be used again."""
+"""Called when a key is gone. The argument is true if the key may be used again."""
 
 
 @dataclass(slots=True, eq=False)
-class Removal:
-    """``note`` is written together with the deletion; it is left out where it cannot be written."""
+class Removal(Deletion):
+    """A deletion with its caller. ``done`` becomes true if the key was still there."""
 
-    key: bytes
-    gone: Gone | None
-    note: Put | None = None
+    gone: Gone | None = None
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    repeated: bool = False
-    late: bool = False  # it was said that it takes long
-    asked_at: float = field(default_factory=time.monotonic)
 
-    def answer(self, existed: bool) -> None:
+    def answer(self, result: bool) -> None:
+        """Tell the caller; ``result`` is true if etcd found the key."""
         if self.gone:
-            self.gone(not self.repeated)
+            self.gone(self.is_reusable)
         if not self.done.done():
-            # After a lost answer a missing key says nothing: the first attempt may have deleted it.
-            self.done.set_result(existed or self.repeated)
+            self.done.set_result(self.existed(result))
 
     def fail(self, error: ConcurrencyError) -> None:
+        """Tell the caller of an error."""
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()
+            self.done.exception()  # a caller that is gone leaves no warning
 
 
 class Lane(Protocol):
-    """Where removals line up to be sent."""
+    """The queue through which removals are sent."""
 
     @property
     def free(self) -> bool: ...
@@ -64,8 +68,11 @@ class Lane(Protocol):
 
 
 class Remover:
-    """Deletes keys. A removal goes on until it is done or the session ends, also after its caller was told of an
-    error, after ``limit`` seconds, or has gone. ``broken`` is called when it cannot go on."""
+    """Deletes keys.
+
+    A removal goes on until it is done or the session ends. It goes on when its caller was told of an error after
+    ``limit`` seconds, and when its caller is gone. ``broken`` is called when it cannot go on.
+    """
 
     def __init__(self, transport: Transport, lane: Lane, limit: float, broken: Broken) -> None:
         self._transport = transport
@@ -74,31 +81,31 @@ class Remover:
         self._broken = broken
         self._closed: ConcurrencyError | None = None
 
-    def remove(self, key: bytes, gone: Gone | None = None, note: Put | None = None) -> asyncio.Future[bool]:
-        """Delete ``key``; the result says whether it was still there."""
-        removal = Removal(key, gone, note)
+    def remove(self, key: bytes, gone: Gone | None = None, marker: Put | None = None) -> asyncio.Future[bool]:
+        """Delete ``key`` in the background. The result is true if the key was still there."""
+        removal = Removal(key, marker, time.monotonic(), gone=gone)
         self._line_up(removal)
         return removal.done
 
-    async def removed(self, key: bytes, gone: Gone, note: Put | None = None) -> bool:
-        """``remove``, and wait for it; by itself it is sent from the caller's own task."""
+    async def removed(self, key: bytes, gone: Gone, marker: Put | None = None) -> bool:
+        """Delete ``key`` and wait until it is gone. If nothing else is under way the caller's own task sends it."""
         if self._closed or not self._lane.free:
-            return await self.remove(key, gone, note)
-        removal = Removal(key, gone, note)
+            return await self.remove(key, gone, marker)
+        removal = Removal(key, marker, time.monotonic(), gone=gone)
         await self._lane.send_now(removal)
         return await removal.done
 
     def abandon(self, error: ConcurrencyError) -> None:
-        """The session is gone, and its lease takes every key along."""
+        """Delete nothing more: the session is gone, and its lease takes every key along."""
         self._closed = error
 
     async def send(self, batch: Sequence[Removal]) -> None:
-        """Removals that travel alone."""
+        """Send removals that travel without requests."""
         try:
-            if len(batch) == 1 and not batch[0].note:  # costs etcd less than a transaction
+            if len(batch) == 1 and not batch[0].marker:  # costs etcd less than a transaction
                 await self._delete(batch[0])
             else:
-                result = await self._transport.txn((), [*deletions(batch), *notes(batch)])
+                result = await self._transport.txn((), [*deletes(batch), *markers(batch)])
                 answer(batch, result.results)
         except EtcdError as error:
             await self.failed(batch, error)
@@ -107,9 +114,8 @@ class Remover:
             raise
 
     async def failed(self, batch: Sequence[Removal], error: EtcdError) -> None:
-        """What carried them failed. If it was refused, that may be for what else was in it, so each goes alone: before
-        3.4.20 and 3.5.7 a full database refuses every transaction, but takes plain deletes."""
-        if not isinstance(error, EtcdQuotaExceeded) and (error.retryable or error.applied != "no"):
+        """Go on after the transaction that carried ``batch`` failed."""
+        if after_failure(error) is AfterFailure.LATER:
             self._later(batch, error)
             return
         for removal in batch:
@@ -119,24 +125,26 @@ class Remover:
                 self._later([removal], another)
 
     def interrupted(self, batch: Sequence[Removal]) -> None:
-        """The session has closed, and whoever waits is told; or a caller was cancelled in the middle of its own
-        sending: then the removal goes on."""
+        """Go on after the sending of ``batch`` was cancelled.
+
+        If the session has closed, the callers are told so. Else a caller was cancelled in the middle of its own
+        sending, and the removal goes on without it.
+        """
         if not self._closed:
             for removal in batch:
                 removal.done.cancel()
         self._again(batch)
 
     def _later(self, batch: Sequence[Removal], error: EtcdError) -> None:
+        now = time.monotonic()
         for removal in batch:
-            if (time.monotonic() - removal.asked_at >= self._limit or not error.retryable) and not removal.late:
-                removal.late = True
+            if removal.becomes_late(error, now, self._limit):
                 log.warning(
                     "%r could not be deleted yet, and is tried again while the session lasts: %s", removal.key, error
                 )
                 removal.fail(error)
-        pause = _LONG_PAUSE if all(removal.late for removal in batch) else _PAUSE
         again = guarded(partial(self._again, batch), "removing keys", self._broken)
-        asyncio.get_running_loop().call_later(pause, again)
+        asyncio.get_running_loop().call_later(pause(batch), again)
 
     def _again(self, batch: Sequence[Removal]) -> None:
         for removal in batch:
@@ -153,15 +161,7 @@ class Remover:
         removal.answer(await self._transport.delete(Delete(removal.key)) > 0)
 
 
-def deletions(batch: Sequence[Removal]) -> list[Op]:
-    return [Delete(removal.key) for removal in batch]
-
-
-def notes(batch: Sequence[Removal]) -> list[Op]:
-    return [removal.note for removal in batch if removal.note]
-
-
-def answer(batch: Sequence[Removal], results: Sequence[OpResult]) -> None:
-    """Each removal's share of a transaction's results, which begin with those of its ``deletions``."""
-    for removal, deleted in zip(batch, results, strict=False):
-        removal.answer(isinstance(deleted, Deleted) and deleted.keys > 0)
+def answer(batch: Sequence[Deletion], results: Sequence[OpResult]) -> None:
+    """Answer each deletion from the results of a transaction that begins with the ``deletes`` of ``batch``."""
+    for deletion, result in zip(batch, results, strict=False):
+        deletion.answer(found(result))
