@@ -174,8 +174,8 @@ class Committer:
             await self._send_each(self._execute(self._ledger.answered(batch, result)))
 
     async def _send_each(self, requests: list[LedgerRequest]) -> None:
-        """Send each request in a transaction of its own, one after another."""
-        while requests:
+        """Send each request in a transaction of its own, one after another, while the session lasts."""
+        while requests and not self._ledger.closed:
             request = requests[0]
             transaction = self._ledger.alone(request)
             try:
@@ -188,6 +188,8 @@ class Committer:
             else:
                 actions = self._ledger.answered_alone(request, transaction, result)
             requests = [*self._execute(actions), *requests[1:]]
+        if requests:
+            self._execute(self._ledger.cancelled(requests))
 
     async def _settle(self) -> None:
         """Settle every request in doubt."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from copy import copy
 
 from codomyrmex.concurrency.errors import (
     ConcurrencyError,
@@ -107,9 +108,7 @@ class Ledger:
             item = items[0]
             if isinstance(item, LedgerRequest) and not self._waits(item):
                 items.popleft()
-                self._settled(item)
-                if item.unsent and not item.told:
-                    actions.append(Unsent(item))
+                actions += self._left_out(item)
             elif room.admits(item):
                 batch.append(items.popleft())
                 if isinstance(item, LedgerRequest):
@@ -145,6 +144,8 @@ class Ledger:
         if not self._adopt(result):
             return self._fail([request], _lease_is_gone())
         if self.version != sent.version:
+            if request.state is State.SENT_AGAIN and not self._waits(request):
+                return self._taken_back(request)  # its caller was told of the doubt while it was on its way
             return self._each_alone([request])
         return self._answer(request, Reply(False, result.revision, result.results[1:]))
 
@@ -154,12 +155,14 @@ class Ledger:
             return self._fail(requests, self.closed)
         if len(requests) > 1 and error.applied == "no" and not error.retryable:
             return self._each_alone(requests)  # one of them is to blame
-        if error.applied == "no":
+        if error.applied == "no" and requests[0].state is State.SENT_AGAIN:
+            error = _unsure(error)  # it is about the repetition: the first attempt may have been applied
+        elif error.applied == "no":
             return self._fail(requests, error)
-        if isinstance(error, EtcdQuotaExceeded):
-            # A full database may have applied a request that it refuses. The request is not under way any more.
-            return [*self._fail(requests, error), *(Undo(request) for request in requests if request.undo)]
-        return self._lost(requests, error)
+        elif not isinstance(error, EtcdQuotaExceeded):
+            return self._lost(requests, error)
+        # A full database may have applied a request that it refuses. In both cases nothing is under way any more.
+        return [*self._fail(requests, error), *(Undo(request) for request in requests if request.undo)]
 
     def cancelled(self, requests: Sequence[LedgerRequest]) -> list[Action]:
         """The sending of ``requests`` was cancelled: by the end of the session, or by a caller that sent its request
@@ -196,9 +199,10 @@ class Ledger:
                 request.change(Event.SEND)
                 self._repeated = request
                 return [*actions, SendAlone(request)]
-            if request.undo and not self._waits(request):
-                actions.append(Undo(request))
-            actions += self._fail([request], cause)
+            if self._waits(request):
+                actions += self._fail([request], cause, Event.DROP)
+            else:
+                actions += self._taken_back(request, Event.DROP)
         if self.phase is Phase.SETTLING:
             self._step(Step.STILL_IN_DOUBT if self._in_doubt else Step.ALL_SETTLED)
             self.queue.paused = bool(self._in_doubt)
@@ -236,7 +240,8 @@ class Ledger:
                     actions.append(Fail(item, error))
                     self.queue.items.append(item)  # it goes on
                 else:
-                    actions += self._fail([item], error)
+                    actions += self._tell(item, error)
+                    actions += self._left_out(item)
         return actions
 
     def close(self, error: ConcurrencyError) -> list[Action]:
@@ -255,7 +260,7 @@ class Ledger:
                 requests.append(item)
         for request in requests:
             if request.state is not State.SETTLED:
-                actions += self._fail([request], error)
+                actions += self._fail([request], error, Event.DROP)
         if self._repeated:
             actions += self._tell(self._repeated, error)
         return actions
@@ -263,10 +268,15 @@ class Ledger:
     # The parts of these
 
     def _answer(self, request: LedgerRequest, reply: Reply) -> tuple[Action, ...]:
-        self._settled(request)
         if self._waits(request):
             request.told = True
+            self._settled(request)
             return (Answer(request, reply),)
+        return self._taken_back(request)
+
+    def _taken_back(self, request: LedgerRequest, event: Event = Event.SETTLE) -> tuple[Action, ...]:
+        """The request was or may have been applied, and nobody waits for it."""
+        self._settled(request, event)
         return (Undo(request),) if request.undo else ()
 
     def _tell(self, request: LedgerRequest, error: ConcurrencyError) -> tuple[Action, ...]:
@@ -275,12 +285,19 @@ class Ledger:
         request.told = True
         return (Fail(request, error),)
 
-    def _fail(self, requests: Iterable[LedgerRequest], error: ConcurrencyError) -> list[Action]:
+    def _fail(
+        self, requests: Iterable[LedgerRequest], error: ConcurrencyError, event: Event = Event.SETTLE
+    ) -> list[Action]:
         actions: list[Action] = []
         for request in requests:
             actions += self._tell(request, error)
-            self._settled(request)
+            self._settled(request, event)
         return actions
+
+    def _left_out(self, request: LedgerRequest) -> tuple[Action, ...]:
+        """A request from the queue is not sent, because nobody waits for it."""
+        self._settled(request, Event.DROP)
+        return (Unsent(request),) if request.unsent and not request.told else ()
 
     def _lost(self, requests: Sequence[LedgerRequest], error: EtcdError) -> list[Action]:
         self._step(Step.LOST)
@@ -294,9 +311,9 @@ class Ledger:
         """Send each of the requests alone; none of them was applied."""
         return self._fail(requests, self.closed) if self.closed else [SendAlone(request) for request in requests]
 
-    def _settled(self, request: LedgerRequest) -> None:
+    def _settled(self, request: LedgerRequest, event: Event = Event.SETTLE) -> None:
         """The request's fate is known: its successors may go."""
-        request.change(Event.SETTLE)
+        request.change(event)
         self.queue.items.extend(self._lines.leave(request))
 
     def _adopt(self, refused: TxnResult) -> bool:
@@ -319,3 +336,10 @@ class Ledger:
 
 def _lease_is_gone() -> SessionLost:
     return SessionLost("the session's lease is gone: its key is no longer in etcd")
+
+
+def _unsure(error: EtcdError) -> EtcdError:
+    """The same error, for a request that may have been applied."""
+    unsure = copy(error)
+    unsure.applied = "unknown"
+    return unsure

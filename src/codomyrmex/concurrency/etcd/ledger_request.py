@@ -34,7 +34,8 @@ class Event(IntEnum):
     MAKE_READY = 1
     SEND = 2
     LOSE = 3
-    SETTLE = 4
+    SETTLE = 4  # its transaction ended and tells its fate
+    DROP = 5  # it is not sent, or not sent again
 
 
 TRANSITIONS: dict[tuple[int, int], State] = {
@@ -45,11 +46,11 @@ TRANSITIONS: dict[tuple[int, int], State] = {
     (State.SENT, Event.LOSE): State.IN_DOUBT,
     (State.IN_DOUBT, Event.SEND): State.SENT_AGAIN,
     (State.SENT_AGAIN, Event.LOSE): State.IN_DOUBT,
-    (State.IN_LINE, Event.SETTLE): State.SETTLED,  # the session is over
-    (State.READY, Event.SETTLE): State.SETTLED,  # its caller is gone, or was told of an error
     (State.SENT, Event.SETTLE): State.SETTLED,
-    (State.IN_DOUBT, Event.SETTLE): State.SETTLED,
     (State.SENT_AGAIN, Event.SETTLE): State.SETTLED,
+    (State.IN_LINE, Event.DROP): State.SETTLED,  # the session is over
+    (State.READY, Event.DROP): State.SETTLED,  # its caller is gone, or was told of an error
+    (State.IN_DOUBT, Event.DROP): State.SETTLED,  # the fence was moved, and it is not sent again
 }
 
 
