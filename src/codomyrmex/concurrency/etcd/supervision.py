@@ -1,4 +1,4 @@
-"""Background work with an owner: whoever starts a task here is told if it ends although nobody ended it."""
+"""Background tasks with an owner, which is told if a task ends although its owner did not end it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 Broken = Callable[[str, BaseException], object]
-"""Told the name of something in the background and the exception, which nobody expected, that ended it."""
+"""Called with the name of background work and the unexpected exception that ended it."""
 
 
 def supervise(work: Coroutine[Any, Any, T], name: str, broken: Broken) -> asyncio.Task[T]:
-    """Run ``work`` in a task and tell ``broken`` of an exception that ends it.
+    """Run ``work`` in a task and call ``broken`` with an exception that ends it.
 
-    A cancel by ``task.cancel()`` is its owner's and told to nobody. A ``CancelledError`` that came from anywhere else
-    is an accident, and told.
+    A cancellation by ``task.cancel()`` comes from the owner and is not told. A ``CancelledError`` from anywhere else is
+    an accident and is told.
     """
     task = asyncio.create_task(work)
 
@@ -35,7 +35,7 @@ def supervise(work: Coroutine[Any, Any, T], name: str, broken: Broken) -> asynci
 
 
 def guarded(callback: Callable[[], object], name: str, broken: Broken) -> Callable[[], None]:
-    """``callback`` for the event loop to call; ``broken`` is told what it raises."""
+    """A function for the event loop that calls ``callback``, and ``broken`` with an exception that it raises."""
 
     def call() -> None:
         try:

@@ -1,13 +1,13 @@
 """Many watches over one stream, resumed after a break without losing or repeating an event.
 
-A watch begins now, with no start revision: etcd then has it in step at once, where one that starts in the past is
-served only every 100 ms. It is told the revision it began at; a reader whose view is at least that new has missed
-nothing. A broken stream is reopened (at another endpoint if need be) and every watch resumed behind the last
-revision it saw; where etcd has compacted that away, the watch starts anew and says so. ``watch_state.py`` decides all
-that; this module sends and receives.
+A watch begins now, without a start revision: etcd then has it in step at once, while it serves a watch that starts in
+the past only every 100 ms. The watcher is told the revision at which its watch began; if its view is at least that new,
+it has missed nothing. A broken stream is reopened, at another endpoint if need be, and every watch is resumed behind
+the last revision that it saw. If etcd has compacted that revision, the watch starts anew and its watcher is told of the
+gap. ``watch_state.py`` decides all this. This module sends and receives.
 
-``follow`` shares a watch among all who want the same, and keeps it for a second after the last of them:
-whoever waits for the same key again soon finds it in step.
+``follow`` shares one watch among all followers of the same request and keeps it for a second after the last of them. A
+waiter that comes back for the same key soon finds the watch in step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _LINGER = 1.0  # seconds
 
 Sink = Callable[[Notice], None]
-"""Called with each notice in the event loop; must not block. One that raises ends its own watch, and is told so."""
+"""Called with each notice in the event loop; must not block. If it raises, its watch ends and it is told so."""
 
 
 class Subscription:
@@ -45,14 +45,14 @@ class Subscription:
         self.watch = watch
 
     def cancel(self) -> None:
-        """End the watch; no notice comes after."""
+        """End the watch. No notice comes afterwards."""
         self._hub.forget(self.watch)
 
 
 class WatchHub:
-    """The watch stream of a session and the subscriptions it carries. The stream opens with the first of them.
+    """The watch stream of a session and its subscriptions. The stream opens with the first subscription.
 
-    ``broken`` is called if the stream's task ends although nobody closed the hub.
+    ``broken`` is called if the stream's task ends although the hub was not closed.
     """
 
     def __init__(self, transport: Transport, broken: Broken) -> None:
@@ -69,6 +69,7 @@ class WatchHub:
         self._timer: asyncio.TimerHandle | None = None
 
     def subscribe(self, request: WatchRequest, sink: Sink) -> Subscription:
+        """Begin a watch of its own for ``sink``."""
         watch = Watch(request, revision=max(0, request.start - 1))
         self._sinks[watch] = sink
         self._state.add(watch)
@@ -78,14 +79,14 @@ class WatchHub:
         return Subscription(self, watch)
 
     def follow(self, request: WatchRequest, sink: Sink) -> Follow:
-        """Watch ``request`` together with all others who do."""
+        """Watch ``request`` through one watch that all its followers share."""
         shared = self._shared.get(request)
         if shared is None or not shared.watch.active:
             shared = self._shared[request] = _Shared(self, request)
         return Follow(shared, sink)
 
     def linger(self, group: bytes, shared: _Shared) -> None:
-        """Keep a watch that nobody follows any more for a second; of each group only the last one is kept."""
+        """Keep a watch without followers for a second. Only the last one of each group is kept."""
         former, _ = self._lingering.pop(group, (None, 0.0))
         if former and former is not shared:
             self._let_go(former)
@@ -110,17 +111,18 @@ class WatchHub:
                 del self._shared[shared.request]
 
     def forget(self, watch: Watch) -> None:
-        """No notice for ``watch`` comes after."""
+        """End ``watch``. No notice for it comes afterwards."""
         if self._sinks.pop(watch, None):
             self._state.remove(watch)
             self._wake.set()
 
     def leave(self, endpoint: str) -> None:
-        """Leave the stream for a new one if it is with ``endpoint``, which seems to hang."""
+        """Close the stream if it goes to ``endpoint``, which seems to hang; a new one is opened."""
         if self._stream and self._stream.endpoint == endpoint:
             self._stream.close()
 
     async def close(self) -> None:
+        """End the stream and every watch, without a notice."""
         self._sinks.clear()
         self._state.clear()
         if self._timer:
@@ -145,7 +147,7 @@ class WatchHub:
             self._pause = min(_LONGEST_PAUSE, self._pause * 2)
 
     async def _serve(self, stream: WatchStream) -> None:
-        """Read and write until the stream ends; raises why. The end of either side is the end of both."""
+        """Read and write until the stream ends; raises the reason. Both sides end together."""
         self._stream = stream
         sides = [asyncio.create_task(self._write(stream)), asyncio.create_task(self._read(stream))]
         try:
@@ -197,7 +199,7 @@ class WatchHub:
 
 
 async def _receive(stream: WatchStream) -> WatchMessage:
-    """The next message, put together again if etcd sent it in fragments."""
+    """The next message, with its fragments joined if etcd sent it in fragments."""
     message = await stream.receive()
     if not message.fragment:
         return message
@@ -210,7 +212,7 @@ async def _receive(stream: WatchStream) -> WatchMessage:
 
 
 def deliver(sink: Sink, notice: Notice, end: Callable[[], object]) -> None:
-    """Call a sink. If it raises, nobody else is harmed: ``end`` is called to end its watch, and it is told."""
+    """Call a sink. If it raises, only its own watch is ended, by ``end``, and the sink is told."""
     try:
         sink(notice)
     except Exception as error:
@@ -224,7 +226,7 @@ def deliver(sink: Sink, notice: Notice, end: Callable[[], object]) -> None:
 
 
 class _Shared:
-    """One watch and those who follow it."""
+    """One watch and its followers."""
 
     def __init__(self, hub: WatchHub, request: WatchRequest) -> None:
         self.hub = hub
@@ -255,19 +257,20 @@ class Follow:
 
     @property
     def in_step(self) -> bool:
-        """Whether the watch is known to cover everything after ``revision``."""
+        """True if the watch is known to cover everything after ``revision``."""
         return self._shared.watch.in_step
 
     @property
     def revision(self) -> int:
+        """The revision up to which the watch has delivered its events."""
         return self._shared.watch.revision
 
     @property
     def last(self) -> Event | None:
-        """The last event of the watch, which may have come before this follower."""
+        """The last event of the watch. It may be older than this follower."""
         return self._shared.last
 
     def end(self, group: bytes) -> None:
-        """No notice comes after. The watch itself lingers, as the last one of its ``group``."""
+        """End this follower; no notice comes afterwards. The watch lingers as the last one of its ``group``."""
         if self._shared.sinks.pop(self, None) and not self._shared.sinks:
             self._shared.hub.linger(group, self._shared)

@@ -1,9 +1,9 @@
-"""The state of the watches on one stream: pure. Messages and breaks go in, notices for the watchers come out.
+"""The state of the watches on one stream: pure. It turns messages and breaks into notices for the watchers.
 
 The revision of a watch is the revision up to which its events have been delivered. Only three things move it: the
-answer to its creation, the events themselves, and a gap. The header of a message with events does not: while etcd
-serves a watcher that lags behind, in batches of 1,000 revisions, the header carries the *store's* current revision, and
-a client that took it for its own would drop the batches that follow as old.
+answer to its creation, the events themselves, and a gap. The header of a message with events does not. etcd serves a
+watcher that lags in batches of 1,000 revisions, and their header carries the *store's* current revision. A client that
+took that revision for the watch's own would drop the following batches as old.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ class Changed(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The watch covers everything after ``revision``. ``resumed``: a break lies behind it, so what is known should
-    be read again. ``gap``: etcd had compacted events away, so what is known must be read again."""
+    """The watch covers everything after ``revision``.
+
+    ``resumed`` is true after a broken stream: the watcher should read again. ``gap`` is true if etcd had compacted
+    events away: the watcher must read again.
+    """
 
     revision: int
     resumed: bool
@@ -34,7 +37,7 @@ class Started(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The watch is over: etcd will not serve it, or its sink failed."""
+    """The watch is over: etcd does not serve it, or its sink failed."""
 
     error: EtcdError
 
@@ -44,7 +47,7 @@ Notice = Changed | Started | Refused
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """One watch. ``watch_id`` is etcd's, None while etcd has not created it on the present stream."""
+    """One watch. ``watch_id`` is etcd's; None until etcd has created the watch on the present stream."""
 
     request: WatchRequest
     revision: int = 0
@@ -55,7 +58,7 @@ class Watch:
 
     @property
     def in_step(self) -> bool:
-        """True if it is known to cover everything after ``revision``."""
+        """True if the watch is known to cover everything after ``revision``."""
         return self.watch_id is not None and self.active
 
 
@@ -69,11 +72,12 @@ class WatchState:
         self._outbox: deque[Watch | int] = deque()
 
     def add(self, watch: Watch) -> None:
+        """Create ``watch`` with the next requests."""
         self._watches.add(watch)
         self._outbox.append(watch)
 
     def remove(self, watch: Watch) -> None:
-        """No notice comes out for it any more."""
+        """Cancel ``watch``; no notice for it comes afterwards."""
         watch.active = False
         self._watches.discard(watch)
         if watch.watch_id is not None:
@@ -81,7 +85,7 @@ class WatchState:
             self._outbox.append(watch.watch_id)
 
     def clear(self) -> list[Watch]:
-        """Remove every watch, without a word to etcd; returns them."""
+        """Remove every watch without cancelling it in etcd; returns the watches."""
         watches = list(self._watches)
         for watch in watches:
             watch.active = False
@@ -104,7 +108,7 @@ class WatchState:
                 yield item.request._replace(start=item.revision + 1 if item.revision else 0)
 
     def received(self, message: WatchMessage) -> tuple[Watch, Notice] | None:
-        """The notice that a whole message (its fragments put together) is, and the watch that it is for."""
+        """The watch and the notice that a message (with its fragments joined) results in; None if in none."""
         if message.created:
             return self._created(message)
         watch = self._by_id.get(message.watch_id)
@@ -122,7 +126,7 @@ class WatchState:
         return watch, Changed(watch.revision, events)
 
     def broke(self) -> None:
-        """The stream is gone: every watch is to be created again, on the next one."""
+        """The stream has broken: every watch is created again on the next one."""
         self._by_id.clear()
         self._asked.clear()
         self._outbox.clear()
@@ -154,7 +158,7 @@ class WatchState:
         return watch, notice
 
     def _again(self, watch: Watch, message: WatchMessage) -> None:
-        """Create a watch that etcd ended once more; from now on, where the events in between are gone for good."""
+        """Create again a watch that etcd ended. It starts from now if etcd has compacted the events in between."""
         if message.compact_revision:
             watch.revision, watch.gap = 0, True
         self._outbox.append(watch)
