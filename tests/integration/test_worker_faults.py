@@ -20,7 +20,7 @@ from codomyrmex.concurrency import (
     RetryPolicy,
     Session,
 )
-from codomyrmex.concurrency.dead_letters import record, worker
+from codomyrmex.concurrency.dead_letters import record, steps, worker
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from tests.helpers import eventually, gateway
@@ -133,7 +133,7 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
     entry_id = await dlq.add(operation="x", args={}, error="e")
     stored = await store.get(entry_id)
     assert stored
-    running = record.encode(record.claimed(stored.entry, "host"))
+    running = record.encode(steps.claimed(stored.entry, "host", 1, record.now()))
     mark = b"%016x nobody" % session.id
     await session.transport.txn(
         (), (Put(store.claim_key(entry_id), mark, session.id), Put(store.key(entry_id), running))
@@ -157,7 +157,7 @@ async def test_what_lies_in_a_claims_place_without_a_lease_blocks_nobody(state: 
     if state == "running":
         stored = await store.get(entry_id)
         assert stored
-        running = record.encode(record.claimed(stored.entry, "host"))
+        running = record.encode(steps.claimed(stored.entry, "host", 1, record.now()))
         await session.transport.txn((), (Put(store.key(entry_id), running),))
 
     @dlq.handler("x")

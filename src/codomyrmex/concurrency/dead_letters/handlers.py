@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.store import Claim, Store
+from codomyrmex.concurrency.dead_letters.transitions import MAX_DELAY
 from codomyrmex.concurrency.errors import ConcurrencyError, LockLost, text_of
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -16,8 +17,8 @@ class Retry(Exception):
     """Raised by a handler: try again, after ``delay`` seconds if given, else as the policy says."""
 
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and not 0 <= delay <= record.MAX_DELAY:
-            raise ValueError(f"delay must be from 0 to {record.MAX_DELAY:.0f} seconds, not {delay!r}")
+        if delay is not None and not 0 <= delay <= MAX_DELAY:
+            raise ValueError(f"delay must be from 0 to {MAX_DELAY:.0f} seconds, not {delay!r}")
         super().__init__("retry asked for" + (f" in {delay:g} s" if delay is not None else ""))
         self.delay = delay
 
@@ -74,14 +75,14 @@ async def outcome(
     try:
         await handler(record.copied(entry), attempt)
     except Retry as error:
-        return record.asked_again(entry, str(error), error.delay, policy)
+        return steps.asked_again(entry, str(error), error.delay, policy, record.now())
     except Park as error:
-        return record.parked(entry, redact(error.reason))
+        return steps.parked(entry, redact(error.reason), record.now())
     except Discard as error:
-        return record.resolved(entry, "discarded", redact(error.reason))
+        return steps.discarded(entry, redact(error.reason), record.now())
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a handler that exits must not end its worker
         text = redact(f"{type(error).__qualname__}: {text_of(error)}")
-        return record.failed(entry, error, text, policy)
-    return record.resolved(entry)
+        return steps.failed(entry, error, text, policy, record.now())
+    return steps.succeeded(entry, record.now())

@@ -17,11 +17,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from codomyrmex.concurrency.context_managers import AsyncOnly
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps, transitions
 from codomyrmex.concurrency.dead_letters.handlers import Handler
-from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
+from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
 from codomyrmex.concurrency.dead_letters.store import Store, Stored
+from codomyrmex.concurrency.dead_letters.transitions import Event, State
 from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import (
@@ -227,7 +228,7 @@ class DeadLetterQueue(AsyncOnly):
 
         Raises ``DeadLetterNotFound``, or ``ConcurrencyError`` for an entry that is being retried right now.
         """
-        return await self._change(id, record.replayed, "replayed")
+        return await self._change(id, Event.REDRIVEN, lambda entry: steps.redriven(entry, record.now()), "replayed")
 
     async def replay_all(
         self, operation: str | None = None, rate: float | None = None, state: State | None = None
@@ -252,7 +253,7 @@ class DeadLetterQueue(AsyncOnly):
                 await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
             stored = await store.get(entry_id)
             if stored and stored.revision == revision:
-                done += await store.change(stored, record.replayed(stored.entry))
+                done += await store.change(stored, steps.redriven(stored.entry, record.now()))
         return done
 
     async def discard(self, id: str, *, reason: str) -> DeadLetter:
@@ -263,7 +264,7 @@ class DeadLetterQueue(AsyncOnly):
         if not reason.strip():
             raise ValueError("a discard needs a reason, for those who ask later")
         return await self._change(
-            id, lambda entry: record.resolved(entry, "discarded", self._redact(reason)), "discarded"
+            id, Event.DISMISSED, lambda entry: steps.dismissed(entry, self._redact(reason), record.now()), "discarded"
         )
 
     async def purge(self, before: datetime | None = None, state: State | None = None) -> int:
@@ -375,14 +376,16 @@ class DeadLetterQueue(AsyncOnly):
                 "is resolved; replay, discard or purge some"
             )
 
-    async def _change(self, entry_id: str, step: Callable[[DeadLetter], DeadLetter], what: str) -> DeadLetter:
+    async def _change(
+        self, entry_id: str, event: Event, step: Callable[[DeadLetter], DeadLetter], done: str
+    ) -> DeadLetter:
         store = await self._opened()
         for _ in range(_TRIES):
             stored = await store.get(entry_id)
             if stored is None:
                 raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} in {self._name!r}")
-            if stored.entry.state == "running":
-                raise ConcurrencyError(f"the dead letter {entry_id} is being retried right now and cannot be {what}")
+            if not transitions.allows(stored.entry.state, event, claimed=True):  # it may be: its claim is not looked at
+                raise ConcurrencyError(f"the dead letter {entry_id} is being retried right now and cannot be {done}")
             changed = step(stored.entry)
             if await store.change(stored, changed):
                 return changed

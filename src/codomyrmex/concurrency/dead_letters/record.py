@@ -1,16 +1,6 @@
-"""A dead letter as it is stored and shown, and how it changes: pure functions from one record to the next.
+"""A dead letter as it is stored and shown: the record, its value in etcd, and the making of a new one.
 
-Every step of an entry's life is one of the functions here; ``store.py`` writes what they return, in a transaction that
-compares the record they were given. Times are the writer's wall clock and only shown, or used where nobody has
-watched the entry (see ``worker.py``); delays are what counts.
-
-    state      on                                     becomes
-    waiting    claimed by a worker                    running
-    running    the handler returned, or discards      resolved
-    running    it failed, attempts are left           waiting, due after a delay
-    running    it failed, none are left; or parks     parked
-    running    its worker died                        waiting, or parked when it has killed too many
-    any but running   replayed by a person            waiting, due now, attempts counted from zero
+How a record changes is in ``steps.py``. Times are the writer's wall clock.
 """
 
 from __future__ import annotations
@@ -18,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -26,28 +15,25 @@ import traceback
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode as bounds
+from codomyrmex.concurrency.dead_letters import transitions
+from codomyrmex.concurrency.dead_letters.transitions import State as State
 from codomyrmex.concurrency.decode import storable
 from codomyrmex.concurrency.errors import PayloadTooLarge, text_of
-from codomyrmex.concurrency.retry import RetryPolicy
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-State = Literal["waiting", "running", "resolved", "parked"]
 Outcome = Literal["running", "ok", "failed", "crashed", "interrupted", "parked", "discarded"]
 
 MAX_RECORD = 1 << 20  # bytes of a new record; etcd takes requests of 1.5 MiB
 MAX_STORED = MAX_RECORD + (128 << 10)  # bytes of one that has been tried: room for its last attempt and a reason
 MAX_TEXT = 8 * 1024  # characters of an error, a reason or a traceback; of a traceback the end is kept
-MAX_DELAY = 10 * 365 * 86_400.0  # seconds; what is to wait for longer is due then
 _BRIEF = 1024  # characters that are kept of a text where a record has grown too large
-MAX_HISTORY = 20
-MAX_CRASHES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,17 +159,20 @@ def new(
     args, metadata = _as_json("args", args), _as_json("metadata", metadata)
     text, kind, trace = _describe(error)
     text, trace = brief(redact(text)), storable(redact(trace))[-MAX_TEXT:]
+    added = now()
+    life = transitions.step(transitions.Life(), transitions.Event.ADDED, added)
     return DeadLetter(
         id=new_id(),
         operation=operation,
         args=args,
         error=text,
-        created_at=now(),
+        created_at=added,
         error_type=kind,
         traceback=trace,
         metadata=metadata,
         fingerprint=fingerprint(operation, kind, text),
-        next_attempt_at=now(),
+        state=life.state,
+        next_attempt_at=life.due,
         dedup=hashlib.sha256(dedup_key.encode()).hexdigest() if dedup_key else "",
     )
 
@@ -258,88 +247,3 @@ def total(redact: Callable[[str], str]) -> Callable[[str], str]:
 def copied(entry: DeadLetter) -> DeadLetter:
     """The same entry, with arguments and metadata of its own."""
     return replace(entry, args=deepcopy(entry.args), metadata=deepcopy(entry.metadata))
-
-
-# Steps
-
-
-def claimed(entry: DeadLetter, host: str) -> DeadLetter:
-    """A worker takes the entry: the attempt counts from here on, whatever becomes of the worker."""
-    attempt = AttemptRecord(entry.attempt_count + 1, host, os.getpid(), now())
-    return replace(
-        entry,
-        state="running",
-        attempt_count=attempt.number,
-        attempts=(*entry.attempts, attempt)[-MAX_HISTORY:],
-        next_attempt_at=None,
-        delay=0.0,
-    )
-
-
-def resolved(entry: DeadLetter, outcome: Outcome = "ok", reason: str = "") -> DeadLetter:
-    return replace(entry, attempts=_ended(entry, outcome, reason), state="resolved", reason=brief(reason))
-
-
-def parked(entry: DeadLetter, reason: str, outcome: Outcome = "parked") -> DeadLetter:
-    return replace(ended(entry, outcome, reason), state="parked", reason=brief(reason))
-
-
-def failed(entry: DeadLetter, error: BaseException, text: str, policy: RetryPolicy) -> DeadLetter:
-    """The handler failed: the entry waits for the next attempt, or is parked after the last."""
-    if not policy.again(error, entry.attempt_count):
-        why = _USED_UP if entry.attempt_count >= policy.max_attempts else "such an error is not to be retried"
-        return parked(ended(entry, "failed", text), _because(text, why))
-    return waiting(ended(entry, "failed", text), policy.delay(entry.attempt_count))
-
-
-def asked_again(entry: DeadLetter, asked: str, delay: float | None, policy: RetryPolicy) -> DeadLetter:
-    """The handler asked for another attempt: the entry waits for it, or is parked after the last."""
-    if entry.attempt_count >= policy.max_attempts:
-        told = f"{entry.error_type}: {entry.error}" if entry.error_type else entry.error
-        return parked(ended(entry, "failed", asked), _because(told, _USED_UP))
-    return waiting(ended(entry, "failed", asked), policy.delay(entry.attempt_count) if delay is None else delay)
-
-
-_USED_UP = "attempts are used up"
-
-
-def _because(error: str, why: str) -> str:
-    """The reason to park an entry: its error first, for that is what is looked for, and why it is not tried again."""
-    room = MAX_TEXT - len(why) - len(" ()")
-    return f"{brief(error, room)} ({why})"
-
-
-def interrupted(entry: DeadLetter) -> DeadLetter:
-    """The worker was told to stop: the attempt is not held against the entry, which is due again at once."""
-    return replace(waiting(ended(entry, "interrupted", ""), 0.0), attempt_count=max(0, entry.attempt_count - 1))
-
-
-def crashed(entry: DeadLetter, policy: RetryPolicy) -> DeadLetter:
-    """The worker is gone and the claim with it: that costs the entry an attempt and a crash."""
-    entry = replace(ended(entry, "crashed", "the worker died"), crash_count=entry.crash_count + 1)
-    if entry.crash_count >= MAX_CRASHES:
-        return parked(entry, f"killed {entry.crash_count} workers", "crashed")
-    if entry.attempt_count >= policy.max_attempts:
-        return parked(entry, _because("the worker died", _USED_UP))
-    return waiting(entry, policy.delay(entry.attempt_count))
-
-
-def waiting(entry: DeadLetter, delay: float) -> DeadLetter:
-    delay = min(delay, MAX_DELAY)
-    return replace(entry, state="waiting", delay=delay, next_attempt_at=now() + timedelta(seconds=delay), reason="")
-
-
-def replayed(entry: DeadLetter) -> DeadLetter:
-    """Back to due, now, with all its attempts before it; the history stays."""
-    return replace(waiting(entry, 0.0), attempt_count=0, crash_count=0)
-
-
-def ended(entry: DeadLetter, outcome: Outcome, error: str) -> DeadLetter:
-    """The attempt under way has ended."""
-    return replace(entry, attempts=_ended(entry, outcome, error))
-
-
-def _ended(entry: DeadLetter, outcome: Outcome, error: str) -> tuple[AttemptRecord, ...]:
-    if not entry.attempts or entry.attempts[-1].outcome != "running":
-        return entry.attempts
-    return (*entry.attempts[:-1], replace(entry.attempts[-1], outcome=outcome, error=brief(error)))

@@ -16,8 +16,7 @@ from datetime import datetime
 
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.store import Stored
-
-_UNSETTLED = ("waiting", "running")
+from codomyrmex.concurrency.dead_letters.transitions import UNSETTLED, State
 
 
 @dataclass(slots=True)
@@ -25,7 +24,7 @@ class _Known:
     """What is remembered of an entry: not its arguments, so that many fit."""
 
     operation: str
-    state: str
+    state: State
     revision: int
     due: float
     suspect: bool
@@ -122,10 +121,10 @@ class Schedule:
         if entry.state == "resolved":
             return  # it is over, and very many may lie there
         self._known[entry.id] = _Known(entry.operation, entry.state, revision, due, entry.crash_count > 0)
-        self._unsettled[entry.operation] += entry.state in _UNSETTLED
+        self._unsettled[entry.operation] += entry.state in UNSETTLED
         if entry.state == "waiting":
             heapq.heappush(self._heap, (due, revision, entry.id))
 
     def _forget(self, entry_id: str) -> None:
         if known := self._known.pop(entry_id, None):
-            self._unsettled[known.operation] -= known.state in _UNSETTLED
+            self._unsettled[known.operation] -= known.state in UNSETTLED

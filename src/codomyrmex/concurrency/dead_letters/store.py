@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from codomyrmex.concurrency import skipped_keys
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps, transitions
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
@@ -185,7 +186,7 @@ class Store:
 
         If this raises, the claim is not taken: should etcd turn out to have taken it, it is given back.
         """
-        entry, value = record.fitted(record.claimed(stored.entry, self.session.host))
+        entry, value = record.fitted(steps.claimed(stored.entry, self.session.host, os.getpid(), record.now()))
         key, claim = self.key(entry.id), self.claim_key(entry.id)
         mark = b"%016x %s" % (self.session.id, record.new_id().encode())
         request = Request(
@@ -260,14 +261,15 @@ class Store:
                 continue
             log.warning("dead letter %s: its claim had no runner, and is given back", entry_id)
             claim = Claim(stored.entry, kv.create_revision, mark) if stored else None
-            if claim and claim.entry.state == "running":
-                await self.finish(claim, record.interrupted(claim.entry))
+            if claim and transitions.allows(claim.entry.state, transitions.Event.INTERRUPTED, claimed=True):
+                await self.finish(claim, steps.interrupted(claim.entry, record.now()))
             else:  # a claim without an attempt: there is nothing to write
                 held = Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)
                 await self.session.committer.commit(Request((kv.key,), (Delete(kv.key),), (held,), again=()))
 
     async def finish(self, claim: Claim, entry: DeadLetter) -> bool:
         """Write how an attempt ended and give the claim back; False if the claim was lost before."""
+        transitions.check_write(claim.entry.state, entry.state, claimed=True)
         key, claim_key = self.key(entry.id), self.claim_key(entry.id)
         entry, value = record.fitted(entry)
         then: list[Op] = [Delete(claim_key), Put(key, value, await self._lease_for(entry))]
@@ -280,6 +282,7 @@ class Store:
 
     async def change(self, stored: Stored, entry: DeadLetter) -> bool:
         """Replace a record that nobody runs; False if it has changed, or is claimed."""
+        transitions.check_write(stored.entry.state, entry.state, claimed=False)
         key, claim = self.key(entry.id), self.claim_key(entry.id)
         entry, value = record.fitted(entry)
         then: list[Op] = [Put(key, value, await self._lease_for(entry))]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps, transitions
 from codomyrmex.concurrency.dead_letters.handlers import Attempt, Handler, outcome
 from codomyrmex.concurrency.dead_letters.presence import Presence
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
@@ -279,7 +279,7 @@ class SessionWorker:
     def _remember(self, stored: Stored, size: int) -> None:
         """Keep what waits, as far as there is room, so that it need not be read again before it is claimed."""
         self._forget(stored.entry.id)
-        if stored.entry.state == "waiting" and self._room >= size:
+        if _can(stored.entry, transitions.Event.CLAIMED) and self._room >= size:
             self._room -= size
             self._kept[stored.entry.id] = stored, size
 
@@ -291,8 +291,8 @@ class SessionWorker:
     async def _put_back(self, entry_id: str) -> None:
         try:
             stored = await self._store.get(entry_id)
-            if stored and stored.entry.state == "running" and self._schedule.is_orphan(entry_id):
-                await self._store.change(stored, record.crashed(stored.entry, self._policy))
+            if stored and _can(stored.entry, transitions.Event.CRASHED) and self._schedule.is_orphan(entry_id):
+                await self._store.change(stored, steps.crashed(stored.entry, self._policy, record.now()))
                 # Whatever became of that is told by an event; if none comes, it is tried again.
                 asyncio.get_running_loop().call_later(_LONGEST_PAUSE, self._adopt, entry_id)
         except SessionLost:
@@ -338,7 +338,7 @@ class SessionWorker:
         if claim is None:
             return
         attempt = self._attempts[entry_id] = Attempt(claim, self._store)
-        entry = record.interrupted(claim.entry)
+        entry = steps.interrupted(claim.entry, record.now())
         try:
             if not self._hurry and self._store.session.alive:  # the answer to the claim may have come late
                 entry = await self._handle(handler, claim, attempt)
@@ -356,7 +356,7 @@ class SessionWorker:
             claim = await self._store.claim(kept) if kept else None
             if claim is None:
                 stored = await self._store.get(entry_id)
-                if stored is None or stored.entry.state != "waiting":
+                if stored is None or not _can(stored.entry, transitions.Event.CLAIMED):
                     return None
                 claim = await self._store.claim(stored) if stored != kept else None
         except SessionLost:
@@ -386,9 +386,9 @@ class SessionWorker:
         if not task.cancelled():
             return task.result()
         if self._stopping:
-            return record.interrupted(entry)
+            return steps.interrupted(entry, record.now())
         error = asyncio.CancelledError()
-        return record.failed(entry, error, "CancelledError: raised by the handler", self._policy)
+        return steps.failed(entry, error, "CancelledError: raised by the handler", self._policy, record.now())
 
     async def _finish(self, claim: Claim, entry: DeadLetter) -> None:
         """Write the outcome, for as long as the claim lasts: only this worker can."""
@@ -406,3 +406,8 @@ class SessionWorker:
                 self._store.forget_lease()
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
+
+
+def _can(entry: DeadLetter, event: transitions.Event) -> bool:
+    """True if ``event`` can happen to an entry without a claim."""
+    return transitions.allows(entry.state, event, claimed=False)

@@ -13,6 +13,7 @@ from typing import Any
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.dead_letters.handlers import Handler
 from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.dead_letters.transitions import UNSETTLED
 from codomyrmex.concurrency.dead_letters.worker import SessionWorker
 from codomyrmex.concurrency.errors import EtcdQuotaExceeded, EtcdUnavailable, SessionLost
 from codomyrmex.concurrency.retry import RetryPolicy
@@ -70,7 +71,7 @@ class Worker(AsyncOnly):
     async def _any_left(self) -> bool:
         async with aclosing((await self._work.open_store()).all()) as found:
             async for stored in found:
-                if stored.entry.operation in self._work.handlers and stored.entry.state in ("waiting", "running"):
+                if stored.entry.operation in self._work.handlers and stored.entry.state in UNSETTLED:
                     return True
         return False
 
