@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant(
         "drop an entry whose claim etcd refused for want of space",
         "dead_letters/worker.py",
-        "            self._schedule.again(entry_id, self._resting_until)\n",
+        "            self._schedule.offer_again(entry_id, self._resting_until)\n",
         "",
         "tests/integration/test_worker_faults.py -k full_database",
         "05-full-while-due",
@@ -415,6 +415,27 @@ MUTANTS = (
         "if after not in map(_STATES.get, written):",
         "if False:",
         "tests/unit/dead_letters/test_transitions.py",
+    ),
+    Mutant(
+        "keep over a gap in the watch what was known before it",
+        "dead_letters/schedule.py",
+        "        self._known, self._claimed, self._offers = {}, set(), []\n        self._unsettled = Counter()\n",
+        "",
+        "tests/unit/dead_letters/test_schedule.py",
+    ),
+    Mutant(
+        "forget an entry that was passed over for its claim",
+        "dead_letters/schedule.py",
+        "                self.offer_again(entry_id, known.due)\n\n    def compare",
+        "                pass\n\n    def compare",
+        "tests/unit/dead_letters/test_schedule.py",
+    ),
+    Mutant(
+        "take a wall clock's word for longer than the delay",
+        "dead_letters/schedule.py",
+        "clock + min(max(0.0, left), entry.delay))",
+        "clock + max(0.0, left))",
+        "tests/unit/dead_letters/test_schedule.py",
     ),
     Mutant(
         "run a suspect beside others",

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.dead_letters import record, steps, transitions
 from codomyrmex.concurrency.dead_letters.handlers import Handler
-from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
-from codomyrmex.concurrency.dead_letters.store import Store, Stored
+from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.dead_letters.transitions import Event, State
 from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
 from codomyrmex.concurrency.durations import check_timeout

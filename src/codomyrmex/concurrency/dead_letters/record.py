@@ -16,7 +16,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -77,6 +77,13 @@ class DeadLetter:
     reason: str = ""
     dedup: str = ""
     key: str = ""
+
+
+class Stored(NamedTuple):
+    """A record and the revision that wrote it."""
+
+    entry: DeadLetter
+    revision: int
 
 
 _ADAPTER = TypeAdapter(DeadLetter)

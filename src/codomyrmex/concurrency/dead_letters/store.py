@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from codomyrmex.concurrency import skipped_keys
 from codomyrmex.concurrency.dead_letters import record, steps, transitions
-from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
@@ -34,13 +34,6 @@ log = logging.getLogger("codomyrmex.concurrency")
 TRIES = 20  # to write what others keep changing
 _PAGE = 40  # as many of the largest values as one message may hold
 _PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
-
-
-class Stored(NamedTuple):
-    """A record and the revision that wrote it."""
-
-    entry: DeadLetter
-    revision: int
 
 
 class Claim(NamedTuple):

@@ -21,9 +21,9 @@ from typing import Any
 from codomyrmex.concurrency.dead_letters import record, steps, transitions
 from codomyrmex.concurrency.dead_letters.handlers import Attempt, Handler, outcome
 from codomyrmex.concurrency.dead_letters.presence import Presence
-from codomyrmex.concurrency.dead_letters.record import DeadLetter
+from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.dead_letters.schedule import Schedule
-from codomyrmex.concurrency.dead_letters.store import Claim, Store, Stored
+from codomyrmex.concurrency.dead_letters.store import Claim, Store
 from codomyrmex.concurrency.errors import EtcdError, PayloadTooLarge, SessionLost
 from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
@@ -65,8 +65,6 @@ class SessionWorker:
         self._suspect: str | None = None  # due, and waits until it can run alone
         self._alone = False
         self._stopping = False
-        self._read_all = False
-        self._revision = 0  # of what was read
         self._kept: dict[str, tuple[Stored, int]] = {}
         self._room = _KEPT
         self._settling: set[asyncio.Future[bool]] = set()
@@ -93,7 +91,7 @@ class SessionWorker:
             self._settling.discard(told)
 
     def _tell_settled(self, over: bool = False) -> None:
-        settled = self._read_all and not self._tasks and not self._schedule.unsettled(self._handlers)
+        settled = self._schedule.is_complete and not self._tasks and not self._schedule.has_unsettled(self._handlers)
         for told in self._settling:
             if (settled or over) and not told.done():
                 told.set_result(settled)
@@ -179,7 +177,7 @@ class SessionWorker:
         """Start what is due, as far as there is room. An entry whose worker died runs alone here: if it is to blame, it
         takes nobody else along, and if it is not, it shows."""
         while self._has_room() and time.monotonic() >= self._resting_until:
-            entry_id = self._suspect or self._schedule.due(time.monotonic())
+            entry_id = self._suspect or self._schedule.take_due(time.monotonic())
             if entry_id is None:
                 return
             self._alone = self._schedule.is_suspect(entry_id)
@@ -219,15 +217,15 @@ class SessionWorker:
             if isinstance(notice, Started):
                 if not begun or notice.gap:
                     await self._read()
-                begun = self._read_all = True
+                begun = True
             elif isinstance(notice, Changed):
                 for event in notice.events:
                     self._changed(event)
             self._news.set()
 
     def _changed(self, event: Event) -> None:
-        if event.kv.mod_revision <= self._revision:
-            return  # older than what was read
+        if self._schedule.is_old(event.kv.mod_revision):
+            return
         store, schedule, key, deleted = self._store, self._schedule, event.kv.key, event.deleted
         if key.startswith(store.claims):
             entry_id = store.id_of(key)
@@ -259,7 +257,8 @@ class SessionWorker:
 
     async def _read(self) -> None:
         """All there is; what was claimed is read first, so that nobody is taken for dead who has just begun."""
-        store, self._schedule = self._store, Schedule()
+        store = self._store
+        self._schedule.restart()
         self._kept, self._room = {}, _KEPT
         revision = 0
         async for page in store.pages(store.claims):
@@ -272,7 +271,7 @@ class SessionWorker:
                 if stored := store.decode(kv):
                     self._schedule.found(stored, time.monotonic(), record.now())
                     self._remember(stored, len(kv.value))
-        self._revision = revision
+        self._schedule.complete(revision)
         for entry_id in self._schedule.orphans():
             self._adopt(entry_id)
 
@@ -317,10 +316,8 @@ class SessionWorker:
             for entry_id, kv in found.items():
                 if self._store.is_stray(kv) and not self._stopping:
                     self._spawn(self._store.give_back(entry_id, kv.value))
-            for entry_id in known - found.keys():
-                self._schedule.unclaimed(entry_id)
-                if self._schedule.is_orphan(entry_id):
-                    self._adopt(entry_id)
+            for entry_id in self._schedule.compare_claims(known, found):
+                self._adopt(entry_id)
             self._news.set()
 
     def _rest(self, problem: str, error: EtcdError) -> None:
@@ -366,11 +363,11 @@ class SessionWorker:
             return None
         except EtcdError as error:
             self._rest(f"dead letter {entry_id} could not be claimed", error)
-            self._schedule.again(entry_id, self._resting_until)
+            self._schedule.offer_again(entry_id, self._resting_until)
             return None
         self._pause = _PAUSE
         if claim is None:  # if no event tells of whoever was quicker, there is nobody
-            self._schedule.again(entry_id, time.monotonic() + _LONGEST_PAUSE)
+            self._schedule.offer_again(entry_id, time.monotonic() + _LONGEST_PAUSE)
         return claim
 
     async def _handle(self, handler: Handler, claim: Claim, attempt: Attempt) -> DeadLetter:
