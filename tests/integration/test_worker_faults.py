@@ -20,7 +20,7 @@ from codomyrmex.concurrency import (
     RetryPolicy,
     Session,
 )
-from codomyrmex.concurrency.dead_letters import record, steps, worker
+from codomyrmex.concurrency.dead_letters import record, steps, texts, worker
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from tests.helpers import eventually, gateway
@@ -311,7 +311,7 @@ async def test_reasons_and_errors_of_any_size_are_shortened_and_never_hang_the_l
     assert parked and parked.state == "parked" and parked.reason.endswith("(shortened)")
     assert failed and failed.state == "parked" and len(failed.attempts) == 3
     by_hand = await dlq.discard(ids[0], reason=huge)
-    assert by_hand.reason.endswith("(shortened)") and len(by_hand.reason) <= record.MAX_TEXT
+    assert by_hand.reason.endswith("(shortened)") and len(by_hand.reason) <= texts.MAX_TEXT
 
 
 async def test_whatever_fits_when_it_is_added_can_be_tried_as_often_as_the_policy_says(session: Session) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from codomyrmex.concurrency.context_managers import AsyncOnly
-from codomyrmex.concurrency.dead_letters import record, steps, transitions
+from codomyrmex.concurrency.dead_letters import record, steps, texts, transitions
 from codomyrmex.concurrency.dead_letters.handlers import Handler
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
@@ -85,7 +85,7 @@ class DeadLetterQueue(AsyncOnly):
         if max_entries is not None and (isinstance(max_entries, bool) or max_entries < 1):
             raise ValueError(f"max_entries must be at least 1, not {max_entries!r}")
         self._max_entries = max_entries
-        self._redact = record.total(redact or str)
+        self._redact = texts.safe_redact(redact or str)
         self._handlers: dict[str, Handler] = {}
         self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
         self._store: Store | None = None
@@ -309,7 +309,7 @@ class DeadLetterQueue(AsyncOnly):
         try:
             entry = record.new(operation, args, error, metadata, self._redact)
         except TypeError:
-            plain = {"repr": {key: record.shown(value) for key, value in args.items()}}
+            plain = {"repr": {key: texts.shown(value) for key, value in args.items()}}
             entry = record.new(operation, plain, error, {**metadata, "args_not_json": True}, self._redact)
         record.encode(entry)
         spiller = self._spilling()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import secrets
 import time
@@ -22,23 +21,21 @@ from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode as bounds
 from codomyrmex.concurrency.dead_letters import transitions
+from codomyrmex.concurrency.dead_letters.texts import MAX_TEXT, brief
 from codomyrmex.concurrency.dead_letters.transitions import State as State
 from codomyrmex.concurrency.decode import storable
 from codomyrmex.concurrency.errors import PayloadTooLarge, text_of
-
-log = logging.getLogger("codomyrmex.concurrency")
 
 Outcome = Literal["running", "ok", "failed", "crashed", "interrupted", "parked", "discarded"]
 
 MAX_RECORD = 1 << 20  # bytes of a new record; etcd takes requests of 1.5 MiB
 MAX_STORED = MAX_RECORD + (128 << 10)  # bytes of one that has been tried: room for its last attempt and a reason
-MAX_TEXT = 8 * 1024  # characters of an error, a reason or a traceback; of a traceback the end is kept
 _BRIEF = 1024  # characters that are kept of a text where a record has grown too large
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One attempt: who made it, when it began, by that host's clock, and how it ended."""
+    """One attempt of a worker on ``host``: when it began, by that host's clock, and how it ended."""
 
     number: int
     host: str
@@ -50,13 +47,13 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A failed operation as etcd has it.
+    """A failed operation, as etcd stores it.
 
     ``attempts`` holds the last 20; ``attempt_count`` and ``crash_count`` count all since the entry was added or
-    replayed. What a pool had tried before it stored the entry is in ``metadata["attempts"]``, and counts for neither.
-    ``next_attempt_at`` is when it is due, None if it is not to be retried. ``fingerprint`` is the same for the same
-    failure: operation, type of error, its text without numbers. ``reason`` says why it was parked, after its last
-    error, or why it was discarded.
+    replayed. Tries that a pool made before it stored the entry are in ``metadata["attempts"]``, and count for neither.
+    ``next_attempt_at`` is the time when the entry is due, None if it is not to be retried; ``delay`` is the pause until
+    then, in seconds. ``fingerprint`` is the same for the same failure: operation, type of error, text without numbers.
+    ``reason`` says why the entry was parked, after its last error, or why it was discarded.
     """
 
     id: str
@@ -90,11 +87,12 @@ _ADAPTER = TypeAdapter(DeadLetter)
 
 
 def now() -> datetime:
+    """This host's wall clock, in UTC."""
     return datetime.now(UTC)
 
 
 def new_id() -> str:
-    """Sorts by the time it was made, by this host's clock; those of one process in the order of their making."""
+    """A new id. Ids sort by the time of their making, by their hosts' clocks; those of one process strictly."""
     global _latest
     _latest = max(_latest + 1, time.time_ns() // 1000)
     return f"{_latest:014x}{secrets.token_hex(5)}"
@@ -104,15 +102,15 @@ _latest = 0  # microseconds since 1970
 
 
 def encode(entry: DeadLetter) -> bytes:
-    """The value in etcd of a new record; raises ``PayloadTooLarge``."""
+    """The value of a new record in etcd; raises ``PayloadTooLarge``."""
     return _checked(entry, _ADAPTER.dump_json(entry, exclude={"key"}), MAX_RECORD)
 
 
 def fitted(entry: DeadLetter) -> tuple[DeadLetter, bytes]:
-    """The entry as it fits etcd, and its value. What an entry gathers in its life may make it too large: then its
-    history and its texts are shortened. A record that ``encode`` took fits by then, whatever its attempts said.
+    """The entry in a size that fits etcd, and its value there.
 
-    Raises ``PayloadTooLarge`` only for a record that another client wrote.
+    An entry may grow too large by its attempts; then its history and its texts are shortened. Any record that
+    ``encode`` took fits after that. Raises ``PayloadTooLarge`` only for a record that another client wrote.
     """
     value = _ADAPTER.dump_json(entry, exclude={"key"})
     if len(value) > MAX_STORED:
@@ -142,7 +140,7 @@ def _shortened(entry: DeadLetter) -> DeadLetter:
 
 
 def decode(key: bytes, value: bytes) -> DeadLetter | None:
-    """The record, or None if it is none of ours."""
+    """The record that a value holds; None for a value that this library did not write."""
     entry = bounds.record(_ADAPTER, value)
     if entry is None:
         return None
@@ -160,7 +158,7 @@ def new(
     redact: Callable[[str], str],
     dedup_key: str | None = None,
 ) -> DeadLetter:
-    """A dead letter that is due at once; raises ``TypeError`` or ``ValueError`` for what cannot be stored."""
+    """A new dead letter, due at once; raises ``TypeError`` or ``ValueError`` for values that cannot be stored."""
     if not isinstance(operation, str) or not operation or not operation.isprintable() or len(operation) > 512:
         raise ValueError(f"operation must be a printable str of 1 to 512 characters, not {operation!r}")
     args, metadata = _as_json("args", args), _as_json("metadata", metadata)
@@ -185,23 +183,23 @@ def new(
 
 
 def fingerprint(operation: str, error_type: str, error: str) -> str:
-    """The same for the same failure of different data: what is numbers, hex or quoted in the text does not count."""
+    """A hash of the failure without its data: numbers, hex and quoted parts of the error's text do not count."""
     shape = re.sub(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+|'[^']*'|\"[^\"]*\"", "#", error, flags=re.IGNORECASE)
     return hashlib.sha256("\0".join((operation, error_type, shape)).encode()).hexdigest()[:16]
 
 
-def _as_json(what: str, value: dict[str, Any] | None) -> dict[str, Any]:
-    """A copy of ``value`` as it will be read back."""
+def _as_json(name: str, value: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of ``value``, in the form in which it will be read back."""
     if value is not None and not isinstance(value, dict):
-        raise TypeError(f"{what} must be a dict, not {type(value).__name__}")
+        raise TypeError(f"{name} must be a dict, not {type(value).__name__}")
     try:
         text = json.dumps(value or {}, allow_nan=False, ensure_ascii=False)
         text.encode()
         copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"{what} must be JSON (dict, list, str, finite numbers, bool, None): {error}") from None
+        raise TypeError(f"{name} must be JSON (dict, list, str, finite numbers, bool, None): {error}") from None
     if not bounds.is_plain(copy):
-        raise TypeError(f"{what} must be JSON of at most {bounds.MAX_DEPTH} levels, with finite numbers")
+        raise TypeError(f"{name} must be JSON of at most {bounds.MAX_DEPTH} levels, with finite numbers")
     return copy
 
 
@@ -214,43 +212,6 @@ def _describe(error: BaseException | str) -> tuple[str, str, str]:
     return text_of(error) or type(error).__qualname__, type(error).__qualname__, trace
 
 
-def brief(text: str, limit: int = MAX_TEXT) -> str:
-    """``text`` as it can be stored, with at most ``limit`` characters; one that is shortened says so."""
-    text = storable(text)
-    return text if len(text) <= limit else f"{text[: limit - len(_CUT)]}{_CUT}"
-
-
-_CUT = "... (shortened)"
-
-
-def shown(value: object) -> str:
-    """The ``repr`` of what cannot be stored as it is."""
-    try:
-        return brief(repr(value))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return f"(a {type(value).__qualname__}, whose repr() raised {type(error).__qualname__})"
-
-
-def total(redact: Callable[[str], str]) -> Callable[[str], str]:
-    """``redact`` as it can be called where nothing may fail: where it raises, or returns no text, nothing of the text
-    is told."""
-
-    def redacted(text: str) -> str:
-        try:
-            told = redact(text)
-            if isinstance(told, str):
-                return told
-            problem = f"it returned {type(told).__name__}, not str"
-        except Exception as error:
-            problem = f"it raised {type(error).__name__}"
-        log.error("redact= failed, so the text of an error is withheld: %s", problem)
-        return f"(withheld: redact= failed, {problem})"
-
-    return redacted
-
-
 def copied(entry: DeadLetter) -> DeadLetter:
-    """The same entry, with arguments and metadata of its own."""
+    """The same entry, with its own copy of arguments and metadata."""
     return replace(entry, args=deepcopy(entry.args), metadata=deepcopy(entry.metadata))

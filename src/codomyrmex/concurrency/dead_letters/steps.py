@@ -11,7 +11,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from codomyrmex.concurrency.dead_letters import transitions
-from codomyrmex.concurrency.dead_letters.record import MAX_TEXT, AttemptRecord, DeadLetter, Outcome, brief
+from codomyrmex.concurrency.dead_letters.record import AttemptRecord, DeadLetter, Outcome
+from codomyrmex.concurrency.dead_letters.texts import MAX_TEXT, brief
 from codomyrmex.concurrency.dead_letters.transitions import Event, Life, phase_of
 from codomyrmex.concurrency.retry import RetryPolicy
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from codomyrmex.concurrency.dead_letters import record, steps, transitions
 from codomyrmex.concurrency.dead_letters.handlers import Attempt, Handler, outcome
+from codomyrmex.concurrency.dead_letters.persistence import persist
 from codomyrmex.concurrency.dead_letters.presence import Presence
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.dead_letters.schedule import Schedule
@@ -389,20 +390,13 @@ class SessionWorker:
 
     async def _finish(self, claim: Claim, entry: DeadLetter) -> None:
         """Write the outcome, for as long as the claim lasts: only this worker can."""
-        pause = _PAUSE
-        while True:
-            try:
-                if not await self._store.finish(claim, entry):
-                    log.warning("dead letter %s: the claim was lost before its outcome could be written", entry.id)
-                return
-            except SessionLost:
-                return  # the claim went with the session; whoever adopts the entry counts a crash
-            except EtcdError as error:
-                if pause in (_PAUSE, _LONGEST_PAUSE):
-                    log.warning("dead letter %s: its outcome could not be written yet: %s", entry.id, error)
-                self._store.forget_lease()
-                await asyncio.sleep(pause)
-                pause = min(_LONGEST_PAUSE, pause * 2)
+
+        async def write() -> None:
+            if not await self._store.finish(claim, entry):
+                log.warning("dead letter %s: the claim was lost before its outcome could be written", entry.id)
+
+        # If the session is lost the claim goes with it, and the worker that adopts the entry counts a crash.
+        await persist(write, f"dead letter {entry.id}: its outcome could not be written yet")
 
 
 def _can(entry: DeadLetter, event: transitions.Event) -> bool:
