@@ -65,7 +65,7 @@ MUTANTS = (
                 "            undo=lambda: self.session.start(",
                 "            unsent=lambda: self.session.start(",
             ),
-            ("dead_letters/worker.py", "if self._store.is_stray(kv) and not self._stopping:", "if False:"),
+            ("dead_letters/follower.py", "if self._store.is_stray(kv):", "if False:"),
         ),
     ),
     Mutant(
@@ -120,8 +120,8 @@ MUTANTS = (
     ),
     Mutant(
         "never look round for claims that nobody runs",
-        "dead_letters/worker.py",
-        "if self._store.is_stray(kv) and not self._stopping:",
+        "dead_letters/follower.py",
+        "if self._store.is_stray(kv):",
         "if False:",
         "tests/integration/test_worker_faults.py -k stray",
     ),
@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     Mutant(
         "believe that a claim whose outcome could not be written is run",
-        "dead_letters/worker.py",
+        "dead_letters/attempts.py",
         "self._store.let_go(claim)",
         "pass",
         "tests/integration/test_worker_faults.py -k no_claim_for_good",

@@ -20,7 +20,9 @@ from codomyrmex.concurrency import (
     RetryPolicy,
     Session,
 )
-from codomyrmex.concurrency.dead_letters import record, steps, texts, worker
+from codomyrmex.concurrency.dead_letters import follower, record, steps, texts, worker
+from codomyrmex.concurrency.dead_letters.attempts import Attempts
+from codomyrmex.concurrency.dead_letters.follower import Follower
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from tests.helpers import eventually, gateway
@@ -128,7 +130,7 @@ async def test_a_claim_that_is_undone_after_its_worker_has_left(
 async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LOOK_ROUND", 0.2)
+    monkeypatch.setattr(follower, "_LOOK_ROUND", 0.2)
     dlq, store = queue_on(session), Store(session, "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
     stored = await store.get(entry_id)
@@ -407,7 +409,7 @@ async def test_whatever_a_handler_does_to_its_arguments_the_record_keeps_them(se
 async def test_an_outcome_that_cannot_be_written_leaves_no_claim_for_good(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LOOK_ROUND", 0.2)
+    monkeypatch.setattr(follower, "_LOOK_ROUND", 0.2)
     original, broken = Store.finish, []
 
     async def finish(self: Store, claim: Any, entry: DeadLetter) -> bool:
@@ -468,15 +470,17 @@ def test_a_delay_beyond_all_bounds_is_refused() -> None:
 # Deaths of the worker's own parts
 
 
-@pytest.mark.parametrize("part", ["_follow", "_look_round", "_claim", "_handle"])
+@pytest.mark.parametrize(
+    ("owner", "part"), [(Follower, "follow"), (Follower, "look_round"), (Attempts, "claim"), (Attempts, "_handle")]
+)
 async def test_a_worker_one_of_whose_parts_dies_ends_with_the_reason_at_once(
-    part: str, session: Session, monkeypatch: pytest.MonkeyPatch
+    owner: type, part: str, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def bug(*_: Any) -> None:
         await asyncio.sleep(0.1)
         raise RuntimeError("a bug that nobody expects")
 
-    monkeypatch.setattr(worker.SessionWorker, part, bug)
+    monkeypatch.setattr(owner, part, bug)
     dlq = queue_on(session)
 
     @dlq.handler("x")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode, skipped_keys
+from codomyrmex.concurrency.dead_letters.persistence import Pauses
 from codomyrmex.concurrency.dead_letters.record import new_id
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.errors import EtcdError, SessionLost
@@ -53,7 +54,7 @@ class Presence:
 
     async def keep(self) -> None:
         """Keep the key true until this is cancelled, then delete it. Whatever etcd does not take is tried again."""
-        pause = _PAUSE
+        pauses = Pauses(_PAUSE, _LONGEST_PAUSE)
         try:
             while True:
                 self._news.clear()
@@ -63,8 +64,7 @@ class Presence:
                     return  # and the worker learns of it by itself
                 except EtcdError as error:
                     log.debug("the worker of %r could not say that it is there: %s", self._store.queue, error)
-                    await asyncio.sleep(pause)
-                    pause = min(_LONGEST_PAUSE, pause * 2)
+                    await asyncio.sleep(pauses.take())
                 else:
                     await self._news.wait()
         finally:
