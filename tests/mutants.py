@@ -130,7 +130,7 @@ MUTANTS = (
         "dead_letters/store.py",
         "            if not kv.lease:\n                skipped_keys.skip",
         "            if False:\n                skipped_keys.skip",
-        "tests/integration/test_worker_faults.py -k claims_place",
+        "tests/integration/test_worker_faults.py -k claims_key",
     ),
     Mutant(
         "give a handler the record's own arguments",

@@ -152,7 +152,7 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
-async def test_what_lies_in_a_claims_place_without_a_lease_blocks_nobody(state: str, session: Session) -> None:
+async def test_a_value_without_a_lease_under_a_claims_key_blocks_nobody(state: str, session: Session) -> None:
     dlq, store = queue_on(session), Store(session, "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
     await session.transport.txn((), (Put(store.claim_key(entry_id), b"garbage"),))
@@ -346,7 +346,7 @@ async def test_whatever_fits_when_it_is_added_can_be_tried_as_often_as_the_polic
 # Handlers that do what nobody expects
 
 
-async def test_a_cancel_that_a_handler_leaves_behind_strikes_at_nothing(session: Session) -> None:
+async def test_a_cancel_that_a_handler_leaves_pending_strikes_at_nothing(session: Session) -> None:
     dlq = queue_on(session)
 
     @dlq.handler("x")

@@ -33,7 +33,7 @@ class Event(NamedTuple):
 
 @dataclass
 class Told:
-    """What the worker was told of one entry."""
+    """The last news of one entry that has reached the worker."""
 
     stored: Stored
     first_due: float

@@ -1,7 +1,7 @@
 """The entries that are due, as one worker sees them. Pure: the time is given.
 
-The hosts' clocks are compared as little as possible. An entry whose failure this worker saw is due when its delay has
-passed on the worker's own monotonic clock. Only for an entry that was there before the worker began does the record's
+The hosts' clocks are compared as little as possible. An entry whose failure this worker saw is due when its delay is
+over on the worker's own monotonic clock. Only for an entry that was there before the worker began does the record's
 wall time tell how much of the delay is left, and never more than the delay. So a wrong clock brings one attempt forward
 when its host starts, and does no other harm.
 """
