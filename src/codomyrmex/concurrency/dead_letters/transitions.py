@@ -12,8 +12,9 @@ worker has died: with its claim it is RUNNING, without one it is ORPHANED.
     RUNNING    interrupted: the worker stops, or the claim is undone     WAITING, due now, the attempt not counted
     RUNNING    the claim is lost: the worker or its session is gone      ORPHANED
     ORPHANED   put back by another worker, which counts a crash          WAITING, or PARKED after too many
-    all but RUNNING   redriven by a person                               WAITING, due now, counted from zero
-    all but RUNNING   removed: purged, evicted or expired                ABSENT
+    all but RUNNING and ABSENT   redriven by a person                    WAITING, due now, counted from zero
+    WAITING, PARKED, RESOLVED   dismissed: discarded by a person         RESOLVED
+    all but RUNNING and ABSENT   removed: purged, evicted or expired     ABSENT
 
 The phase also says what a write must compare. RUNNING: the writer's own claim. ABSENT: that the id is free. All others:
 the record as it was read, and that there is no claim.
