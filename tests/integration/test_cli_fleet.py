@@ -167,11 +167,13 @@ async def test_parked_entries_are_retried_one_by_one_or_all(cli: Cli, session: S
 
     async def park() -> None:
         for entry_id in ids:
-            stored = await (await dlq._opened()).get(entry_id)
+            store = await dlq._opened()
+            stored = await store.get(entry_id)
             assert stored
-            from codomyrmex.concurrency.dead_letters import record
+            from codomyrmex.concurrency.dead_letters import record, steps
 
-            await (await dlq._opened()).change(stored, record.parked(stored.entry, "test"))
+            claim = await store.claim(stored)
+            assert claim and await store.finish(claim, steps.parked(claim.entry, "test", record.now()))
 
     async def states() -> list[str]:
         return [entry.state for entry in await dlq.list_entries()]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import Attempt, DeadLetter, DeadLetterQueue, Discard, RetryPolicy, Session
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, Put
@@ -207,7 +207,7 @@ async def test_an_entry_that_is_there_is_not_written_again(session: Session) -> 
         entry = record.new("x", {}, "bad", None, str, dedup)
         assert await store.add(entry) == entry.id
         stored = await store.get(entry.id)
-        assert stored and await store.change(stored, record.resolved(stored.entry, "discarded", "done"))
+        assert stored and await store.change(stored, steps.dismissed(stored.entry, "done", record.now()))
         assert await store.add(entry) == entry.id
         now = await store.get(entry.id)
         assert now and now.entry.state == "resolved" and now.entry.reason == "done"

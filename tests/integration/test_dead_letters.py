@@ -1,4 +1,4 @@
-"""What a user of a dead letter queue sees, on a real etcd."""
+"""A dead letter queue as its users see it, on a real etcd."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
@@ -588,15 +588,15 @@ async def test_only_whoever_holds_the_claim_writes_how_an_attempt_ended(session:
     assert first and await quick.claim(stored) is None
     await other.remover.remove(slow.claim_key(entry_id))  # as the end of its lease does
     crashed = await quick.get(entry_id)
-    assert crashed and await quick.change(crashed, record.crashed(crashed.entry, RetryPolicy(initial=0.0)))
+    assert crashed and await quick.change(crashed, steps.crashed(crashed.entry, RetryPolicy(initial=0.0), record.now()))
     waiting = await quick.get(entry_id)
     assert waiting
     second = await quick.claim(waiting)
     assert second and second.token > first.token
-    assert not await slow.finish(first, record.resolved(first.entry))
+    assert not await slow.finish(first, steps.succeeded(first.entry, record.now()))
     now = await queue.get(entry_id)
     assert now and now.state == "running" and now.attempt_count == 2
-    assert await quick.finish(second, record.resolved(second.entry))
+    assert await quick.finish(second, steps.succeeded(second.entry, record.now()))
 
 
 async def test_settled_ends_with_the_worker(etcd: EmbeddedEtcd, namespace: str) -> None:
@@ -624,7 +624,8 @@ async def test_only_parked_entries_are_replayed_if_so_asked(session: Session) ->
         parked, waiting = [await queue.add(operation="x", args={}, error="e") for _ in range(2)]
         store = await queue._opened()
         stored = await store.get(parked)
-        assert stored and await store.change(stored, record.parked(stored.entry, "test"))
+        claim = await store.claim(stored) if stored else None
+        assert claim and await store.finish(claim, steps.parked(claim.entry, "test", record.now()))
         before = await store.get(waiting)
         assert await queue.replay_all(state="parked") == 1
         assert await store.get(waiting) == before
@@ -671,7 +672,7 @@ async def test_what_cannot_be_meant_is_refused(dlq: DeadLetterQueue) -> None:
 
 
 async def test_a_block_that_fails_at_any_moment_gives_every_claim_back(session: Session, other: Session) -> None:
-    """Whether the worker was claiming, handling or finishing: nothing stays claimed, and nothing counts as a crash."""
+    """The worker may be claiming, handling or finishing: nothing stays claimed, and nothing counts as a crash."""
     for number in range(25):
         queue = DeadLetterQueue("quick", session=session)
         queue.handler("x")(_briefly)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from codomyrmex.concurrency import DeadLetter, DeadLetterQueue, EmbeddedEtcd, Semaphore, Session
-from codomyrmex.concurrency.dead_letters.record import MAX_CRASHES
+from codomyrmex.concurrency.dead_letters.transitions import MAX_CRASHES
 from tests.chaos.agent import LIMIT, POLICY
 from tests.chaos.checker import crowds, dead_letter_violations, semaphore_violations
 from tests.chaos.members import Members, members

@@ -20,7 +20,7 @@ from codomyrmex.concurrency import (
     Session,
     sync,
 )
-from codomyrmex.concurrency.dead_letters import record, store
+from codomyrmex.concurrency.dead_letters import record, steps, store
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, prefix_end
@@ -172,7 +172,7 @@ async def test_a_dead_letter_that_is_being_run_under_another_form_is_left_until_
     claim = await former.claim(stored)
     assert claim
     assert await DeadLetterQueue(LINUX, session=session).count() == 0
-    assert await former.finish(claim, record.interrupted(claim.entry))
+    assert await former.finish(claim, steps.interrupted(claim.entry, record.now()))
     assert [one.id for one in await DeadLetterQueue(MAC, session=session).list_entries()] == [entry.id]
 
 

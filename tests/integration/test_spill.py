@@ -61,7 +61,7 @@ async def all_sent(dlq: DeadLetterQueue) -> None:
 
 
 async def versions(session: Session, queue: str) -> list[int]:
-    """How often each entry of a queue was written."""
+    """The number of writes of each entry of a queue."""
     store = Store(session, queue, 60)
     return [kv.version async for page in store.pages(store.entries) for kv in page.kvs]
 
@@ -148,7 +148,7 @@ async def test_what_was_sent_before_etcd_went_away_again_is_over_for_the_file(
 async def test_queues_and_namespaces_with_dots_are_apart(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
     dotted = f"{namespace}.mail"
     async with Session(endpoints=etcd.endpoint, namespace=dotted) as other:
-        places = [
+        owners = [
             (session, "mail"),
             (session, "mail.eu"),
             (other, "eu"),
@@ -157,15 +157,15 @@ async def test_queues_and_namespaces_with_dots_are_apart(etcd: EmbeddedEtcd, nam
             (session, "a/b"),
         ]
         ids = {}
-        for place in places:
+        for owner in owners:
             entry = record.new("x", {}, "bad", None, str)
-            Spill(place[0].settings.namespace, place[1]).write(entry)
-            ids[place] = [entry.id]
-        for at, name in places:
+            Spill(owner[0].settings.namespace, owner[1]).write(entry)
+            ids[owner] = [entry.id]
+        for at, name in owners:
             async with DeadLetterQueue(name, session=at) as dlq:
                 await dlq.count()
                 await all_sent(dlq)
-        for at, name in places:
+        for at, name in owners:
             entries = await DeadLetterQueue(name, session=at).list_entries()
             assert [entry.id for entry in entries] == ids[at, name]
 
@@ -245,9 +245,7 @@ async def test_a_full_queue_keeps_what_was_spilled_until_there_is_room(session: 
         assert [entry.id for entry in await dlq.list_entries()] == [late.id]
 
 
-async def test_a_queue_can_be_used_where_there_is_no_place_for_files(
-    session: Session, state: Path, tmp_path: Path
-) -> None:
+async def test_a_queue_can_be_used_where_files_cannot_be_written(session: Session, state: Path, tmp_path: Path) -> None:
     (tmp_path / "codomyrmex").write_text("a file, not a folder")
     async with DeadLetterQueue("q", session=session) as dlq:
         assert await dlq.add(operation="x", args={}, error="e") and await dlq.count() == 1

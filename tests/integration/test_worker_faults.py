@@ -20,7 +20,9 @@ from codomyrmex.concurrency import (
     RetryPolicy,
     Session,
 )
-from codomyrmex.concurrency.dead_letters import record, worker
+from codomyrmex.concurrency.dead_letters import follower, record, steps, texts, worker
+from codomyrmex.concurrency.dead_letters.attempts import Attempts
+from codomyrmex.concurrency.dead_letters.follower import Follower
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from tests.helpers import eventually, gateway
@@ -128,12 +130,12 @@ async def test_a_claim_that_is_undone_after_its_worker_has_left(
 async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LOOK_ROUND", 0.2)
+    monkeypatch.setattr(follower, "_LOOK_ROUND", 0.2)
     dlq, store = queue_on(session), Store(session, "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
     stored = await store.get(entry_id)
     assert stored
-    running = record.encode(record.claimed(stored.entry, "host"))
+    running = record.encode(steps.claimed(stored.entry, "host", 1, record.now()))
     mark = b"%016x nobody" % session.id
     await session.transport.txn(
         (), (Put(store.claim_key(entry_id), mark, session.id), Put(store.key(entry_id), running))
@@ -150,14 +152,14 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
-async def test_what_lies_in_a_claims_place_without_a_lease_blocks_nobody(state: str, session: Session) -> None:
+async def test_a_value_without_a_lease_under_a_claims_key_blocks_nobody(state: str, session: Session) -> None:
     dlq, store = queue_on(session), Store(session, "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
     await session.transport.txn((), (Put(store.claim_key(entry_id), b"garbage"),))
     if state == "running":
         stored = await store.get(entry_id)
         assert stored
-        running = record.encode(record.claimed(stored.entry, "host"))
+        running = record.encode(steps.claimed(stored.entry, "host", 1, record.now()))
         await session.transport.txn((), (Put(store.key(entry_id), running),))
 
     @dlq.handler("x")
@@ -311,7 +313,7 @@ async def test_reasons_and_errors_of_any_size_are_shortened_and_never_hang_the_l
     assert parked and parked.state == "parked" and parked.reason.endswith("(shortened)")
     assert failed and failed.state == "parked" and len(failed.attempts) == 3
     by_hand = await dlq.discard(ids[0], reason=huge)
-    assert by_hand.reason.endswith("(shortened)") and len(by_hand.reason) <= record.MAX_TEXT
+    assert by_hand.reason.endswith("(shortened)") and len(by_hand.reason) <= texts.MAX_TEXT
 
 
 async def test_whatever_fits_when_it_is_added_can_be_tried_as_often_as_the_policy_says(session: Session) -> None:
@@ -344,7 +346,7 @@ async def test_whatever_fits_when_it_is_added_can_be_tried_as_often_as_the_polic
 # Handlers that do what nobody expects
 
 
-async def test_a_cancel_that_a_handler_leaves_behind_strikes_at_nothing(session: Session) -> None:
+async def test_a_cancel_that_a_handler_leaves_pending_strikes_at_nothing(session: Session) -> None:
     dlq = queue_on(session)
 
     @dlq.handler("x")
@@ -407,7 +409,7 @@ async def test_whatever_a_handler_does_to_its_arguments_the_record_keeps_them(se
 async def test_an_outcome_that_cannot_be_written_leaves_no_claim_for_good(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LOOK_ROUND", 0.2)
+    monkeypatch.setattr(follower, "_LOOK_ROUND", 0.2)
     original, broken = Store.finish, []
 
     async def finish(self: Store, claim: Any, entry: DeadLetter) -> bool:
@@ -468,15 +470,17 @@ def test_a_delay_beyond_all_bounds_is_refused() -> None:
 # Deaths of the worker's own parts
 
 
-@pytest.mark.parametrize("part", ["_follow", "_look_round", "_claim", "_handle"])
+@pytest.mark.parametrize(
+    ("owner", "part"), [(Follower, "follow"), (Follower, "look_round"), (Attempts, "claim"), (Attempts, "_handle")]
+)
 async def test_a_worker_one_of_whose_parts_dies_ends_with_the_reason_at_once(
-    part: str, session: Session, monkeypatch: pytest.MonkeyPatch
+    owner: type, part: str, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def bug(*_: Any) -> None:
         await asyncio.sleep(0.1)
         raise RuntimeError("a bug that nobody expects")
 
-    monkeypatch.setattr(worker.SessionWorker, part, bug)
+    monkeypatch.setattr(owner, part, bug)
     dlq = queue_on(session)
 
     @dlq.handler("x")

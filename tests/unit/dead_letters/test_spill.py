@@ -142,7 +142,7 @@ def test_a_file_that_a_crash_left_half_written_is_kept_aside_some_day() -> None:
     whole = spill.write(letter())
     half = spill.folder / "0123.writing"
     half.write_bytes(whole.read_bytes()[:-20])
-    assert spill.waiting() == [whole]  # somebody may be writing it
+    assert spill.waiting() == [whole]  # its writer may be at work
     assert whole.rename(whole.with_suffix(".x")) and spill.is_empty()
     os.utime(half, (1.0, 1.0))
     assert not spill.is_empty() and whole.with_suffix(".x").rename(whole)
@@ -156,7 +156,7 @@ def run(script: str, *args: str) -> str:
     return done.stdout
 
 
-def test_a_full_disk_raises_and_leaves_nothing_behind() -> None:
+def test_a_full_disk_raises_and_leaves_no_file() -> None:
     said = run("""
 import resource
 from codomyrmex.concurrency.dead_letters import record

@@ -1,1 +1,1 @@
-"""The dead letter queue: what failed is kept, shown, retried by whoever is free, and never dropped in silence."""
+"""The dead letter queue: failed operations are kept, shown, retried by any free worker, never dropped in silence."""

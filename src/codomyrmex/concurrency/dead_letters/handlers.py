@@ -1,29 +1,30 @@
-"""One attempt to retry an entry: what its handler is given, may raise, and what its end makes of the entry."""
+"""One run of a handler: its ``Attempt``, the exceptions it may raise, and the entry that its end leaves."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.dead_letters.store import Claim, Store
+from codomyrmex.concurrency.dead_letters.transitions import MAX_DELAY
 from codomyrmex.concurrency.errors import ConcurrencyError, LockLost, text_of
 from codomyrmex.concurrency.retry import RetryPolicy
 
 
 class Retry(Exception):
-    """Raised by a handler: try again, after ``delay`` seconds if given, else as the policy says."""
+    """Raised by a handler to be tried again, after ``delay`` seconds if given, else as the policy says."""
 
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and not 0 <= delay <= record.MAX_DELAY:
-            raise ValueError(f"delay must be from 0 to {record.MAX_DELAY:.0f} seconds, not {delay!r}")
+        if delay is not None and not 0 <= delay <= MAX_DELAY:
+            raise ValueError(f"delay must be from 0 to {MAX_DELAY:.0f} seconds, not {delay!r}")
         super().__init__("retry asked for" + (f" in {delay:g} s" if delay is not None else ""))
         self.delay = delay
 
 
 class Park(Exception):
-    """Raised by a handler: do not try again; a person must look at it."""
+    """Raised by a handler to park the entry: it is not tried again until a person redrives it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -31,7 +32,7 @@ class Park(Exception):
 
 
 class Discard(Exception):
-    """Raised by a handler: the entry needs no more; it is resolved, with the reason on record."""
+    """Raised by a handler to resolve the entry without success; the record keeps ``reason``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -39,8 +40,8 @@ class Discard(Exception):
 
 
 class Attempt:
-    """One attempt of a handler. ``number`` counts from 1, anew after a replay; ``token`` strictly increases with every
-    attempt of an entry."""
+    """One attempt of a handler. ``number`` counts from 1, and again from 1 after a replay. ``token`` is a fencing
+    token: it strictly increases with every attempt of an entry."""
 
     def __init__(self, claim: Claim, store: Store) -> None:
         self.number = claim.entry.attempt_count
@@ -49,7 +50,7 @@ class Attempt:
         self._lost: ConcurrencyError | None = None
 
     async def checkpoint(self) -> None:
-        """Raise ``LockLost`` if the claim is gone, so that a long handler stops before it does harm."""
+        """Raise ``LockLost`` if the claim is gone. A long handler calls this so that it stops before it does harm."""
         await asyncio.sleep(0)
         if self._lost is None and not self._store.session.alive:
             self._lost = LockLost("the worker's lease can no longer be trusted")
@@ -57,6 +58,7 @@ class Attempt:
             raise self._lost
 
     def lose(self) -> None:
+        """The claim is gone: ``checkpoint`` raises from here on."""
         self._lost = LockLost("the claim on this dead letter is gone; another worker may have it")
 
 
@@ -66,22 +68,22 @@ Handler = Callable[[DeadLetter, Attempt], Awaitable[object]]
 async def outcome(
     handler: Handler, entry: DeadLetter, attempt: Attempt, policy: RetryPolicy, redact: Callable[[str], str]
 ) -> DeadLetter:
-    """Run the handler; returns the entry as the handler's end leaves it. Raises nothing but ``CancelledError``, and
-    ``KeyboardInterrupt``, which is the program's.
+    """Run the handler; returns the entry as the handler's end leaves it.
 
-    The handler is given an entry of its own: whatever it does to the arguments, the record keeps them.
+    Raises nothing but ``CancelledError``, and ``KeyboardInterrupt``, which is the program's. The handler gets its own
+    copy of the entry: if it changes the arguments, the record keeps them.
     """
     try:
         await handler(record.copied(entry), attempt)
     except Retry as error:
-        return record.asked_again(entry, str(error), error.delay, policy)
+        return steps.asked_again(entry, str(error), error.delay, policy, record.now())
     except Park as error:
-        return record.parked(entry, redact(error.reason))
+        return steps.parked(entry, redact(error.reason), record.now())
     except Discard as error:
-        return record.resolved(entry, "discarded", redact(error.reason))
+        return steps.discarded(entry, redact(error.reason), record.now())
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a handler that exits must not end its worker
         text = redact(f"{type(error).__qualname__}: {text_of(error)}")
-        return record.failed(entry, error, text, policy)
-    return record.resolved(entry)
+        return steps.failed(entry, error, text, policy, record.now())
+    return steps.succeeded(entry, record.now())

@@ -1,7 +1,7 @@
 """The files of release 0.1, a record a line, taken over as files of ``spill.py``.
 
-Their names, ``<namespace>.<queue>.<pid>.jsonl`` or ``.sending``, do not say where a namespace ends. A file that may
-be of another queue is left for a person, with one warning.
+Their names, ``<namespace>.<queue>.<pid>.jsonl`` or ``.sending``, do not show where a namespace ends. A file that may
+belong to another queue is left for a person, with one warning.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _is_named(name: str, stem: str) -> bool:
 
 
 def _is_left(path: Path) -> bool:
-    """True if no process of the earlier release has the file any more: its process is gone, or its number is that of
-    another process by now. One that lives and cannot send writes its file anew every two seconds."""
+    """True if no process of the earlier release uses the file any more: its process is gone, or another process has its
+    number by now. A living process that cannot send rewrites its file every two seconds."""
     pid = int(path.name.split(".")[-2])
     return pid == os.getpid() or not _is_alive(pid) or is_stale(path)
 

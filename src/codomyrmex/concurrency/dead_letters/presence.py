@@ -1,7 +1,7 @@
-"""Which workers a queue has: each keeps one key that says where it runs and what it handles.
+"""The keys by which a queue's workers show that they are there: each says where one runs and what it handles.
 
-It is there to be shown: no worker reads it, and nothing that is retried waits for it. The key is written when the
-worker begins and when a handler is added, and is bound to the lease of the worker's session.
+They are only shown: no worker reads them, and no retry waits for them. A worker writes its key when it begins and when
+a handler is added. The key is bound to the lease of the worker's session.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode, skipped_keys
+from codomyrmex.concurrency.dead_letters.persistence import Pauses
 from codomyrmex.concurrency.dead_letters.record import new_id
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.errors import EtcdError, SessionLost
@@ -24,12 +25,12 @@ from codomyrmex.concurrency.etcd.transports.protocol import Put
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds between tries to write the key
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker as it describes itself: where it runs, and the operations that it has handlers for."""
+    """A worker as its key describes it: where it runs, and the operations for which it has handlers."""
 
     host: str
     pid: int
@@ -40,7 +41,7 @@ _ADAPTER = TypeAdapter(WorkerInfo)
 
 
 class Presence:
-    """The key of one worker. ``handlers`` may grow; ``changed`` tells that it has."""
+    """The key of one worker. ``handlers`` may grow; call ``changed`` then."""
 
     def __init__(self, store: Store, handlers: Iterable[str]) -> None:
         self._store = store
@@ -49,26 +50,26 @@ class Presence:
         self._news = asyncio.Event()
 
     def changed(self) -> None:
+        """A handler was added: write the key again."""
         self._news.set()
 
     async def keep(self) -> None:
-        """Keep the key true until this is cancelled, then delete it. Whatever etcd does not take is tried again."""
-        pause = _PAUSE
+        """Keep the key true until this is cancelled, then delete it. A failed write is tried again after a pause."""
+        pauses = Pauses(_PAUSE, _LONGEST_PAUSE)
         try:
             while True:
                 self._news.clear()
                 try:
                     await self._write()
                 except SessionLost:
-                    return  # and the worker learns of it by itself
+                    return  # the worker notices that by itself
                 except EtcdError as error:
                     log.debug("the worker of %r could not say that it is there: %s", self._store.queue, error)
-                    await asyncio.sleep(pause)
-                    pause = min(_LONGEST_PAUSE, pause * 2)
+                    await asyncio.sleep(pauses.take())
                 else:
                     await self._news.wait()
         finally:
-            self._store.session.remover.remove(self._key)  # goes on by itself; the lease takes it along in any case
+            self._store.session.remover.remove(self._key)  # without waiting; the lease takes the key along in any case
 
     async def _write(self) -> None:
         said = {"host": self._store.session.host, "pid": os.getpid(), "operations": sorted(self._handlers)}
@@ -77,7 +78,7 @@ class Presence:
 
 
 async def workers(store: Store) -> list[WorkerInfo]:
-    """The workers that a queue has at this moment; those of release 0.1 do not say that they are there."""
+    """The workers that a queue has at this moment, except those of release 0.1, which write no such key."""
     found = []
     async for page in store.pages(store.workers):
         for kv in page.kvs:

@@ -1,14 +1,12 @@
-"""``DeadLetterQueue``: what users call. How records change is in ``record.py``, how they are kept in ``store.py``,
-how they are retried in ``worker.py``; this file puts them on a session, and says what is asked for wrongly.
+"""``DeadLetterQueue``, the class that users call: it checks arguments and puts the parts on a session.
+
+``steps.py`` changes records, ``store.py`` keeps them in etcd, ``worker.py`` retries them, ``spiller.py`` keeps them in
+files while etcd is away.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-import math
-import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -17,11 +15,20 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from codomyrmex.concurrency.context_managers import AsyncOnly
-from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.dead_letters import record, steps, sweeps, texts, transitions
+from codomyrmex.concurrency.dead_letters.checks import (
+    check_concurrency,
+    check_handler,
+    check_max_entries,
+    check_operation,
+    check_positive,
+    check_zone,
+)
 from codomyrmex.concurrency.dead_letters.handlers import Handler
-from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
+from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.dead_letters.spiller import Spiller
-from codomyrmex.concurrency.dead_letters.store import Store, Stored
+from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.dead_letters.transitions import Event, State
 from codomyrmex.concurrency.dead_letters.worker_handle import Work, Worker
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import (
@@ -50,20 +57,20 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 
 class DeadLetterQueue(AsyncOnly):
-    """What failed, kept in etcd until it is dealt with: retried by any number of hosts, once each time.
+    """A queue of failed operations in etcd. Workers on any number of hosts retry each entry, one at a time.
 
     Args:
-        name: as a lock's.
+        name: follows the rules of a lock's name.
         session: the session to use; the process's default one when left out.
-        retry: when and how often the worker retries; see ``RetryPolicy``.
-        retention: seconds for which resolved entries stay to be seen (within an eighth), 7 days when left out. Entries
+        retry: the times and the number of the worker's retries; see ``RetryPolicy``.
+        retention: seconds for which resolved entries stay visible (within an eighth), 7 days when left out. Entries
             that are not resolved stay for ever.
-        max_entries: how many entries the queue may hold. When it is full, ``add`` first removes the oldest resolved
-            ones and, if there are none, raises ``QueueFull``: nothing is dropped in silence. Adders that meet may pass
-            the number by as many as they are.
+        max_entries: the most entries the queue may hold. When it is full, ``add`` first removes the oldest resolved
+            ones. If there are none, it raises ``QueueFull``: nothing is dropped in silence. Simultaneous adders may
+            exceed the limit by their number.
         redact: applied to every error text and traceback before it is stored.
 
-    Every call raises an ``EtcdError`` or ``SessionLost`` when etcd cannot do it.
+    Every call raises an ``EtcdError`` or ``SessionLost`` when etcd cannot carry it out.
     """
 
     def __init__(
@@ -80,11 +87,10 @@ class DeadLetterQueue(AsyncOnly):
         self._other_forms = forms(name)[1:]
         self._session = session
         self._retry = retry or RetryPolicy()
-        self._retention = WEEK if retention is None else _positive("retention", retention)
-        if max_entries is not None and (isinstance(max_entries, bool) or max_entries < 1):
-            raise ValueError(f"max_entries must be at least 1, not {max_entries!r}")
+        self._retention = WEEK if retention is None else check_positive("retention", retention)
+        check_max_entries(max_entries)
         self._max_entries = max_entries
-        self._redact = record.total(redact or str)
+        self._redact = texts.safe_redact(redact or str)
         self._handlers: dict[str, Handler] = {}
         self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
         self._store: Store | None = None
@@ -96,7 +102,7 @@ class DeadLetterQueue(AsyncOnly):
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Those for which a handler is registered here."""
+        """The operations for which a handler is registered here, sorted."""
         return tuple(sorted(self._handlers))
 
     async def add(
@@ -108,23 +114,23 @@ class DeadLetterQueue(AsyncOnly):
         metadata: dict[str, Any] | None = None,
         dedup_key: str | None = None,
     ) -> str:
-        """Store a failure, due for its first retry at once; returns its id when etcd has it for certain.
+        """Store a failure, due for its first retry at once; returns its id once etcd has it for certain.
 
-        ``args`` and ``metadata`` are JSON. With ``dedup_key`` a failure that is stored already, and not resolved, is
-        not stored twice: the id is that of the first. Raises ``TypeError`` for what is not JSON, ``PayloadTooLarge``,
-        ``QueueFull``.
+        ``args`` and ``metadata`` must be JSON. With ``dedup_key`` a failure that is stored already and not resolved is
+        not stored again: the id is that of the first. Raises ``TypeError`` for values that are not JSON,
+        ``PayloadTooLarge`` and ``QueueFull``.
         """
         entry = record.new(operation, args, error, metadata, self._redact, dedup_key)
         record.encode(entry)
         return await self._add(entry)
 
     async def get(self, id: str) -> DeadLetter | None:
-        """One entry, or None if there is none of that id."""
+        """The entry with this id; None if there is none."""
         stored = await (await self._opened()).get(id)
         return stored.entry if stored else None
 
     async def count(self) -> int:
-        """The number of entries, in any state; whatever else lies among them is counted too."""
+        """The number of entries in any state, including foreign keys among them."""
         return await (await self._opened()).count()
 
     async def list_entries(
@@ -134,7 +140,10 @@ class DeadLetterQueue(AsyncOnly):
         state: State | None = None,
         limit: int | None = None,
     ) -> list[DeadLetter]:
-        """Entries in order of their creation, all at one revision. For very many use ``entries``."""
+        """The entries in the order of their creation, all at one revision. For very many use ``entries``.
+
+        ``since`` needs a time zone; it selects entries created then or later.
+        """
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be at least 0, not {limit}")
         found: list[DeadLetter] = []
@@ -148,8 +157,8 @@ class DeadLetterQueue(AsyncOnly):
     async def entries(
         self, operation: str | None = None, since: datetime | None = None, state: State | None = None
     ) -> AsyncGenerator[DeadLetter, None]:
-        """The same one by one, read page by page: flat in memory."""
-        _check_zone("since", since)
+        """The entries as ``list_entries`` gives them, one by one. They are read page by page, in constant memory."""
+        check_zone("since", since)
         async for stored in (await self._opened()).all():
             entry = stored.entry
             if (
@@ -160,7 +169,7 @@ class DeadLetterQueue(AsyncOnly):
                 yield entry
 
     async def watch(self) -> AsyncGenerator[DeadLetter, None]:
-        """Every entry that is there, then each again whenever it is added or changes, in etcd's order."""
+        """All entries there are, then each entry that is added or changes, in etcd's order; without end."""
         store = await self._opened()
         request = WatchRequest(store.entries, prefix_end(store.entries))
         told: dict[str, int] = {}
@@ -178,21 +187,15 @@ class DeadLetterQueue(AsyncOnly):
                         yield stored.entry
 
     def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
-        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``; nothing else runs.
+        """Register the decorated ``async def handle(entry, attempt)`` to retry ``operation``. Only registered handlers
+        ever run.
 
-        What a worker pool stored when a function failed has the operation ``AsyncWorkerPool.operation_of(function)``.
+        An entry that a worker pool stored has the operation ``AsyncWorkerPool.operation_of(function)``.
         """
-        if not isinstance(operation, str) or not operation:
-            raise ValueError(
-                f"a handler is registered for an operation's name, not {operation!r}: @dlq.handler('name')"
-            )
+        check_operation(operation)
 
         def register(function: AnyHandler) -> AnyHandler:
-            if not _is_async(function) or not _takes_two(function):
-                raise TypeError(
-                    f"the handler of {operation!r} must be an async def with two arguments, (entry, attempt), "
-                    f"not {function!r}"
-                )
+            check_handler(operation, function)
             if operation in self._handlers:
                 raise ValueError(f"{operation!r} has a handler already")
             self._handlers[operation] = function
@@ -203,19 +206,18 @@ class DeadLetterQueue(AsyncOnly):
         return register
 
     def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> Worker:
-        """Retry what is due while the block runs: ``async with dlq.worker(): ...``.
+        """A worker that retries due entries while its block runs: ``async with dlq.worker(): ...``.
 
-        At most ``concurrency`` handlers run at a time in this process. Leaving the block waits for those that run, at
-        most ``drain_timeout`` seconds (None: for as long as they take), then cancels them; an error or a cancel of the
-        block cancels them at once. That costs their entries nothing. A handler that does not end within 5 s of its
-        cancel is left to run and keeps its claim until it ends, or the session.
+        At most ``concurrency`` handlers of this worker run at a time. Leaving the block waits for running handlers, at
+        most ``drain_timeout`` seconds (None waits without a limit), then cancels them. An error or a cancel of the
+        block cancels them at once. A cancelled attempt does not count against its entry. A handler that does not end
+        within 5 s of its cancel is left to run; it keeps its claim until it ends or the session does.
 
-        ``async with dlq.worker() as worker`` gives ``await worker.settled()``, which waits until nothing handled here
-        is left to do. If the worker cannot go on (its session, given by you, was lost; or it failed) the block is
-        cancelled and the error raised at its end.
+        With ``async with dlq.worker() as worker``, ``await worker.settled()`` waits until nothing is left to do for the
+        handlers here. If the worker cannot go on, since it failed or the session that you gave is lost, the block is
+        cancelled, and the error is raised at its end.
         """
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
+        check_concurrency(concurrency)
         check_timeout(drain_timeout, "drain_timeout")
         work = Work(self._name, self._handlers, self._retry, self._redact, self._opened, self._is_over)
         worker = Worker(work, concurrency, drain_timeout)
@@ -223,63 +225,45 @@ class DeadLetterQueue(AsyncOnly):
         return worker
 
     async def replay(self, id: str) -> DeadLetter:
-        """Make an entry due now, with all its attempts before it; returns it. Its history stays.
+        """Redrive an entry: it is due now, with all its attempts before it. Its history stays. Returns the entry.
 
-        Raises ``DeadLetterNotFound``, or ``ConcurrencyError`` for an entry that is being retried right now.
+        Raises ``DeadLetterNotFound``, and ``ConcurrencyError`` for an entry that is being retried right now.
         """
-        return await self._change(id, record.replayed, "replayed")
+        return await self._change(id, Event.REDRIVEN, lambda entry: steps.redriven(entry, record.now()), "replayed")
 
     async def replay_all(
         self, operation: str | None = None, rate: float | None = None, state: State | None = None
     ) -> int:
-        """Replay every parked and waiting entry there is now, or those of one ``state``, at most ``rate`` a second;
-        returns how many were.
+        """Redrive every parked and waiting entry, or those of one ``state``, at most ``rate`` a second; returns their
+        number. With ``operation``, only its entries.
 
-        It works on a snapshot: what fails again meanwhile is not swept up twice.
+        It works on a snapshot: an entry that fails again meanwhile is not redriven twice.
         """
         if rate is not None:
-            _positive("rate", rate)
+            check_positive("rate", rate)
         states = (state,) if state else ("parked", "waiting")
-        store = await self._opened()
-        snapshot = [
-            (stored.entry.id, stored.revision)
-            async for stored in store.all()
-            if stored.entry.state in states and operation in (None, stored.entry.operation)
-        ]
-        started, done = time.monotonic(), 0
-        for number, (entry_id, revision) in enumerate(snapshot):
-            if rate is not None:
-                await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
-            stored = await store.get(entry_id)
-            if stored and stored.revision == revision:
-                done += await store.change(stored, record.replayed(stored.entry))
-        return done
+        return await sweeps.redrive(await self._opened(), states, operation, rate)
 
     async def discard(self, id: str, *, reason: str) -> DeadLetter:
-        """Resolve an entry without retrying it; it stays to be seen, with ``reason``, for the retention time.
+        """Resolve an entry without a retry; it stays visible, with ``reason``, for the retention time. Returns it.
 
-        Raises as ``replay``.
+        Raises as ``replay`` does, and ``ValueError`` for an empty reason.
         """
         if not reason.strip():
             raise ValueError("a discard needs a reason, for those who ask later")
         return await self._change(
-            id, lambda entry: record.resolved(entry, "discarded", self._redact(reason)), "discarded"
+            id, Event.DISMISSED, lambda entry: steps.dismissed(entry, self._redact(reason), record.now()), "discarded"
         )
 
     async def purge(self, before: datetime | None = None, state: State | None = None) -> int:
-        """Delete resolved and parked entries, or those of one ``state``, created ``before`` then; returns how many.
+        """Delete resolved and parked entries, or those of one ``state``, created ``before`` then; returns their number.
 
-        It works on a snapshot, and leaves alone what changed meanwhile and what is being retried.
+        ``before`` needs a time zone. It works on a snapshot: entries that change meanwhile stay, and so do entries that
+        are being retried.
         """
-        _check_zone("before", before)
+        check_zone("before", before)
         states = (state,) if state else ("resolved", "parked")
-        store = await self._opened()
-        snapshot = [
-            stored._replace(entry=_slim(stored.entry))
-            async for stored in store.all()
-            if stored.entry.state in states and (before is None or stored.entry.created_at < before)
-        ]
-        return sum([await store.remove(stored) for stored in snapshot])
+        return await sweeps.purge(await self._opened(), states, before)
 
     async def __aenter__(self) -> DeadLetterQueue:
         self._spilling().open()
@@ -291,7 +275,7 @@ class DeadLetterQueue(AsyncOnly):
         await self.close()
 
     async def close(self) -> None:
-        """End what sends spilled entries; what is not sent stays in its file. The session is left alone."""
+        """Stop sending spilled entries; those that were not sent stay in their files. The session stays open."""
         if self._spiller:
             await self._spiller.close()
 
@@ -300,15 +284,15 @@ class DeadLetterQueue(AsyncOnly):
     async def route(
         self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]
     ) -> Routed:
-        """Store the failure of a pool's task; where etcd does not take it, spill it to a local file that is sent later.
-        Raises ``OSError`` if that cannot be written either, and ``QueueFull``.
+        """Store the failure of a pool's task. If etcd does not take it, it is spilled to a local file and sent later.
 
-        Arguments that are not JSON are stored as their ``repr``, under ``"repr"``, and ``metadata`` says so.
+        Arguments that are not JSON are stored as their ``repr``, under ``"repr"``, and ``metadata`` says so. Raises
+        ``QueueFull``, and ``OSError`` if the file cannot be written either.
         """
         try:
             entry = record.new(operation, args, error, metadata, self._redact)
         except TypeError:
-            plain = {"repr": {key: record.shown(value) for key, value in args.items()}}
+            plain = {"repr": {key: texts.shown(value) for key, value in args.items()}}
             entry = record.new(operation, plain, error, {**metadata, "args_not_json": True}, self._redact)
         record.encode(entry)
         spiller = self._spilling()
@@ -328,7 +312,7 @@ class DeadLetterQueue(AsyncOnly):
         return self._spiller
 
     def _is_over(self) -> bool:
-        """True if no session will come any more: the one that was given is lost."""
+        """True if there will be no session any more: the one that the user gave is lost."""
         return self._session is not None and self._session.lost.is_set()
 
     # Inside
@@ -354,64 +338,27 @@ class DeadLetterQueue(AsyncOnly):
         if self._max_entries is not None:
             surplus = await store.count() - self._max_entries + 1
             if surplus > 0:
-                # An entry that is stored already needs no room; to make some might remove that very entry.
+                # An entry that is stored already needs no room, and an eviction might delete that very entry.
                 if known := await store.known(entry):
                     return known
-                await self._make_room(store, surplus)
+                if not await sweeps.evict(store, surplus):
+                    raise QueueFull(
+                        f"the dead letter queue {self._name!r} holds {self._max_entries} entries, its max_entries, and "
+                        "none is resolved; replay, discard or purge some"
+                    )
         return await store.add(entry)
 
-    async def _make_room(self, store: Store, surplus: int) -> None:
-        oldest = []
-        async for stored in store.all():
-            if stored.entry.state == "resolved":
-                oldest.append(stored)
-                if len(oldest) == surplus:
-                    break
-        for stored in oldest:
-            await store.remove(stored)
-        if len(oldest) < surplus:
-            raise QueueFull(
-                f"the dead letter queue {self._name!r} holds {self._max_entries} entries, its max_entries, and none "
-                "is resolved; replay, discard or purge some"
-            )
-
-    async def _change(self, entry_id: str, step: Callable[[DeadLetter], DeadLetter], what: str) -> DeadLetter:
+    async def _change(
+        self, entry_id: str, event: Event, step: Callable[[DeadLetter], DeadLetter], done: str
+    ) -> DeadLetter:
         store = await self._opened()
         for _ in range(_TRIES):
             stored = await store.get(entry_id)
             if stored is None:
                 raise DeadLetterNotFound(f"there is no dead letter {entry_id!r} in {self._name!r}")
-            if stored.entry.state == "running":
-                raise ConcurrencyError(f"the dead letter {entry_id} is being retried right now and cannot be {what}")
+            if not transitions.allows(stored.entry.state, event, claimed=True):  # its claim is not read
+                raise ConcurrencyError(f"the dead letter {entry_id} is being retried right now and cannot be {done}")
             changed = step(stored.entry)
             if await store.change(stored, changed):
                 return changed
         raise ConcurrencyError(f"others keep changing the dead letter {entry_id}; try again")
-
-
-def _is_async(function: object) -> bool:
-    return inspect.iscoroutinefunction(function)
-
-
-def _slim(entry: DeadLetter) -> DeadLetter:
-    """What is needed to delete it: a snapshot of very many must not hold their arguments."""
-    return DeadLetter(entry.id, entry.operation, {}, "", entry.created_at, dedup=entry.dedup)
-
-
-def _positive(what: str, value: float) -> float:
-    if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{what} must be a number greater than 0, not {value!r}")
-    return value
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
-    return True
-
-
-def _check_zone(what: str, value: datetime | None) -> None:
-    if value is not None and value.tzinfo is None:
-        raise ValueError(f"{what} must have a time zone; try datetime.now(UTC)")

@@ -5,9 +5,9 @@
                                                         <id>.rejected   one that cannot be sent, for a person to see
                                                         sending.lock    locked by the process that sends at the moment
 
-A file appears whole, by a rename, and is removed when etcd has its record: a crash leaves no half record, and what was
-sent is not sent again. Its first line says which namespace and queue it belongs to; the second is the record,
-as etcd would have it. Files belong to no process: whichever process of the user sends next sends them all.
+A file appears whole, by a rename, and is removed when etcd has its record. So a crash leaves no half record, and
+a sent record is not sent again. The first line names the namespace and the queue, the second is the record as in etcd.
+Files belong to no process: the next process of the user that sends them sends all.
 
 Every function here may block, and is called in a thread; only ``lock`` and ``remove`` are called by the event loop.
 """
@@ -33,7 +33,7 @@ except ImportError:  # Windows has no such locks: two processes may send one rec
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_STALE = 3600.0  # seconds without a write after which nobody writes to a file any more
+_STALE = 3600.0  # seconds without a write after which a file counts as finished
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 _LONGEST = 180  # of a file name's 255 bytes
 
@@ -50,8 +50,8 @@ def state_folder() -> Path:
 
 
 def segment(name: str) -> str:
-    """A file name for any name. No two names share one, on a file system that ignores case either; a long name is
-    hashed, and ``=`` tells a hash from a name."""
+    """The file name for a name. No two names share one, not even on a file system that ignores case. A long name is
+    hashed; ``=`` marks a hash."""
     text = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in name.encode())
     return text if len(text) <= _LONGEST else "=" + hashlib.sha256(name.encode()).hexdigest()
 
@@ -62,14 +62,14 @@ class Spill:
     def __init__(self, namespace: str, queue: str) -> None:
         self._owner = namespace, queue
         self._header = json.dumps({"namespace": namespace, "queue": queue}).encode()
-        self._left: set[str] = set()  # names of files that were left alone, with a warning
+        self._left: set[str] = set()  # names of the files that it left alone, with a warning
 
     @property
     def folder(self) -> Path:
         return state_folder().joinpath(*map(segment, self._owner))
 
     def write(self, entry: DeadLetter) -> Path:
-        """Keep a record, and have it on disk before this returns; raises ``OSError``."""
+        """Write a record to its file; it is on disk when this returns. Raises ``OSError``."""
         folder = self._make_folder()
         path = folder / f"{segment(entry.id)}.json"
         part = path.with_suffix(".writing")
@@ -86,8 +86,8 @@ class Spill:
         return path
 
     def waiting(self) -> list[Path]:
-        """The files to send, in order of their records' making. One that a crash left half written is among them, and
-        is rejected when it is read."""
+        """The files to send, in the order in which their records were made. A file that a crash left half written is
+        among them; it is rejected when it is read."""
         for path in self._named(".writing"):
             if is_stale(path):
                 with contextlib.suppress(FileNotFoundError):
@@ -95,7 +95,7 @@ class Spill:
         return sorted(path for path in self._named(".json") if path.name not in self._left)
 
     def is_empty(self) -> bool:
-        """True if there is nothing to send; cheap, however much there is."""
+        """True if there is nothing to send; cheap even with very many files."""
         whole = any(path.name not in self._left for path in self._named(".json"))
         return not whole and not any(map(is_stale, self._named(".writing")))
 
@@ -108,8 +108,8 @@ class Spill:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """Be the only one that sends this queue's records; False if another one does. The system takes the lock from
-        a process that dies."""
+        """The lock of the process that sends this queue's records; yields False if another process has it. The system
+        takes the lock from a process that dies."""
         descriptor = os.open(self._make_folder() / "sending.lock", os.O_RDWR | os.O_CREAT, 0o600)
         _locks.add(descriptor)
         locked = False
@@ -125,7 +125,7 @@ class Spill:
                 os.close(descriptor)
 
     def read(self, path: Path) -> DeadLetter | None:
-        """The record of a file; None if it cannot be sent by this queue, which is told to the log."""
+        """The record in a file; None, with a line in the log, if this queue cannot send it."""
         try:
             header, _, line = path.read_bytes().partition(b"\n")
         except FileNotFoundError:
@@ -149,18 +149,18 @@ class Spill:
         return entry
 
     def reject(self, path: Path, why: str) -> None:
-        """Put a record aside that will never be stored, so that a person sees it."""
+        """Rename the file of a record that can never be stored, so that a person sees it."""
         aside = path.with_suffix(".rejected")
         path.replace(aside)
         log.error("a spilled dead letter cannot be stored (%s); it is kept in %s", why, aside)
 
     @staticmethod
     def remove(path: Path) -> None:
-        """Forget a record that etcd has."""
+        """Delete the file of a record that etcd has."""
         path.unlink(missing_ok=True)
 
     def keep_aside(self, name: str, content: bytes) -> None:
-        """Keep what came from elsewhere and cannot be read as a record."""
+        """Keep content that cannot be read as a record, so that a person sees it."""
         path = self._make_folder() / f"{segment(name)}.rejected"
         with open(path, "wb", opener=_private) as file:
             file.write(content)
@@ -171,7 +171,7 @@ class Spill:
         log.warning("the spilled dead letter %s is left where it is: %s", path, why)
 
     def _make_folder(self) -> Path:
-        """The folder, and those above it that are ours, for this user alone."""
+        """Make the folder, and this library's folders above it, for this user alone."""
         folder = self.folder
         folder.parents[1].mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.parent.mkdir(exist_ok=True, mode=0o700)
@@ -184,7 +184,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in a folder on disk too."""
+    """Write the names in a folder to disk too."""
     if fcntl is None:
         return  # Windows cannot
     descriptor = os.open(folder, os.O_RDONLY)
@@ -195,7 +195,7 @@ def _sync(folder: Path) -> None:
 
 
 def is_stale(path: Path) -> bool:
-    """True if nobody is writing to a file any more."""
+    """True if no process writes to the file any more, by its age."""
     try:
         return time.time() - path.stat().st_mtime > _STALE
     except FileNotFoundError:

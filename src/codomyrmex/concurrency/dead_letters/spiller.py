@@ -1,4 +1,4 @@
-"""The task that sends what was spilled: one for each queue object, which owns it and ends it."""
+"""The task that sends spilled dead letters. Each queue object owns one and ends it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HINDERS_ALL = (EtcdUnavailable, EtcdAuthError, EtcdQuotaExceeded, SessionLost, 
 
 
 class Spiller:
-    """Keeps dead letters in files and sends them by ``add``, until ``over`` says that this queue can send no more."""
+    """Keeps dead letters in files and sends them by ``add``. ``over`` is true once this queue can send no more."""
 
     def __init__(
         self, namespace: str, queue: str, add: Callable[[DeadLetter], Awaitable[str]], over: Callable[[], bool]
@@ -40,7 +40,7 @@ class Spiller:
         self._add = add
         self._over = over
         self._task: asyncio.Task[None] | None = None
-        self.trouble = ""  # why etcd took nothing, when it was asked last
+        self.trouble = ""  # the error of the last call to etcd, if that failed
         self._away_until = 0.0  # on the monotonic clock: before that etcd need not be asked
         self._more = False  # something was kept since the last look
         self._unsent = False  # as far as is known
@@ -49,10 +49,11 @@ class Spiller:
 
     @property
     def away(self) -> bool:
-        """True if etcd was away just now, so that asking it would only cost time."""
+        """True if etcd was away just now, so that a call would only cost time."""
         return time.monotonic() < self._away_until
 
     def went_away(self, trouble: str) -> None:
+        """etcd took nothing: do not call it for a while."""
         self.trouble = trouble
         self._away_until = time.monotonic() + SEND_EVERY
 
@@ -66,7 +67,7 @@ class Spiller:
             self.wake()  # the thread writes on even if its caller is cancelled
 
     def wake(self) -> None:
-        """Look whether there is something to send."""
+        """Begin to send, if there are files."""
         self._more = True
         if self._closed or self._runs_here():
             return
@@ -74,19 +75,19 @@ class Spiller:
         self._task.add_done_callback(self._ended)
 
     def open(self) -> None:
-        """Begin, also after ``close``: what processes left here before is sent."""
+        """Begin to send, also after ``close``. Files that earlier processes left are sent too."""
         self._closed = False
         self.wake()
 
     async def close(self) -> None:
-        """End the task; what is not sent stays in its files."""
+        """End the task; unsent records stay in their files."""
         self._closed = True
         if self._task and self._runs_here():
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _runs_here(self) -> bool:
-        """True if the task runs, in this event loop: that of a parent process or of a closed loop does not."""
+        """True if the task runs in this event loop: a task of a parent process, or of a closed loop, does not run."""
         task = self._task
         return task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop()
 
@@ -110,7 +111,7 @@ class Spiller:
                 failures = 0
                 if sent:
                     continue
-            except UsedElsewhere as error:  # here they never can be sent; where they can, somebody else does
+            except UsedElsewhere as error:  # this process can never send them; the one that can does
                 self._say(error)
                 return
             except (EtcdError, SessionLost, QueueFull, OSError) as error:
@@ -133,7 +134,7 @@ class Spiller:
         return not self.spill.is_empty() or bool(old_spill.left(*self._names))
 
     async def _send(self) -> int:
-        """Send all there is; returns how many records were sent. Raises what hindered it."""
+        """Send all files; returns the number of records sent. Raises the error that hindered it."""
         spill, sent = self.spill, 0
         hindered: Exception | None = None
         with spill.lock() as ours:
@@ -170,13 +171,13 @@ class Spiller:
         return True
 
     def _say(self, error: Exception) -> None:
-        """Tell the log why nothing can be sent, once for each reason in a row."""
+        """Log the reason why nothing can be sent; a warning the first time, then at debug level until it changes."""
         level = logging.DEBUG if str(error) == self._said else logging.WARNING
         self._said = str(error)
         log.log(level, "spilled dead letters cannot be sent yet: %s", error)
 
 
 def _is_cancelled() -> bool:
-    """True if somebody cancelled the running task; else a ``CancelledError`` is that of a call that was ended."""
+    """True if the running task is cancelled. If not, a ``CancelledError`` comes from a call that was ended."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

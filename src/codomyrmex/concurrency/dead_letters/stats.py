@@ -1,4 +1,4 @@
-"""How many dead letters of each operation there are, and in which state: what an operator looks at first."""
+"""The numbers of dead letters by operation and state, which an operator looks at first."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from codomyrmex.concurrency.watching import notices
 
 @dataclass(frozen=True, slots=True)
 class OperationSummary:
-    """The entries of one operation in one queue, counted by state. ``fingerprints``: how many different failures they
-    are. ``oldest``: when the oldest one that is not resolved was added."""
+    """The entries of one operation in one queue, counted by state. ``fingerprints`` is the number of different failures
+    among them, ``oldest`` the time when the oldest unresolved one was added."""
 
     queue: str
     operation: str
@@ -32,7 +32,7 @@ class OperationSummary:
 
 
 async def summarize(queue: str, entries: AsyncIterable[DeadLetter]) -> list[OperationSummary]:
-    """One summary for each operation, by name."""
+    """One summary for each operation, sorted by name."""
     counts: dict[str, dict[str, int]] = {}
     kinds: dict[str, set[str]] = {}
     oldest: dict[str, datetime] = {}
@@ -53,23 +53,23 @@ class Census:
 
     def __init__(self) -> None:
         self._entries: dict[bytes, tuple[int, State, datetime]] = {}
-        self.current = False  # whether the entries are what etcd has
+        self.current = False  # True while the entries are those in etcd
 
     def forget(self) -> None:
-        """Drop the counts: nobody follows the queue any more, so they are of the past."""
+        """Drop the counts: they are out of date, since the queue is not followed any more."""
         self.current = False
         self._entries = {}
 
     def counts(self) -> Counter[State]:
-        """How many there are in each state. Any thread may ask."""
+        """The number of entries in each state. Any thread may call this."""
         return Counter(state for _, state, _ in self._entries.copy().values())
 
     def oldest(self) -> datetime | None:
-        """When the oldest one that is not resolved was added."""
+        """The time when the oldest unresolved entry was added; None if there is none. Any thread may call this."""
         return min((added for _, state, added in self._entries.copy().values() if state != "resolved"), default=None)
 
     async def follow(self, store: Store) -> None:
-        """Until the session is over; raises why."""
+        """Keep the counts up to date until the session is over; raises the reason."""
         request = WatchRequest(store.entries, prefix_end(store.entries))
         async with aclosing(notices(store.session, request)) as news:
             async for notice in news:

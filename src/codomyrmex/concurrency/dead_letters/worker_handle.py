@@ -1,4 +1,4 @@
-"""``async with dlq.worker()``: a worker for the time of a block, begun anew on the next session when one is lost."""
+"""``async with dlq.worker()``: a worker for the time of a block. When a session is lost it begins again on the next."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.dead_letters.handlers import Handler
 from codomyrmex.concurrency.dead_letters.store import Store
+from codomyrmex.concurrency.dead_letters.transitions import UNSETTLED
 from codomyrmex.concurrency.dead_letters.worker import SessionWorker
 from codomyrmex.concurrency.errors import EtcdQuotaExceeded, EtcdUnavailable, SessionLost
 from codomyrmex.concurrency.retry import RetryPolicy
@@ -20,13 +21,16 @@ from codomyrmex.concurrency.retry import RetryPolicy
 log = logging.getLogger("codomyrmex.concurrency")
 
 _PAUSE = 1.0  # seconds between tries to open another session
-_BRIEFLY = 0.05  # seconds
+_BRIEFLY = 0.05  # seconds between looks for unsettled entries
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The queue as its workers need it. ``open_store`` gives its store on a session that can be used; ``is_over`` tells
-    whether there will be none, since the session was given and is lost."""
+    """The parts of a queue that its workers need.
+
+    ``open_store`` returns its store on a usable session. ``is_over`` is true if there will be no such session any more:
+    the user gave the session, and it is lost.
+    """
 
     queue: str
     handlers: dict[str, Handler]
@@ -37,7 +41,7 @@ class Work:
 
 
 class Worker(AsyncOnly):
-    """A worker of a queue for the time of a block, as ``DeadLetterQueue.worker`` returns it; good for one use."""
+    """A worker of a queue for the time of a block. ``DeadLetterQueue.worker`` makes one for each block."""
 
     def __init__(self, work: Work, concurrency: int, drain_timeout: float | None) -> None:
         self._work = work
@@ -57,12 +61,12 @@ class Worker(AsyncOnly):
     async def settled(self) -> None:
         """Wait until no entry of an operation that is handled here is waiting, delayed or running, on any host.
 
-        Raises what ended the worker, if it cannot go on.
+        Raises the error that ended the worker, if the worker cannot go on.
         """
         while True:
             if self._task and self._task.done():
                 return self._task.result()
-            # An entry that was added just now may not have reached the worker yet: etcd has the last word.
+            # The watch may not have told the worker of the newest entries yet, so etcd is read too.
             if self._worker and await self._worker.settled() and not await self._any_left():
                 return None
             await asyncio.sleep(_BRIEFLY)
@@ -70,7 +74,7 @@ class Worker(AsyncOnly):
     async def _any_left(self) -> bool:
         async with aclosing((await self._work.open_store()).all()) as found:
             async for stored in found:
-                if stored.entry.operation in self._work.handlers and stored.entry.state in ("waiting", "running"):
+                if stored.entry.operation in self._work.handlers and stored.entry.state in UNSETTLED:
                     return True
         return False
 
@@ -102,7 +106,7 @@ class Worker(AsyncOnly):
             raise failure
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        """The worker cannot go on: nobody would notice if the block did."""
+        """Cancel the block if the worker cannot go on: else the block would run on without a worker, unnoticed."""
         if not self._stopping and not task.cancelled() and task.exception() and self._block:
             self._cancelled_block = True
             self._block.cancel()
@@ -122,7 +126,7 @@ class Worker(AsyncOnly):
                 store = await self._reopen()
 
     async def _reopen(self) -> Store:
-        """The queue on another session; waits for as long as etcd is away, or takes no new lease for want of space."""
+        """The queue's store on another session. Waits for as long as etcd is away, or has no space for a new lease."""
         while True:
             try:
                 return await self._work.open_store()
