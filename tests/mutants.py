@@ -1077,7 +1077,7 @@ MUTANTS = (
     Mutant(
         "leave the usual port to others",
         "cli/dev.py",
-        "if port is None and alone and is_free(_USUAL):",
+        "if port is None and alone:",
         "if False:",
         "tests/integration/test_commands.py -k everything_looks",
     ),

@@ -13,7 +13,6 @@ import click
 from codomyrmex.concurrency import EmbeddedEtcd, EtcdUnavailable
 from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
 from codomyrmex.concurrency.cli.process import Command
-from codomyrmex.concurrency.etcd.embedded import is_free
 
 _LOOK = 0.5
 _USUAL = 2379  # the port of the default endpoint
@@ -61,8 +60,8 @@ async def _dev(data_dir: Path | None, port: int | None, command: tuple[str, ...]
 
 async def started(data_dir: Path | None, port: int | None, alone: bool) -> EmbeddedEtcd:
     """An etcd at the port asked for; else, for one that stands alone, at the usual one if that is free, or at any."""
-    if port is None and alone and is_free(_USUAL):
-        with contextlib.suppress(EtcdUnavailable):  # somebody else was quicker
+    if port is None and alone:
+        with contextlib.suppress(EtcdUnavailable):  # the port is taken
             return await EmbeddedEtcd(data_dir=data_dir, port=_USUAL).start()
     return await EmbeddedEtcd(data_dir=data_dir, port=port).start()
 

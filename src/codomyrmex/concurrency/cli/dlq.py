@@ -34,11 +34,10 @@ from codomyrmex.concurrency.cli.options import (
     where,
 )
 from codomyrmex.concurrency.cli.work import work
-from codomyrmex.concurrency.dead_letters import store
+from codomyrmex.concurrency.dead_letters import overview
 from codomyrmex.concurrency.dead_letters.record import State
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary, summarize
-from codomyrmex.concurrency.keys import check_name
-from codomyrmex.concurrency.watching import snapshots
+from codomyrmex.concurrency.names import checked
 
 _SCREEN = 200  # entries that a live table holds
 
@@ -48,7 +47,7 @@ _queue = click.option(
     default=queues.DEFAULT,
     show_default=True,
     metavar="NAME",
-    shell_complete=names_of("dead"),
+    shell_complete=names_of("dead letter queue"),
     help="Which queue.",
 )
 _operation = click.option("--operation", metavar="NAME", help="Only entries of this operation.")
@@ -135,7 +134,7 @@ async def _list(context: click.Context, name: str, choice: _Choice) -> None:
 
 
 async def _watch_entries(context: click.Context, name: str, choice: _Choice) -> int:
-    name = check_name(name)
+    name = checked(name)
 
     async def events(session: Session) -> AsyncGenerator[DeadLetter, None]:
         async with aclosing(DeadLetterQueue(name, session=session).watch()) as entries:
@@ -146,7 +145,7 @@ async def _watch_entries(context: click.Context, name: str, choice: _Choice) -> 
     def pictures(session: Session) -> AsyncGenerator[list[DeadLetter], None]:
         queue = DeadLetterQueue(name, session=session)
         most = choice._replace(limit=choice.limit or _SCREEN)
-        return snapshots(session, store.Store(session, name, 1.0).prefix, lambda: most.of(queue))
+        return overview.snapshots(session, lambda: most.of(queue), name)
 
     return await live.watch(
         context,
@@ -332,7 +331,11 @@ async def _purge(
 
 @dlq.command()
 @click.option(
-    "-q", "--queue", metavar="NAME", shell_complete=names_of("dead"), help="Only this queue; else all there are."
+    "-q",
+    "--queue",
+    metavar="NAME",
+    shell_complete=names_of("dead letter queue"),
+    help="Only this queue; else all there are.",
 )
 @_watch_flag
 @common_options
@@ -346,12 +349,11 @@ def stats(context: click.Context, queue: str | None, watch: bool) -> None:
     \b
     Example:  codomyrmex concurrency dlq stats --watch
     """
-    if queue is not None:
-        queue = check_name(queue)
     run(_watch_stats(context, queue) if watch else _stats(context, queue))
 
 
 async def _stats(context: click.Context, queue: str | None) -> None:
+    queue = None if queue is None else checked(queue)
     async with Session(settings(context)) as session:
         if queue is not None:
             await queues.need(context, session, queue)
@@ -361,9 +363,10 @@ async def _stats(context: click.Context, queue: str | None) -> None:
 
 
 async def _watch_stats(context: click.Context, queue: str | None) -> int:
+    queue = None if queue is None else checked(queue)
     return await live.watch_changes(
         context,
-        lambda session: snapshots(session, store.under(session), lambda: _summaries(session, queue)),
+        lambda session: overview.snapshots(session, lambda: _summaries(session, queue)),
         tables.summaries,
         tables.summary_line,
         key=lambda one: (one.queue, one.operation),
@@ -373,7 +376,7 @@ async def _watch_stats(context: click.Context, queue: str | None) -> int:
 
 async def _summaries(session: Session, queue: str | None) -> list[OperationSummary]:
     found = []
-    for name in [queue] if queue is not None else await store.queues(session):
+    for name in [queue] if queue is not None else await overview.queue_names(session):
         found += await summarize(name, DeadLetterQueue(name, session=session).entries())
     return found
 

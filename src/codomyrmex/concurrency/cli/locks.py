@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 import click
@@ -24,10 +23,7 @@ from codomyrmex.concurrency.cli.options import (
     settings,
     where,
 )
-from codomyrmex.concurrency.keys import LOCK
-from codomyrmex.concurrency.waitqueue import inspect
-from codomyrmex.concurrency.waitqueue.grant_times import Sightings
-from codomyrmex.concurrency.watching import snapshots
+from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | release NAME]")
@@ -111,14 +107,6 @@ async def _list(context: click.Context, choice: _Choice) -> None:
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
-    def pictures(session: Session) -> AsyncGenerator[list[LockInfo], None]:
-        seen = Sightings()
-
-        async def read() -> list[LockInfo]:
-            return seen.timed(await LockManager(session).locks(choice.prefix), datetime.now(UTC))
-
-        return snapshots(session, session.layout.under(LOCK), read)
-
     def draw(infos: list[LockInfo]) -> Grid:
         return tables.locks(choice.of(infos), wide=output(context) == "wide", note=choice.note(infos))
 
@@ -126,7 +114,7 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
         context,
         events=lambda session: inspect.watch(session, choice.prefix),
         line=tables.lock_event,
-        pictures=pictures,
+        pictures=lambda session: follow.locks(session, choice.prefix),
         draw=draw,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 import click
 
@@ -10,7 +10,6 @@ from codomyrmex.concurrency import ClusterPoolStats, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.options import common_options, output, run, settings, where
 from codomyrmex.concurrency.pool import cluster
-from codomyrmex.concurrency.watching import snapshots
 
 
 @click.command()
@@ -49,12 +48,9 @@ async def _list(context: click.Context, prefix: str, sort: str) -> None:
 
 
 async def _watch(context: click.Context, prefix: str, sort: str) -> int:
-    def pictures(session: Session) -> AsyncGenerator[list[ClusterPoolStats], None]:
-        return snapshots(session, cluster.reports(session), lambda: cluster.pools(session, prefix))
-
     return await live.watch_changes(
         context,
-        pictures,
+        lambda session: cluster.follow(session, prefix),
         lambda found: tables.pools(_sorted(found, sort), wide=output(context) == "wide"),
         tables.pool_line,
         key=lambda pool: pool.name,

@@ -38,7 +38,7 @@ class Command:
         with self._forwarding():
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    *_dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
+                    *dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
                 )
             except FileNotFoundError:
                 click.echo(f"error: command not found: {self._argv[0]}", err=True)
@@ -149,7 +149,7 @@ async def _guarded(group: int) -> AsyncIterator[None]:
             await guard.communicate(b".")
 
 
-def _dying_with_us(argv: Sequence[str]) -> list[str]:
+def dying_with_us(argv: Sequence[str]) -> list[str]:
     """``argv`` started so that it does not outlive a SIGKILL of this process (on Linux)."""
     if sys.platform != "linux":
         return list(argv)

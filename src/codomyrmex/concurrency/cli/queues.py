@@ -11,7 +11,7 @@ import click
 
 from codomyrmex.concurrency import ConcurrencyError, DeadLetterQueue, Session
 from codomyrmex.concurrency.cli.options import namespace, settings, where
-from codomyrmex.concurrency.dead_letters import presence, store
+from codomyrmex.concurrency.dead_letters import overview
 
 DEFAULT = "default"  # the queue of whoever names none; it is there even when it is empty
 _MOST = 20  # names in a message
@@ -39,7 +39,7 @@ async def opened(context: click.Context, name: str) -> AsyncIterator[Opened]:
 
 async def need(context: click.Context, session: Session, name: str) -> None:
     """Raise an error that names the queues there are, unless ``name`` is one of them."""
-    if name == DEFAULT or name in (known := await store.queues(session)):
+    if name == DEFAULT or name in (known := await overview.queue_names(session)):
         return
     raise ConcurrencyError(f"there is no dead letter queue {name!r} {where(context)}; {_named('queue', known)}")
 
@@ -60,14 +60,14 @@ async def nothing_in(found: Opened) -> str:
     """The answer where no entry was found: where it was looked for, and where entries are."""
     if count := await found.queue.count():
         return f"none of the {count} dead letters {found.place} is one of those asked for"
-    others = [name for name in await store.queues(found.session) if await _has_entries(found.session, name)]
+    others = [name for name in await overview.queue_names(found.session) if await _has_entries(found.session, name)]
     elsewhere = f"; there are some in {_list(others)}; see them with --queue" if others else ""
     return f"no dead letters {found.place}{elsewhere}"
 
 
 async def warn_of_no_worker(found: Opened, operations: Iterable[str]) -> None:
     """Say on stderr which of these operations nobody will retry, as far as workers say that they are there."""
-    there = await presence.workers(store.Store(found.session, found.queue.name, 1.0))
+    there = await overview.workers(found.session, found.queue.name)
     handled = {operation for worker in there for operation in worker.operations}
     if not there:
         click.echo(
@@ -84,7 +84,7 @@ async def warn_of_no_worker(found: Opened, operations: Iterable[str]) -> None:
 
 
 async def _has_entries(session: Session, name: str) -> bool:
-    return await store.Store(session, name, 1.0).count() > 0
+    return await DeadLetterQueue(name, session=session).count() > 0
 
 
 def _named(what: str, known: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
 from codomyrmex.concurrency.cli.options import run as run_main
 from codomyrmex.concurrency.cli.process import Command
-from codomyrmex.concurrency.keys import nfc
+from codomyrmex.concurrency.names import checked
 from codomyrmex.concurrency.waitqueue import inspect
 
 _SAY_AFTER = 1.0
@@ -113,7 +113,7 @@ def run(
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
     told = {"command": " ".join(command)[:200], **_pairs(metadata)}
-    wish = _Wish(tuple(map(nfc, locks)), shared, semaphore, limit, max_hold, lock_delay, told)
+    wish = _Wish(locks, shared, semaphore, limit, max_hold, lock_delay, told)
     run_main(_run(context, wish, timeout, kill_after, command))
 
 
@@ -127,6 +127,7 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
 async def _run(
     context: click.Context, wish: _Wish, timeout: float | None, kill_after: float, command: tuple[str, ...]
 ) -> int:
+    wish = wish._replace(locks=tuple(map(checked, wish.locks)))
     async with Session(settings(context)) as session, AsyncExitStack() as held:
         patience = 0.0 if timeout == 0 else None  # one try of each
         acquiring = _acquire(session, wish, patience, held)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
@@ -23,11 +22,9 @@ from codomyrmex.concurrency.cli.options import (
     settings,
     where,
 )
-from codomyrmex.concurrency.keys import SEMAPHORE, check_name
+from codomyrmex.concurrency.names import checked
 from codomyrmex.concurrency.recipes.semaphore import check_limit, delete, resize
-from codomyrmex.concurrency.waitqueue import inspect
-from codomyrmex.concurrency.waitqueue.grant_times import Sightings
-from codomyrmex.concurrency.watching import snapshots
+from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N | delete NAME]")
@@ -100,17 +97,9 @@ async def _show(context: click.Context, name: str) -> int:
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
-    def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
-        seen = Sightings()
-
-        async def read() -> list[SemaphoreInfo]:
-            return seen.timed(await inspect.semaphores(session, choice.prefix), datetime.now(UTC))
-
-        return snapshots(session, session.layout.under(SEMAPHORE), read)
-
     return await live.watch_changes(
         context,
-        pictures,
+        lambda session: follow.semaphores(session, choice.prefix),
         lambda infos: tables.semaphores(choice.of(infos), wide=output(context) == "wide"),
         tables.semaphore_line,
         key=_name,
@@ -118,18 +107,13 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
 
 
 async def _watch_one(context: click.Context, name: str) -> int:
-    name = check_name(name)
-
-    def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
-        seen = Sightings()
-
-        async def read() -> list[SemaphoreInfo]:
-            return seen.timed([await inspect.semaphore(session, name)], datetime.now(UTC))
-
-        return snapshots(session, session.layout.queue(name, SEMAPHORE), read)
-
+    name = checked(name)
     return await live.watch_changes(
-        context, pictures, lambda infos: tables.semaphore(infos[0]), tables.semaphore_line, key=_name
+        context,
+        lambda session: follow.semaphore(session, name),
+        lambda infos: tables.semaphore(infos[0]),
+        tables.semaphore_line,
+        key=_name,
     )
 
 
