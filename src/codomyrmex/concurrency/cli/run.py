@@ -1,4 +1,4 @@
-"""``run``: a command that holds locks, or a semaphore's permit, for as long as they can be trusted."""
+"""``run``: runs a command while it holds locks or a permit of a semaphore, and ends it when they are lost."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from codomyrmex.concurrency import (
     Semaphore,
     Session,
 )
-from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
-from codomyrmex.concurrency.cli.options import run as run_main
+from codomyrmex.concurrency.cli.duration_types import Duration
+from codomyrmex.concurrency.cli.options import common_options, settings
 from codomyrmex.concurrency.cli.process import Command
+from codomyrmex.concurrency.cli.running import EXIT_LOST
+from codomyrmex.concurrency.cli.running import run as run_main
+from codomyrmex.concurrency.cli.views import owners, text
 from codomyrmex.concurrency.names import checked
 from codomyrmex.concurrency.waitqueue import inspect
 
@@ -33,7 +35,7 @@ _MARGIN = 0.8
 
 
 class _Wish(NamedTuple):
-    """What to hold."""
+    """The locks and the semaphore to hold, with their options."""
 
     locks: tuple[str, ...]
     shared: bool
@@ -44,8 +46,8 @@ class _Wish(NamedTuple):
     metadata: dict[str, str]
 
     def __str__(self) -> str:
-        named = [f"the lock {views.visible(name)}" for name in self.locks]
-        return ", ".join(named + ([f"the semaphore {views.visible(self.semaphore)}"] if self.semaphore else []))
+        named = [f"the lock {text.visible(name)}" for name in self.locks]
+        return ", ".join(named + ([f"the semaphore {text.visible(self.semaphore)}"] if self.semaphore else []))
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -62,18 +64,27 @@ class _Wish(NamedTuple):
     "--semaphore",
     metavar="NAME",
     shell_complete=names_of("semaphore"),
-    help="A semaphore of which to hold one permit.",
-)
-@click.option("--max", "limit", type=click.IntRange(min=1), metavar="N", help="Its limit; else the one it has.")
-@click.option("--max-hold", type=Duration(), metavar="1h", help="Give up what is held, and end CMD, after this.")
-@click.option(
-    "--lock-delay", type=Duration(), default=0.0, metavar="10s", help="Keep the locks closed so long if this host dies."
+    help="A semaphore; one permit of it is held.",
 )
 @click.option(
-    "--metadata", multiple=True, metavar="KEY=TEXT", help="Shown to others; agent=NAME is who holds. May be repeated."
+    "--max", "limit", type=click.IntRange(min=1), metavar="N", help="The semaphore's limit. Default: the limit it has."
 )
-@click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this; exits with 75.")
-@click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="SIGKILL this long after SIGTERM.")
+@click.option("--max-hold", type=Duration(), metavar="1h", help="Release everything, and end CMD, after this time.")
+@click.option(
+    "--lock-delay",
+    type=Duration(),
+    default=0.0,
+    metavar="10s",
+    help="Keep the locks closed for this time if this host dies.",
+)
+@click.option(
+    "--metadata",
+    multiple=True,
+    metavar="KEY=TEXT",
+    help="Shown to others; agent=NAME names the holder. May be repeated.",
+)
+@click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this time; exits with 75.")
+@click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="Send SIGKILL this time after SIGTERM.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @common_options
 @click.pass_context
@@ -90,13 +101,14 @@ def run(
     kill_after: float,
     command: tuple[str, ...],
 ) -> None:
-    """Run CMD while holding locks, or a permit of a semaphore, or both. Passes its exit code on; exits with 76 if what
-    it held was lost meanwhile.
+    """Run CMD while holding locks, or a permit of a semaphore, or both. Exits with CMD's exit code, or with 76 if a
+    lock or the permit was lost meanwhile.
 
-    Several locks are acquired together or not at all; a semaphore's permit comes after them. CMD finds
-    CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one a line) in its environment. When what it holds can no longer
-    be trusted, its whole process group is ended before anyone else can be granted. Who holds is told by --metadata
-    agent=NAME, else by CODOMYRMEX_AGENT. A time without a unit is in seconds.
+    Several locks are acquired together or not at all. A permit is acquired after the locks. CMD finds
+    CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one name a line) in its environment. When a lock or the permit is
+    lost, CMD and its whole process group are ended before another waiter can be granted.
+
+    Others see the holder as --metadata agent=NAME, else as CODOMYRMEX_AGENT. A time without a unit is in seconds.
 
     \b
     Examples:
@@ -120,7 +132,7 @@ def run(
 def _pairs(given: Sequence[str]) -> dict[str, str]:
     for pair in given:
         if not pair.partition("=")[0] or "=" not in pair:
-            raise click.UsageError(f"--metadata takes KEY=TEXT, such as agent=parser, not {views.visible(pair)!r}")
+            raise click.UsageError(f"--metadata takes KEY=TEXT, such as agent=parser, not {text.visible(pair)!r}")
     return {key: text for key, _, text in (pair.partition("=") for pair in given)}
 
 
@@ -136,7 +148,7 @@ async def _run(
 
 
 async def _acquire(session: Session, wish: _Wish, patience: float | None, held: AsyncExitStack) -> list[Grant]:
-    """Everything wished for; ``held`` gives it back."""
+    """The grants of everything in ``wish``; ``held`` releases them."""
     grants: list[Grant] = []
     if wish.locks:
         manager = LockManager(session)
@@ -155,9 +167,7 @@ async def _acquire(session: Session, wish: _Wish, patience: float | None, held: 
     if wish.semaphore is not None:
         limit = wish.limit or (await inspect.semaphore(session, wish.semaphore)).limit
         if limit is None:
-            raise click.UsageError(
-                f"there is no semaphore {views.visible(wish.semaphore)} yet; give its limit by --max"
-            )
+            raise click.UsageError(f"there is no semaphore {text.visible(wish.semaphore)} yet; give its limit by --max")
         semaphore = Semaphore(
             wish.semaphore,
             max_concurrent=limit,
@@ -173,7 +183,7 @@ async def _acquire(session: Session, wish: _Wish, patience: float | None, held: 
 
 
 async def _release(release: Callable[..., Awaitable[None]], *what: Grant) -> None:
-    """The command has run: whatever becomes of the release, its exit code is what counts."""
+    """Release a grant. A failure is only a warning: the command has run, and its exit code counts."""
     try:
         await release(*what)
     except EtcdError as error:
@@ -183,7 +193,7 @@ async def _release(release: Callable[..., Awaitable[None]], *what: Grant) -> Non
 async def _patiently(
     session: Session, wish: _Wish, timeout: float | None, acquiring: Awaitable[list[Grant]]
 ) -> list[Grant]:
-    """Acquire within ``timeout``, and say whom it waits for."""
+    """Acquire within ``timeout`` seconds, with a message that names the holders when it takes long."""
     telling = asyncio.create_task(_tell(session, wish))
     try:
         async with asyncio.timeout(timeout):
@@ -202,7 +212,7 @@ async def _tell(session: Session, wish: _Wish) -> None:
 
 
 async def _held_by(session: Session, wish: _Wish) -> str:
-    """Who stands in the way, by each name for which it is somebody else."""
+    """The end of a message: the present holders of other sessions, or nothing."""
     queues: list[Sequence[Owner]] = []
     for name in wish.locks:
         info = await inspect.info(session, name)
@@ -215,10 +225,10 @@ async def _held_by(session: Session, wish: _Wish) -> str:
 
 
 def _holder(one: Owner) -> str:
-    named = views.visible(views.agent(one))
-    who = views.owner(one) + ("" if named == "-" else f" ({named})")
-    seconds = views.held(one)
-    return f"{who} for {views.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+    named = text.visible(owners.agent(one))
+    who = owners.owner(one) + ("" if named == "-" else f" ({named})")
+    seconds = owners.held(one)
+    return f"{who} for {text.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
 
 
 async def _hold(

@@ -1,4 +1,4 @@
-"""``semaphores``: limits, holders and waiters; live; one in full; resized; deleted."""
+"""``semaphores``: limits, holders and waiters of all, also live; one queue in full; resize; delete."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from typing import NamedTuple
 import click
 
 from codomyrmex.concurrency import NotHeld, SemaphoreInfo, Session
-from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.command_classes import NamedGroup
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.grid import count
-from codomyrmex.concurrency.cli.groups import NamedGroup
-from codomyrmex.concurrency.cli.options import (
-    EXIT_FAILED,
-    common_options,
-    confirmed,
-    needs_yes,
-    output,
-    run,
-    settings,
-    where,
-)
+from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_yes, output_format, settings, where
+from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
+from codomyrmex.concurrency.cli.views import live, output, owners, semaphore_table, text
+from codomyrmex.concurrency.cli.views.text import count
 from codomyrmex.concurrency.names import checked
 from codomyrmex.concurrency.recipes.semaphore import check_limit, delete, resize
 from codomyrmex.concurrency.waitqueue import follow, inspect
@@ -34,7 +26,7 @@ from codomyrmex.concurrency.waitqueue import follow, inspect
 @common_options
 @click.pass_context
 def semaphores(context: click.Context, watch: bool, prefix: str, sort: str) -> None:
-    """Limits, holders and waiters of all semaphores, or the whole queue of one.
+    """Show limits, holders and waiters of all semaphores, or the whole queue of one.
 
     \b
     Examples:
@@ -49,7 +41,7 @@ def semaphores(context: click.Context, watch: bool, prefix: str, sort: str) -> N
 
 
 class _Choice(NamedTuple):
-    """Which semaphores to show, and in which order."""
+    """The semaphores that the options ask for, in their order."""
 
     prefix: str
     sort: str
@@ -58,7 +50,7 @@ class _Choice(NamedTuple):
         if self.sort == "free":
             return sorted(infos, key=lambda info: info.available)
         if self.sort == "held":
-            return sorted(infos, key=lambda info: tables.longest(info) or 0.0, reverse=True)
+            return sorted(infos, key=lambda info: owners.longest(info) or 0.0, reverse=True)
         if self.sort == "waiters":
             return sorted(infos, key=lambda info: len(info.waiters), reverse=True)
         return sorted(infos, key=_name)
@@ -70,7 +62,7 @@ class _Choice(NamedTuple):
 @common_options
 @click.pass_context
 def show(context: click.Context, name: str, watch: bool) -> None:
-    """The whole queue of one semaphore: owners, permits, tokens, waiting times.
+    """Show the whole queue of one semaphore: owners, permits, tokens, waiting times.
 
     \b
     Example:  codomyrmex concurrency semaphores provider --watch
@@ -83,16 +75,18 @@ def show(context: click.Context, name: str, watch: bool) -> None:
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
         infos = choice.of(await inspect.semaphores(session, choice.prefix))
-    views.show_list(context, infos, tables.semaphores, f"there are no semaphores {where(context, choice.prefix)}")
+    output.show_list(
+        context, infos, semaphore_table.semaphores, f"there are no semaphores {where(context, choice.prefix)}"
+    )
 
 
 async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
         info = await inspect.semaphore(session, name)
     if info.limit is None:
-        click.echo(f"error: there is no semaphore {views.visible(name)} {where(context)}", err=True)
+        click.echo(f"error: there is no semaphore {text.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
-    views.show(context, info, tables.semaphore)
+    output.show(context, info, semaphore_table.semaphore)
     return 0
 
 
@@ -100,8 +94,8 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
     return await live.watch_changes(
         context,
         lambda session: follow.semaphores(session, choice.prefix),
-        lambda infos: tables.semaphores(choice.of(infos), wide=output(context) == "wide"),
-        tables.semaphore_line,
+        lambda infos: semaphore_table.semaphores(choice.of(infos), wide=output_format(context) == "wide"),
+        semaphore_table.semaphore_line,
         key=_name,
     )
 
@@ -111,8 +105,8 @@ async def _watch_one(context: click.Context, name: str) -> int:
     return await live.watch_changes(
         context,
         lambda session: follow.semaphore(session, name),
-        lambda infos: tables.semaphore(infos[0]),
-        tables.semaphore_line,
+        lambda infos: semaphore_table.semaphore(infos[0]),
+        semaphore_table.semaphore_line,
         key=_name,
     )
 
@@ -146,12 +140,12 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
                 raise NotHeld(f"there is no semaphore {name!r}")
             held = sum(owner.permits for owner in info.holders)
             click.echo(
-                f"would change the limit of {views.visible(name)} from {info.limit} to {limit}; "
+                f"would change the limit of {text.visible(name)} from {info.limit} to {limit}; "
                 f"{held} permits are held, {len(info.waiters)} wait"
             )
             return 0
         former = await resize(session, name, limit)
-    click.echo(f"the limit of {views.visible(name)} is {limit}, and was {former}")
+    click.echo(f"the limit of {text.visible(name)} is {limit}, and was {former}")
     return 0
 
 
@@ -161,7 +155,7 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
 @common_options
 @click.pass_context
 def delete_command(context: click.Context, name: str, yes: bool) -> None:
-    """Remove a semaphore that nobody uses; refused while permits are held or waited for.
+    """Delete a semaphore that nobody uses. Fails while permits are held or waited for.
 
     \b
     Example:  codomyrmex concurrency semaphores delete provider -y
@@ -171,9 +165,9 @@ def delete_command(context: click.Context, name: str, yes: bool) -> None:
 
 
 async def _delete(context: click.Context, name: str, yes: bool) -> int:
-    if not await confirmed(yes, f"delete the semaphore {views.visible(name)}?"):
+    if not await confirmed(yes, f"delete the semaphore {text.visible(name)}?"):
         return EXIT_FAILED
     async with Session(settings(context)) as session:
         limit = await delete(session, name)
-    click.echo(f"the semaphore {views.visible(name)}, of {count(limit, 'permit')}, is deleted")
+    click.echo(f"the semaphore {text.visible(name)}, of {count(limit, 'permit')}, is deleted")
     return 0

@@ -21,6 +21,11 @@ async def queue_names(session: Session) -> list[str]:
     return await store.queues(session)
 
 
+async def queues_with_entries(session: Session) -> list[str]:
+    """The names of the queues that hold an entry in any state."""
+    return [name for name in await store.queues(session) if await Store(session, name, _RETENTION).count()]
+
+
 async def workers(session: Session, queue: str) -> list[WorkerInfo]:
     """The workers that a queue has at this moment. Workers of release 0.1 do not announce themselves."""
     return await presence.workers(Store(session, queue, _RETENTION))
