@@ -4,50 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import NamedTuple
 
 import click
 
 from codomyrmex.concurrency import (
     ConcurrencyError,
-    EtcdError,
     Grant,
-    LockManager,
-    LockTimeout,
-    Owner,
-    Semaphore,
     Session,
 )
 from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.options import common_options, settings
 from codomyrmex.concurrency.cli.process import Command
+from codomyrmex.concurrency.cli.run_request import RunRequest, acquire
 from codomyrmex.concurrency.cli.running import EXIT_LOST
 from codomyrmex.concurrency.cli.running import run as run_main
-from codomyrmex.concurrency.cli.views import owners, text
+from codomyrmex.concurrency.cli.views import text
 from codomyrmex.concurrency.names import checked
-from codomyrmex.concurrency.waitqueue import inspect
 
-_SAY_AFTER = 1.0
 _MARGIN = 0.8
-
-
-class _Wish(NamedTuple):
-    """The locks and the semaphore to hold, with their options."""
-
-    locks: tuple[str, ...]
-    shared: bool
-    semaphore: str | None
-    limit: int | None
-    max_hold: float | None
-    lock_delay: float
-    metadata: dict[str, str]
-
-    def __str__(self) -> str:
-        named = [f"the lock {text.visible(name)}" for name in self.locks]
-        return ", ".join(named + ([f"the semaphore {text.visible(self.semaphore)}"] if self.semaphore else []))
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -125,8 +102,8 @@ def run(
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
     told = {"command": " ".join(command)[:200], **_pairs(metadata)}
-    wish = _Wish(locks, shared, semaphore, limit, max_hold, lock_delay, told)
-    run_main(_run(context, wish, timeout, kill_after, command))
+    wanted = RunRequest(locks, shared, semaphore, limit, max_hold, lock_delay, told)
+    run_main(_run(context, wanted, timeout, kill_after, command))
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
@@ -137,108 +114,22 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
 
 
 async def _run(
-    context: click.Context, wish: _Wish, timeout: float | None, kill_after: float, command: tuple[str, ...]
+    context: click.Context, wanted: RunRequest, timeout: float | None, kill_after: float, command: tuple[str, ...]
 ) -> int:
-    wish = wish._replace(locks=tuple(map(checked, wish.locks)))
+    wanted = wanted._replace(locks=tuple(map(checked, wanted.locks)))
     async with Session(settings(context)) as session, AsyncExitStack() as held:
-        patience = 0.0 if timeout == 0 else None  # one try of each
-        acquiring = _acquire(session, wish, patience, held)
-        grants = await _patiently(session, wish, timeout or None, acquiring)
-        return await _hold(session, wish, grants, command, kill_after)
-
-
-async def _acquire(session: Session, wish: _Wish, patience: float | None, held: AsyncExitStack) -> list[Grant]:
-    """The grants of everything in ``wish``; ``held`` releases them."""
-    grants: list[Grant] = []
-    if wish.locks:
-        manager = LockManager(session)
-        acquiring = manager.acquire_all(
-            wish.locks,
-            patience,
-            wish.shared,
-            wish.metadata,
-            on_loss="notify",
-            lock_delay=wish.lock_delay,
-            max_hold=wish.max_hold,
-        )
-        for grant in await acquiring:
-            held.push_async_callback(_release, manager.release, grant)
-            grants.append(grant)
-    if wish.semaphore is not None:
-        limit = wish.limit or (await inspect.semaphore(session, wish.semaphore)).limit
-        if limit is None:
-            raise click.UsageError(f"there is no semaphore {text.visible(wish.semaphore)} yet; give its limit by --max")
-        semaphore = Semaphore(
-            wish.semaphore,
-            max_concurrent=limit,
-            session=session,
-            on_loss="notify",
-            max_hold=wish.max_hold,
-            metadata=wish.metadata,
-        )
-        permit = await semaphore.acquire(timeout=patience)
-        held.push_async_callback(_release, permit.release)
-        grants.append(permit.grant)
-    return grants
-
-
-async def _release(release: Callable[..., Awaitable[None]], *what: Grant) -> None:
-    """Release a grant. A failure is only a warning: the command has run, and its exit code counts."""
-    try:
-        await release(*what)
-    except EtcdError as error:
-        click.echo(f"warning: a lock is not released yet, its lease will end it: {error}", err=True)
-
-
-async def _patiently(
-    session: Session, wish: _Wish, timeout: float | None, acquiring: Awaitable[list[Grant]]
-) -> list[Grant]:
-    """Acquire within ``timeout`` seconds, with a message that names the holders when it takes long."""
-    telling = asyncio.create_task(_tell(session, wish))
-    try:
-        async with asyncio.timeout(timeout):
-            return await acquiring
-    except TimeoutError:
-        within = f" within {timeout:g} s" if timeout else " at once"
-        raise LockTimeout(f"{wish}: not granted{within}{await _held_by(session, wish)}") from None
-    finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-
-
-async def _tell(session: Session, wish: _Wish) -> None:
-    await asyncio.sleep(_SAY_AFTER)
-    click.echo(f"waiting for {wish}{await _held_by(session, wish)}", err=True)
-
-
-async def _held_by(session: Session, wish: _Wish) -> str:
-    """The end of a message: the present holders of other sessions, or nothing."""
-    queues: list[Sequence[Owner]] = []
-    for name in wish.locks:
-        info = await inspect.info(session, name)
-        queues.append(info.holders if info else ())
-    if wish.semaphore is not None:
-        queues.append((await inspect.semaphore(session, wish.semaphore)).holders)
-    ours = f"{session.id:016x}"
-    others = {owner.session: owner for holders in queues for owner in holders if owner.session != ours}
-    return f", held by {', '.join(map(_holder, others.values()))}" if others else ""
-
-
-def _holder(one: Owner) -> str:
-    named = text.visible(owners.agent(one))
-    who = owners.owner(one) + ("" if named == "-" else f" ({named})")
-    seconds = owners.held(one)
-    return f"{who} for {text.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+        grants = await acquire(session, wanted, timeout, held)
+        return await _hold(session, wanted, grants, command, kill_after)
 
 
 async def _hold(
-    session: Session, wish: _Wish, grants: Sequence[Grant], argv: tuple[str, ...], kill_after: float
+    session: Session, wanted: RunRequest, grants: Sequence[Grant], argv: tuple[str, ...], kill_after: float
 ) -> int:
     if reason := _lost(grants):  # one of them, while it waited for another
         raise reason
     environment = {
         **os.environ,
-        "CODOMYRMEX_LOCK_NAME": "\n".join(dict.fromkeys(wish.locks)),
+        "CODOMYRMEX_LOCK_NAME": "\n".join(dict.fromkeys(wanted.locks)),
         "CODOMYRMEX_FENCING_TOKEN": str(grants[0].token),
         "CODOMYRMEX_ETCD_ENDPOINTS": ",".join(session.settings.endpoints),
         "CODOMYRMEX_ETCD_NAMESPACE": session.settings.namespace,
