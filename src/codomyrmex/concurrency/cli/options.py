@@ -80,3 +80,13 @@ def needs_yes(given: bool, warning: str) -> None:
 async def confirmed(yes: bool, question: str) -> bool:
     """True if -y was given, or the user answers ``question`` with yes."""
     return yes or await asyncio.to_thread(click.confirm, question)
+
+
+def possible_limit(limit: int) -> int:
+    """``limit`` if a semaphore can have it; else a usage error."""
+    from codomyrmex.concurrency.recipes.semaphore import check_limit  # here, so that --help is fast
+
+    try:
+        return check_limit(limit)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None

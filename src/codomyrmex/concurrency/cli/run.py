@@ -16,7 +16,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Duration
-from codomyrmex.concurrency.cli.options import common_options, settings
+from codomyrmex.concurrency.cli.options import common_options, possible_limit, settings
 from codomyrmex.concurrency.cli.process import Command
 from codomyrmex.concurrency.cli.run_request import RunRequest, acquire
 from codomyrmex.concurrency.cli.running import EXIT_LOST
@@ -101,6 +101,8 @@ def run(
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
+    if limit is not None:
+        possible_limit(limit)
     told = {"command": " ".join(command)[:200], **_pairs(metadata)}
     wanted = RunRequest(locks, shared, semaphore, limit, max_hold, lock_delay, told)
     run_main(_run(context, wanted, timeout, kill_after, command))

@@ -10,12 +10,20 @@ import click
 from codomyrmex.concurrency import NotHeld, SemaphoreInfo, Session
 from codomyrmex.concurrency.cli.command_classes import NamedGroup
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_yes, output_format, settings, where
+from codomyrmex.concurrency.cli.options import (
+    common_options,
+    confirmed,
+    needs_yes,
+    output_format,
+    possible_limit,
+    settings,
+    where,
+)
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import live, output, owners, semaphore_table, text
 from codomyrmex.concurrency.cli.views.text import count
 from codomyrmex.concurrency.names import checked
-from codomyrmex.concurrency.recipes.semaphore import check_limit, delete, resize
+from codomyrmex.concurrency.recipes.semaphore import delete, resize
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
@@ -129,7 +137,7 @@ def resize_command(context: click.Context, name: str, limit: int, dry_run: bool)
     \b
     Example:  codomyrmex concurrency semaphores resize provider 5
     """
-    run(_resize(context, name, check_limit(limit), dry_run))
+    run(_resize(context, name, possible_limit(limit), dry_run))
 
 
 async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) -> int:
