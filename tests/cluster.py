@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from codomyrmex.concurrency import EtcdSettings
-from codomyrmex.concurrency.cli.process import _dying_with_us
+from codomyrmex.concurrency.cli.process import dying_with_us
 from codomyrmex.concurrency.etcd.embedded import find_etcd
 from codomyrmex.concurrency.health import cluster_status
 from tests.helpers import eventually
@@ -53,7 +53,7 @@ class Member:
             "--snapshot-count=100",
         )
         with open(self._folder / f"{self.name}.log", "ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*_dying_with_us(command), stdout=log, stderr=log)
+            self._process = await asyncio.create_subprocess_exec(*dying_with_us(command), stdout=log, stderr=log)
 
     @property
     def data(self) -> Path:

@@ -278,7 +278,7 @@ async def test_a_command_that_runs_longer_than_max_hold_is_ended_with_76(cli: Cl
     assert (await cli("run", "--lock", "x", "--max-hold", "0", "--", "true")).code == 2
 
 
-async def test_what_a_command_leaves_behind_is_ended_with_it(cli: Cli) -> None:
+async def test_processes_that_a_command_leaves_are_ended_with_it(cli: Cli) -> None:
     async with cli.started("run", "--lock", "x", "--", "sh", "-c", "sleep 60 & echo $!") as running:
         left = int(await line(running))
         assert await ended(running) == 0

@@ -389,7 +389,7 @@ class Terminal:
     ids=" ".join,
 )
 @pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
-async def test_a_live_view_is_redrawn_in_place_on_a_terminal(
+async def test_a_live_view_is_redrawn_on_a_terminal(
     cli: Cli, session: Session, command: tuple[str, ...], key: bytes
 ) -> None:
     async with Terminal(cli, *command, "--watch") as terminal:

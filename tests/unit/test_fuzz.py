@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codomyrmex.concurrency import keys
-from codomyrmex.concurrency.cli import tables, views
-from codomyrmex.concurrency.cli.options import Duration
+from codomyrmex.concurrency.cli.duration_types import Duration
+from codomyrmex.concurrency.cli.views import dead_letter_table, owners
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.models import ForcedRelease, Owner, to_json
 from codomyrmex.concurrency.waitqueue.rules import holding
@@ -31,7 +31,7 @@ VALUES = st.binary(max_size=60) | st.builds(
 @given(st.binary(max_size=60), VALUES, st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_any_entry_has_an_owner_that_can_be_shown(key: bytes, value: bytes, revision: int, lease: int) -> None:
     owner = Owner.from_entry(key, value, revision, lease)
-    assert json.dumps(to_json(owner)) and views.owner(owner).isprintable()
+    assert json.dumps(to_json(owner)) and owners.owner(owner).isprintable()
     assert owner.permits >= 0 and holding([key, key], 3) <= 2
 
 
@@ -39,7 +39,7 @@ def test_any_entry_has_an_owner_that_can_be_shown(key: bytes, value: bytes, revi
 def test_any_value_is_a_dead_letter_or_none(key: bytes, value: bytes) -> None:
     entry = record.decode(key, value)
     if entry is not None:
-        assert tables.due(entry) and tables.dead_letter_line(entry).plain.isprintable()
+        assert dead_letter_table.due(entry) and dead_letter_table.dead_letter_line(entry).plain.isprintable()
     ForcedRelease.decode(value)
 
 

@@ -1,53 +1,31 @@
-"""Names for the shell to complete, as etcd has them at that moment. Takes no lease, and says nothing if it cannot."""
+"""Completion of names at a shell prompt, as etcd has them at that moment. Offers nothing if etcd does not answer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from codomyrmex.concurrency.cli.options import settings
 
-_LIMIT = 1.0  # seconds that somebody at a prompt is made to wait
-_MOST = 100
+if TYPE_CHECKING:
+    from codomyrmex.concurrency.names import Kind
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
-def names_of(segment: str) -> Complete:
-    """Completes names of what lies under this segment of the keys: ``lock``, ``semaphore`` or ``dead``."""
+def names_of(kind: Kind) -> Complete:
+    """A completer of the names of this kind."""
 
     def complete(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         context.ensure_object(dict)
         try:
-            return asyncio.run(_names(context, segment, incomplete))
-        except Exception:  # whatever is wrong, a prompt is not the place to say it
+            from codomyrmex.concurrency import names  # here, for it needs gRPC, and --help must be fast
+
+            return asyncio.run(names.beginning_with(incomplete, kind, settings(context)))
+        except Exception:  # a prompt is not the place for an error message
             return []
 
     return complete
-
-
-async def _names(context: click.Context, segment: str, incomplete: str) -> list[str]:
-    from codomyrmex.concurrency.etcd.transports.factory import transport_for
-    from codomyrmex.concurrency.etcd.transports.protocol import Get
-    from codomyrmex.concurrency.keys import Layout, escape, forms, name_in, prefix_end
-
-    chosen = settings(context)
-    layout = Layout(chosen.namespace)
-    under = layout.root + segment.encode() + b"/"
-    found: list[str] = []
-    transport = transport_for(chosen.model_copy(update={"dial_timeout": _LIMIT, "request_timeout": _LIMIT}))
-    try:
-        async with asyncio.timeout(_LIMIT):
-            for form in forms(incomplete):
-                start = under + escape(form).encode()
-                end = prefix_end(start)
-                while len(found) < _MOST and (page := await transport.get(Get(start, end, limit=1))).kvs:
-                    name = page.kvs[0].key[len(under) :].partition(b"/")[0]
-                    if (known := name_in(name)) is not None and known.isprintable():
-                        found.append(known)
-                    start = prefix_end(under + name + b"/")
-    finally:
-        await transport.close()
-    return found

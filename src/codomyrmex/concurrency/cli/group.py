@@ -6,19 +6,19 @@ from importlib import import_module
 
 import click
 
-from codomyrmex.concurrency.cli.groups import Group
+from codomyrmex.concurrency.cli.command_classes import Group
 from codomyrmex.concurrency.cli.options import common_options
 
 # The summaries stand here too, so that the list of commands needs none of them imported.
 _COMMANDS = {
-    "demo": "A fleet at work: locks, a semaphore, pools, dead letters, on an etcd started for it.",
-    "dev": "An embedded etcd for development, alone or around a command.",
-    "dlq": "Dead letters: what failed, retried, discarded, purged; live; a worker.",
-    "locks": "Holders, waiters, tokens and ages of all locks; live; release by force.",
-    "pools": "Every worker pool of the fleet, per host; live.",
+    "demo": "Show a fleet at work: locks, a semaphore, pools, dead letters.",
+    "dev": "Start an etcd for development, alone or around a command.",
+    "dlq": "Dead letters: list, retry, discard, purge; run a worker.",
+    "locks": "Holders, waiters and tokens of all locks, also live; release by force.",
+    "pools": "Every worker pool of the fleet, per host; also live.",
     "run": "Run a command while holding locks, or permits of a semaphore.",
-    "semaphores": "Limits, holders and waiters of all semaphores; live; resize.",
-    "status": "The cluster's health; exits with 1 if anything is wrong.",
+    "semaphores": "Limits, holders and waiters of all semaphores, also live; resize, delete.",
+    "status": "Health of the etcd cluster; exits with 1 if anything is wrong.",
 }
 
 
@@ -45,7 +45,7 @@ def concurrency() -> None:
 
     \b
     See it work:           codomyrmex concurrency demo
-    Who holds what, live:  codomyrmex concurrency locks --watch
+    See holders, live:     codomyrmex concurrency locks --watch
     Hold a lock for a command:
         codomyrmex concurrency run --lock deploy -- ./deploy.sh
 

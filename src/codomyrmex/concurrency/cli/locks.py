@@ -1,33 +1,21 @@
-"""``locks``: who holds what and who waits; live; one queue in full; release by force."""
+"""``locks``: the holders and waiters of all locks, also live; one queue in full; release by force."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 import click
 from rich.console import Group, RenderableType
 
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
-from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.command_classes import NamedGroup
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.grid import Grid
-from codomyrmex.concurrency.cli.groups import NamedGroup
-from codomyrmex.concurrency.cli.options import (
-    EXIT_FAILED,
-    Age,
-    common_options,
-    confirmed,
-    needs_yes,
-    output,
-    run,
-    settings,
-    where,
-)
-from codomyrmex.concurrency.keys import LOCK
-from codomyrmex.concurrency.waitqueue import inspect
-from codomyrmex.concurrency.waitqueue.grant_times import Sightings
-from codomyrmex.concurrency.watching import snapshots
+from codomyrmex.concurrency.cli.duration_types import Age
+from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_yes, output_format, settings, where
+from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
+from codomyrmex.concurrency.cli.views import live, lock_table, output, owners, queue_table, text
+from codomyrmex.concurrency.cli.views.grid import Grid
+from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | release NAME]")
@@ -41,16 +29,16 @@ from codomyrmex.concurrency.watching import snapshots
     type=click.Choice(["name", "held", "waited", "waiters", "age"]),
     default="name",
     show_default=True,
-    help="age: as held.",
+    help="age is the same as held.",
 )
 @common_options
 @click.pass_context
 def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: float | None, sort: str) -> None:
-    """Holders, waiters and fencing tokens of all locks, or the whole queue of one; for how long each is held and was
-    waited for.
+    """Show holders, waiters and fencing tokens of all locks, with the times of holding and waiting; or the whole queue
+    of one lock.
 
-    HELD counts from the grant. A holder tells when that was half a second to a second into its hold; until then, and of
-    a client that does not tell, it is `?`. A live view times the grants that it sees by its own clock.
+    HELD counts from the grant. A holder records the time of its grant half a second to a second later. Until then HELD
+    is `?`; it stays `?` for clients that record nothing. A live view times the grants that it sees by its own clock.
 
     \b
     Examples:
@@ -65,7 +53,7 @@ def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: fl
 
 
 class _Choice:
-    """Which locks to show, and in which order."""
+    """The locks that the options ask for, in their order."""
 
     def __init__(self, prefix: str, held_longer_than: float | None, sort: str) -> None:
         self.prefix = prefix
@@ -74,9 +62,9 @@ class _Choice:
 
     def of(self, infos: list[LockInfo]) -> list[LockInfo]:
         if self._longer:  # each has been held for longer than no time
-            infos = [info for info in infos if (tables.longest(info) or 0.0) > self._longer]
+            infos = [info for info in infos if (owners.longest(info) or 0.0) > self._longer]
         if self._sort in ("held", "age"):
-            return sorted(infos, key=lambda info: tables.longest(info) or 0.0, reverse=True)
+            return sorted(infos, key=lambda info: owners.longest(info) or 0.0, reverse=True)
         if self._sort == "waited":
             return sorted(infos, key=lambda info: info.holders[0].waited or 0.0, reverse=True)
         if self._sort == "waiters":
@@ -91,7 +79,7 @@ class _Choice:
         """A note on the locks that ``of`` leaves out because their times are not known."""
         if not self._longer:
             return ""
-        unknown = sum(tables.longest(info) is None and _in_line(info) > self._longer for info in infos)
+        unknown = sum(owners.longest(info) is None and _in_line(info) > self._longer for info in infos)
         return f"{unknown} left out: since when they are held is not known" if unknown else ""
 
 
@@ -107,26 +95,18 @@ async def _list(context: click.Context, choice: _Choice) -> None:
     if note := choice.note(found):
         click.echo(f"note: {note}", err=True)
     empty = f"no locks are held {where(context, choice.prefix)}{choice.also()}"
-    views.show_list(context, choice.of(found), tables.locks, empty)
+    output.show_list(context, choice.of(found), lock_table.locks, empty)
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
-    def pictures(session: Session) -> AsyncGenerator[list[LockInfo], None]:
-        seen = Sightings()
-
-        async def read() -> list[LockInfo]:
-            return seen.timed(await LockManager(session).locks(choice.prefix), datetime.now(UTC))
-
-        return snapshots(session, session.layout.under(LOCK), read)
-
     def draw(infos: list[LockInfo]) -> Grid:
-        return tables.locks(choice.of(infos), wide=output(context) == "wide", note=choice.note(infos))
+        return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", note=choice.note(infos))
 
     return await live.watch(
         context,
         events=lambda session: inspect.watch(session, choice.prefix),
-        line=tables.lock_event,
-        pictures=pictures,
+        line=lock_table.lock_event,
+        pictures=lambda session: follow.locks(session, choice.prefix),
         draw=draw,
     )
 
@@ -136,7 +116,7 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
 @common_options
 @click.pass_context
 def show(context: click.Context, name: str) -> None:
-    """The whole queue of one lock: owners, tokens; for how long each holds and has waited.
+    """Show the whole queue of one lock: owners, tokens, and how long each has held and waited.
 
     \b
     Example:  codomyrmex concurrency locks deploy
@@ -151,23 +131,23 @@ async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
         info = await LockManager(session).info(name)
     if info is None:
-        click.echo(f"error: nobody holds the lock {views.visible(name)} {where(context)}", err=True)
+        click.echo(f"error: nobody holds the lock {text.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
-    views.show(context, info, _whole)
+    output.show(context, info, _whole)
     return 0
 
 
 def _whole(info: LockInfo) -> RenderableType:
-    queue = tables.queue(info.name, info.holders, info.waiters)
+    queue = queue_table.queue(info.name, info.holders, info.waiters)
     record = info.last_forced_release
     if record is None:
         return queue
-    return Group(queue, views.safe(f"last forced release: {record.at:%c} by {record.by}: {record.reason}"))
+    return Group(queue, text.safe(f"last forced release: {record.at:%c} by {record.by}: {record.reason}"))
 
 
 @locks.command()
 @click.argument("name", shell_complete=names_of("lock"))
-@click.option("--reason", required=True, help="Recorded, and told to the holder.")
+@click.option("--reason", required=True, help="Recorded, and shown to the holder.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask; needed off a terminal.")
 @click.option("--dry-run", is_flag=True, help="Show what would be released.")
 @common_options
@@ -191,7 +171,7 @@ async def _release(context: click.Context, name: str, reason: str, yes: bool, dr
         if info is None:
             raise NotHeld(f"nobody holds the lock {name!r}")
         holder = info.holders[0]
-        shown = f"{views.visible(name)}, held by {views.owner(holder)} with token {holder.token}"
+        shown = f"{text.visible(name)}, held by {owners.owner(holder)} with token {holder.token}"
         if dry_run:
             click.echo(f"would release {shown}; {len(info.waiters)} wait")
             return 0

@@ -1,16 +1,16 @@
-"""``pools``: every worker pool of the fleet that reports, per host; live."""
+"""``pools``: every worker pool that reports, per host; also live."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 import click
 
 from codomyrmex.concurrency import ClusterPoolStats, Session
-from codomyrmex.concurrency.cli import live, tables, views
-from codomyrmex.concurrency.cli.options import common_options, output, run, settings, where
+from codomyrmex.concurrency.cli.options import common_options, output_format, settings, where
+from codomyrmex.concurrency.cli.running import run
+from codomyrmex.concurrency.cli.views import live, output, pool_table
 from codomyrmex.concurrency.pool import cluster
-from codomyrmex.concurrency.watching import snapshots
 
 
 @click.command()
@@ -22,9 +22,10 @@ from codomyrmex.concurrency.watching import snapshots
 @common_options
 @click.pass_context
 def pools(context: click.Context, watch: bool, prefix: str, sort: str) -> None:
-    """Every worker pool that reports: its figures per host, and their sums.
+    """Show every worker pool that reports: its figures per host, and their sums.
 
-    RUNNING tasks work. WAITING ones have begun, and wait for a lock, a permit or another attempt. QUEUED ones have not.
+    RUNNING counts tasks that work. WAITING counts tasks that have begun and wait for a lock, a permit or another
+    attempt. QUEUED counts tasks that have not begun.
 
     \b
     Examples:
@@ -45,18 +46,15 @@ def _sorted(found: Sequence[ClusterPoolStats], sort: str) -> list[ClusterPoolSta
 async def _list(context: click.Context, prefix: str, sort: str) -> None:
     async with Session(settings(context)) as session:
         found = _sorted(await cluster.pools(session, prefix), sort)
-    views.show_list(context, found, tables.pools, f"no pools report {where(context, prefix)}")
+    output.show_list(context, found, pool_table.pools, f"no pools report {where(context, prefix)}")
 
 
 async def _watch(context: click.Context, prefix: str, sort: str) -> int:
-    def pictures(session: Session) -> AsyncGenerator[list[ClusterPoolStats], None]:
-        return snapshots(session, cluster.reports(session), lambda: cluster.pools(session, prefix))
-
     return await live.watch_changes(
         context,
-        pictures,
-        lambda found: tables.pools(_sorted(found, sort), wide=output(context) == "wide"),
-        tables.pool_line,
+        lambda session: cluster.follow(session, prefix),
+        lambda found: pool_table.pools(_sorted(found, sort), wide=output_format(context) == "wide"),
+        pool_table.pool_line,
         key=lambda pool: pool.name,
         gone=lambda pool: ClusterPoolStats(pool.name, ()),
     )

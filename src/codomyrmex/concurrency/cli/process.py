@@ -1,4 +1,4 @@
-"""A command run as a process group of its own: signals forwarded, ended as a whole, its exit code passed on."""
+"""A command in a process group of its own: it gets our signals, ends as a whole, and its exit code becomes ours."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "S
 
 
 class Command:
-    """One run of ``argv``, without a shell, stdin passed on.
+    """One run of ``argv``, without a shell and with our stdin.
 
-    ``may_continue`` is asked after this process was stopped at the terminal and continued: only if it agrees does
-    the command go on, else it is killed.
+    A user may stop this process at the terminal and continue it. Then ``may_continue`` decides: on False the command is
+    killed.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Command:
         with self._forwarding():
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    *_dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
+                    *dying_with_us(self._argv), env=dict(self._environment), start_new_session=True
                 )
             except FileNotFoundError:
                 click.echo(f"error: command not found: {self._argv[0]}", err=True)
@@ -98,7 +98,7 @@ class Command:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        """Ctrl-Z: the command must not run on while we cannot watch its lock."""
+        """Ctrl-Z: stops the command too, for it must not run while nobody watches its lock."""
         self._signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._signal(signal.SIGCONT if self._may_continue() else signal.SIGKILL)
@@ -122,7 +122,8 @@ except OSError as error:
 """
 
 
-# Outlives a SIGKILL of ours just long enough to end the command's whole group; a byte says that all is well.
+# Lives on after a SIGKILL of this process, to end the whole group of the command. A byte on stdin tells it that the
+# command has ended by itself.
 _GUARD = """
 import os, signal, sys
 if not os.read(0, 1):
@@ -135,7 +136,7 @@ if not os.read(0, 1):
 
 @contextlib.asynccontextmanager
 async def _guarded(group: int) -> AsyncIterator[None]:
-    """Should this process be killed in the meantime, the process group is killed too."""
+    """While the block runs, a SIGKILL of this process kills the process group too."""
     guard = await asyncio.create_subprocess_exec(
         *(sys.executable, "-S", "-E", "-c", _GUARD, str(group)),
         stdin=asyncio.subprocess.PIPE,
@@ -149,8 +150,8 @@ async def _guarded(group: int) -> AsyncIterator[None]:
             await guard.communicate(b".")
 
 
-def _dying_with_us(argv: Sequence[str]) -> list[str]:
-    """``argv`` started so that it does not outlive a SIGKILL of this process (on Linux)."""
+def dying_with_us(argv: Sequence[str]) -> list[str]:
+    """The command line that starts ``argv`` so that it dies with this process, even by SIGKILL (on Linux)."""
     if sys.platform != "linux":
         return list(argv)
     return [sys.executable, "-S", "-E", "-c", _SHIM, str(os.getpid()), *argv]

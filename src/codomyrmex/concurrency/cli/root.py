@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from codomyrmex.concurrency.cli.groups import Group
+from codomyrmex.concurrency.cli.command_classes import Group
 
 
 class _Installed(Group):

@@ -1,51 +1,30 @@
-"""``run``: a command that holds locks, or a semaphore's permit, for as long as they can be trusted."""
+"""``run``: runs a command while it holds locks or a permit of a semaphore, and ends it when they are lost."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import NamedTuple
 
 import click
 
 from codomyrmex.concurrency import (
     ConcurrencyError,
-    EtcdError,
     Grant,
-    LockManager,
-    LockTimeout,
-    Owner,
-    Semaphore,
     Session,
 )
-from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.options import EXIT_LOST, Duration, common_options, settings
-from codomyrmex.concurrency.cli.options import run as run_main
+from codomyrmex.concurrency.cli.duration_types import Duration
+from codomyrmex.concurrency.cli.options import common_options, possible_limit, settings
 from codomyrmex.concurrency.cli.process import Command
-from codomyrmex.concurrency.keys import nfc
-from codomyrmex.concurrency.waitqueue import inspect
+from codomyrmex.concurrency.cli.run_request import RunRequest, acquire
+from codomyrmex.concurrency.cli.running import EXIT_LOST
+from codomyrmex.concurrency.cli.running import run as run_main
+from codomyrmex.concurrency.cli.views import text
+from codomyrmex.concurrency.names import checked
 
-_SAY_AFTER = 1.0
 _MARGIN = 0.8
-
-
-class _Wish(NamedTuple):
-    """What to hold."""
-
-    locks: tuple[str, ...]
-    shared: bool
-    semaphore: str | None
-    limit: int | None
-    max_hold: float | None
-    lock_delay: float
-    metadata: dict[str, str]
-
-    def __str__(self) -> str:
-        named = [f"the lock {views.visible(name)}" for name in self.locks]
-        return ", ".join(named + ([f"the semaphore {views.visible(self.semaphore)}"] if self.semaphore else []))
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -62,18 +41,27 @@ class _Wish(NamedTuple):
     "--semaphore",
     metavar="NAME",
     shell_complete=names_of("semaphore"),
-    help="A semaphore of which to hold one permit.",
-)
-@click.option("--max", "limit", type=click.IntRange(min=1), metavar="N", help="Its limit; else the one it has.")
-@click.option("--max-hold", type=Duration(), metavar="1h", help="Give up what is held, and end CMD, after this.")
-@click.option(
-    "--lock-delay", type=Duration(), default=0.0, metavar="10s", help="Keep the locks closed so long if this host dies."
+    help="A semaphore; one permit of it is held.",
 )
 @click.option(
-    "--metadata", multiple=True, metavar="KEY=TEXT", help="Shown to others; agent=NAME is who holds. May be repeated."
+    "--max", "limit", type=click.IntRange(min=1), metavar="N", help="The semaphore's limit. Default: the limit it has."
 )
-@click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this; exits with 75.")
-@click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="SIGKILL this long after SIGTERM.")
+@click.option("--max-hold", type=Duration(), metavar="1h", help="Release everything, and end CMD, after this time.")
+@click.option(
+    "--lock-delay",
+    type=Duration(),
+    default=0.0,
+    metavar="10s",
+    help="Keep the locks closed for this time if this host dies.",
+)
+@click.option(
+    "--metadata",
+    multiple=True,
+    metavar="KEY=TEXT",
+    help="Shown to others; agent=NAME names the holder. May be repeated.",
+)
+@click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this time; exits with 75.")
+@click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="Send SIGKILL this time after SIGTERM.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @common_options
 @click.pass_context
@@ -90,13 +78,14 @@ def run(
     kill_after: float,
     command: tuple[str, ...],
 ) -> None:
-    """Run CMD while holding locks, or a permit of a semaphore, or both. Passes its exit code on; exits with 76 if what
-    it held was lost meanwhile.
+    """Run CMD while holding locks, or a permit of a semaphore, or both. Exits with CMD's exit code, or with 76 if a
+    lock or the permit was lost meanwhile.
 
-    Several locks are acquired together or not at all; a semaphore's permit comes after them. CMD finds
-    CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one a line) in its environment. When what it holds can no longer
-    be trusted, its whole process group is ended before anyone else can be granted. Who holds is told by --metadata
-    agent=NAME, else by CODOMYRMEX_AGENT. A time without a unit is in seconds.
+    Several locks are acquired together or not at all. A permit is acquired after the locks. CMD finds
+    CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one name a line) in its environment. When a lock or the permit is
+    lost, CMD and its whole process group are ended before another waiter can be granted.
+
+    Others see the holder as --metadata agent=NAME, else as CODOMYRMEX_AGENT. A time without a unit is in seconds.
 
     \b
     Examples:
@@ -112,122 +101,37 @@ def run(
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
+    if limit is not None:
+        possible_limit(limit)
     told = {"command": " ".join(command)[:200], **_pairs(metadata)}
-    wish = _Wish(tuple(map(nfc, locks)), shared, semaphore, limit, max_hold, lock_delay, told)
-    run_main(_run(context, wish, timeout, kill_after, command))
+    wanted = RunRequest(locks, shared, semaphore, limit, max_hold, lock_delay, told)
+    run_main(_run(context, wanted, timeout, kill_after, command))
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
     for pair in given:
         if not pair.partition("=")[0] or "=" not in pair:
-            raise click.UsageError(f"--metadata takes KEY=TEXT, such as agent=parser, not {views.visible(pair)!r}")
+            raise click.UsageError(f"--metadata takes KEY=TEXT, such as agent=parser, not {text.visible(pair)!r}")
     return {key: text for key, _, text in (pair.partition("=") for pair in given)}
 
 
 async def _run(
-    context: click.Context, wish: _Wish, timeout: float | None, kill_after: float, command: tuple[str, ...]
+    context: click.Context, wanted: RunRequest, timeout: float | None, kill_after: float, command: tuple[str, ...]
 ) -> int:
+    wanted = wanted._replace(locks=tuple(map(checked, wanted.locks)))
     async with Session(settings(context)) as session, AsyncExitStack() as held:
-        patience = 0.0 if timeout == 0 else None  # one try of each
-        acquiring = _acquire(session, wish, patience, held)
-        grants = await _patiently(session, wish, timeout or None, acquiring)
-        return await _hold(session, wish, grants, command, kill_after)
-
-
-async def _acquire(session: Session, wish: _Wish, patience: float | None, held: AsyncExitStack) -> list[Grant]:
-    """Everything wished for; ``held`` gives it back."""
-    grants: list[Grant] = []
-    if wish.locks:
-        manager = LockManager(session)
-        acquiring = manager.acquire_all(
-            wish.locks,
-            patience,
-            wish.shared,
-            wish.metadata,
-            on_loss="notify",
-            lock_delay=wish.lock_delay,
-            max_hold=wish.max_hold,
-        )
-        for grant in await acquiring:
-            held.push_async_callback(_release, manager.release, grant)
-            grants.append(grant)
-    if wish.semaphore is not None:
-        limit = wish.limit or (await inspect.semaphore(session, wish.semaphore)).limit
-        if limit is None:
-            raise click.UsageError(
-                f"there is no semaphore {views.visible(wish.semaphore)} yet; give its limit by --max"
-            )
-        semaphore = Semaphore(
-            wish.semaphore,
-            max_concurrent=limit,
-            session=session,
-            on_loss="notify",
-            max_hold=wish.max_hold,
-            metadata=wish.metadata,
-        )
-        permit = await semaphore.acquire(timeout=patience)
-        held.push_async_callback(_release, permit.release)
-        grants.append(permit.grant)
-    return grants
-
-
-async def _release(release: Callable[..., Awaitable[None]], *what: Grant) -> None:
-    """The command has run: whatever becomes of the release, its exit code is what counts."""
-    try:
-        await release(*what)
-    except EtcdError as error:
-        click.echo(f"warning: a lock is not released yet, its lease will end it: {error}", err=True)
-
-
-async def _patiently(
-    session: Session, wish: _Wish, timeout: float | None, acquiring: Awaitable[list[Grant]]
-) -> list[Grant]:
-    """Acquire within ``timeout``, and say whom it waits for."""
-    telling = asyncio.create_task(_tell(session, wish))
-    try:
-        async with asyncio.timeout(timeout):
-            return await acquiring
-    except TimeoutError:
-        within = f" within {timeout:g} s" if timeout else " at once"
-        raise LockTimeout(f"{wish}: not granted{within}{await _held_by(session, wish)}") from None
-    finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-
-
-async def _tell(session: Session, wish: _Wish) -> None:
-    await asyncio.sleep(_SAY_AFTER)
-    click.echo(f"waiting for {wish}{await _held_by(session, wish)}", err=True)
-
-
-async def _held_by(session: Session, wish: _Wish) -> str:
-    """Who stands in the way, by each name for which it is somebody else."""
-    queues: list[Sequence[Owner]] = []
-    for name in wish.locks:
-        info = await inspect.info(session, name)
-        queues.append(info.holders if info else ())
-    if wish.semaphore is not None:
-        queues.append((await inspect.semaphore(session, wish.semaphore)).holders)
-    ours = f"{session.id:016x}"
-    others = {owner.session: owner for holders in queues for owner in holders if owner.session != ours}
-    return f", held by {', '.join(map(_holder, others.values()))}" if others else ""
-
-
-def _holder(one: Owner) -> str:
-    named = views.visible(views.agent(one))
-    who = views.owner(one) + ("" if named == "-" else f" ({named})")
-    seconds = views.held(one)
-    return f"{who} for {views.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+        grants = await acquire(session, wanted, timeout, held)
+        return await _hold(session, wanted, grants, command, kill_after)
 
 
 async def _hold(
-    session: Session, wish: _Wish, grants: Sequence[Grant], argv: tuple[str, ...], kill_after: float
+    session: Session, wanted: RunRequest, grants: Sequence[Grant], argv: tuple[str, ...], kill_after: float
 ) -> int:
     if reason := _lost(grants):  # one of them, while it waited for another
         raise reason
     environment = {
         **os.environ,
-        "CODOMYRMEX_LOCK_NAME": "\n".join(dict.fromkeys(wish.locks)),
+        "CODOMYRMEX_LOCK_NAME": "\n".join(dict.fromkeys(wanted.locks)),
         "CODOMYRMEX_FENCING_TOKEN": str(grants[0].token),
         "CODOMYRMEX_ETCD_ENDPOINTS": ",".join(session.settings.endpoints),
         "CODOMYRMEX_ETCD_NAMESPACE": session.settings.namespace,

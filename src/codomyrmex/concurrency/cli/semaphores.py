@@ -1,33 +1,30 @@
-"""``semaphores``: limits, holders and waiters; live; one in full; resized; deleted."""
+"""``semaphores``: limits, holders and waiters of all, also live; one queue in full; resize; delete."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
 
 from codomyrmex.concurrency import NotHeld, SemaphoreInfo, Session
-from codomyrmex.concurrency.cli import live, tables, views
+from codomyrmex.concurrency.cli.command_classes import NamedGroup
 from codomyrmex.concurrency.cli.completion import names_of
-from codomyrmex.concurrency.cli.grid import count
-from codomyrmex.concurrency.cli.groups import NamedGroup
 from codomyrmex.concurrency.cli.options import (
-    EXIT_FAILED,
     common_options,
     confirmed,
     needs_yes,
-    output,
-    run,
+    output_format,
+    possible_limit,
     settings,
     where,
 )
-from codomyrmex.concurrency.keys import SEMAPHORE, check_name
-from codomyrmex.concurrency.recipes.semaphore import check_limit, delete, resize
-from codomyrmex.concurrency.waitqueue import inspect
-from codomyrmex.concurrency.waitqueue.grant_times import Sightings
-from codomyrmex.concurrency.watching import snapshots
+from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
+from codomyrmex.concurrency.cli.views import live, output, owners, semaphore_table, text
+from codomyrmex.concurrency.cli.views.text import count
+from codomyrmex.concurrency.names import checked
+from codomyrmex.concurrency.recipes.semaphore import delete, resize
+from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | resize NAME N | delete NAME]")
@@ -37,7 +34,7 @@ from codomyrmex.concurrency.watching import snapshots
 @common_options
 @click.pass_context
 def semaphores(context: click.Context, watch: bool, prefix: str, sort: str) -> None:
-    """Limits, holders and waiters of all semaphores, or the whole queue of one.
+    """Show limits, holders and waiters of all semaphores, or the whole queue of one.
 
     \b
     Examples:
@@ -52,7 +49,7 @@ def semaphores(context: click.Context, watch: bool, prefix: str, sort: str) -> N
 
 
 class _Choice(NamedTuple):
-    """Which semaphores to show, and in which order."""
+    """The semaphores that the options ask for, in their order."""
 
     prefix: str
     sort: str
@@ -61,7 +58,7 @@ class _Choice(NamedTuple):
         if self.sort == "free":
             return sorted(infos, key=lambda info: info.available)
         if self.sort == "held":
-            return sorted(infos, key=lambda info: tables.longest(info) or 0.0, reverse=True)
+            return sorted(infos, key=lambda info: owners.longest(info) or 0.0, reverse=True)
         if self.sort == "waiters":
             return sorted(infos, key=lambda info: len(info.waiters), reverse=True)
         return sorted(infos, key=_name)
@@ -73,7 +70,7 @@ class _Choice(NamedTuple):
 @common_options
 @click.pass_context
 def show(context: click.Context, name: str, watch: bool) -> None:
-    """The whole queue of one semaphore: owners, permits, tokens, waiting times.
+    """Show the whole queue of one semaphore: owners, permits, tokens, waiting times.
 
     \b
     Example:  codomyrmex concurrency semaphores provider --watch
@@ -86,50 +83,39 @@ def show(context: click.Context, name: str, watch: bool) -> None:
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
         infos = choice.of(await inspect.semaphores(session, choice.prefix))
-    views.show_list(context, infos, tables.semaphores, f"there are no semaphores {where(context, choice.prefix)}")
+    output.show_list(
+        context, infos, semaphore_table.semaphores, f"there are no semaphores {where(context, choice.prefix)}"
+    )
 
 
 async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
         info = await inspect.semaphore(session, name)
     if info.limit is None:
-        click.echo(f"error: there is no semaphore {views.visible(name)} {where(context)}", err=True)
+        click.echo(f"error: there is no semaphore {text.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
-    views.show(context, info, tables.semaphore)
+    output.show(context, info, semaphore_table.semaphore)
     return 0
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
-    def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
-        seen = Sightings()
-
-        async def read() -> list[SemaphoreInfo]:
-            return seen.timed(await inspect.semaphores(session, choice.prefix), datetime.now(UTC))
-
-        return snapshots(session, session.layout.under(SEMAPHORE), read)
-
     return await live.watch_changes(
         context,
-        pictures,
-        lambda infos: tables.semaphores(choice.of(infos), wide=output(context) == "wide"),
-        tables.semaphore_line,
+        lambda session: follow.semaphores(session, choice.prefix),
+        lambda infos: semaphore_table.semaphores(choice.of(infos), wide=output_format(context) == "wide"),
+        semaphore_table.semaphore_line,
         key=_name,
     )
 
 
 async def _watch_one(context: click.Context, name: str) -> int:
-    name = check_name(name)
-
-    def pictures(session: Session) -> AsyncGenerator[list[SemaphoreInfo], None]:
-        seen = Sightings()
-
-        async def read() -> list[SemaphoreInfo]:
-            return seen.timed([await inspect.semaphore(session, name)], datetime.now(UTC))
-
-        return snapshots(session, session.layout.queue(name, SEMAPHORE), read)
-
+    name = checked(name)
     return await live.watch_changes(
-        context, pictures, lambda infos: tables.semaphore(infos[0]), tables.semaphore_line, key=_name
+        context,
+        lambda session: follow.semaphore(session, name),
+        lambda infos: semaphore_table.semaphore(infos[0]),
+        semaphore_table.semaphore_line,
+        key=_name,
     )
 
 
@@ -151,7 +137,7 @@ def resize_command(context: click.Context, name: str, limit: int, dry_run: bool)
     \b
     Example:  codomyrmex concurrency semaphores resize provider 5
     """
-    run(_resize(context, name, check_limit(limit), dry_run))
+    run(_resize(context, name, possible_limit(limit), dry_run))
 
 
 async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) -> int:
@@ -162,12 +148,12 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
                 raise NotHeld(f"there is no semaphore {name!r}")
             held = sum(owner.permits for owner in info.holders)
             click.echo(
-                f"would change the limit of {views.visible(name)} from {info.limit} to {limit}; "
+                f"would change the limit of {text.visible(name)} from {info.limit} to {limit}; "
                 f"{held} permits are held, {len(info.waiters)} wait"
             )
             return 0
         former = await resize(session, name, limit)
-    click.echo(f"the limit of {views.visible(name)} is {limit}, and was {former}")
+    click.echo(f"the limit of {text.visible(name)} is {limit}, and was {former}")
     return 0
 
 
@@ -177,7 +163,7 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
 @common_options
 @click.pass_context
 def delete_command(context: click.Context, name: str, yes: bool) -> None:
-    """Remove a semaphore that nobody uses; refused while permits are held or waited for.
+    """Delete a semaphore that nobody uses. Fails while permits are held or waited for.
 
     \b
     Example:  codomyrmex concurrency semaphores delete provider -y
@@ -187,9 +173,9 @@ def delete_command(context: click.Context, name: str, yes: bool) -> None:
 
 
 async def _delete(context: click.Context, name: str, yes: bool) -> int:
-    if not await confirmed(yes, f"delete the semaphore {views.visible(name)}?"):
+    if not await confirmed(yes, f"delete the semaphore {text.visible(name)}?"):
         return EXIT_FAILED
     async with Session(settings(context)) as session:
         limit = await delete(session, name)
-    click.echo(f"the semaphore {views.visible(name)}, of {count(limit, 'permit')}, is deleted")
+    click.echo(f"the semaphore {text.visible(name)}, of {count(limit, 'permit')}, is deleted")
     return 0

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -25,6 +25,7 @@ from codomyrmex.concurrency.keys import escape, forms, nfc, prefix_end, text_in
 from codomyrmex.concurrency.models import to_json
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.watching import snapshots
 
 log = logging.getLogger("codomyrmex.concurrency")
 
@@ -177,6 +178,11 @@ async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
             else:
                 found.setdefault(nfc(name), []).append(stats)
     return [_summed(name, instances) for name, instances in sorted(found.items())]
+
+
+def follow(session: Session, prefix: str = "") -> AsyncGenerator[list[ClusterPoolStats], None]:
+    """The same as ``pools``, at once and again after each report. Raises ``SessionLost`` when the session is over."""
+    return snapshots(session, reports(session), lambda: pools(session, prefix))
 
 
 async def _under(session: Session, start: bytes) -> AsyncIterator[KV]:

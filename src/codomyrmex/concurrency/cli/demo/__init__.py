@@ -9,26 +9,31 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.demo.stage import TTL, Silent, Stage
-from codomyrmex.concurrency.cli.options import EXIT_FAILED, common_options, run
+from codomyrmex.concurrency.cli.options import common_options
+from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
+from codomyrmex.concurrency.cli.views import output
 
 _LIMIT = 60.0
 
 
 @click.command()
-@click.option("--agents", type=click.IntRange(2, 16), default=4, show_default=True, help="How many processes edit.")
-@click.option("--edits", type=click.IntRange(1, 500), default=8, show_default=True, help="Edits by each of them.")
+@click.option(
+    "--agents", type=click.IntRange(2, 16), default=4, show_default=True, help="Number of processes that edit."
+)
+@click.option("--edits", type=click.IntRange(1, 500), default=8, show_default=True, help="Edits by each process.")
 @common_options
 @click.pass_context
 def demo(context: click.Context, agents: int, edits: int) -> None:
-    """A fleet of agent processes takes turns at files, one dies, one freezes; three hosts work under one semaphore, and
-    what fails is retried. On an etcd started for the occasion; about 20 seconds.
+    """Show a fleet at work, in about 20 seconds, on an etcd that is started for the demo.
+
+    Agent processes take turns at files; one dies, and one freezes. Then three hosts work under one semaphore, and
+    their failures are retried.
 
     \b
     Example:  codomyrmex concurrency demo --agents 8
     """
-    run(_play(views.console(context), agents, edits))
+    run(_play(output.console(context), agents, edits))
 
 
 async def _play(console: Console, agents: int, edits: int) -> int:

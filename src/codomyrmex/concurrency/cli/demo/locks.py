@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from codomyrmex.concurrency import DistributedLock, LockManager, Session
-from codomyrmex.concurrency.cli import views
 from codomyrmex.concurrency.cli.demo.stage import TTL, Agent, Stage
+from codomyrmex.concurrency.cli.views import text
 
 _COLOURS = ("cyan", "magenta", "yellow", "blue", "green", "bright_cyan", "bright_magenta", "bright_yellow")
 _TOLD = 16
@@ -39,7 +39,7 @@ class Locks:
         self._stage.act(f"{self._count} agents, each a process, edit {files} files. One lock per file, in order.")
         self._stage.say(
             "  Whoever queues up for a lock is given a token at that moment: a number that is higher than all before.\n"
-            "  It goes along with each write, so that etcd can refuse the writes of somebody who no longer holds.\n"
+            "  It goes along with each write, so that etcd can refuse the writes of an agent that no longer holds.\n"
         )
         started = time.monotonic()
         watching = asyncio.create_task(self._narrate(session))
@@ -98,9 +98,7 @@ class Locks:
                 await grant.put(f"/codomyrmex/demo/{file.name}", str(grant.token))
                 agent.process.send_signal(signal.SIGCONT)
                 lost = await agent.until("lost")
-                self._stage.say(
-                    f"  {agent.name} wakes; its block is cancelled at once: {views.visible(lost['reason'])}"
-                )
+                self._stage.say(f"  {agent.name} wakes; its block is cancelled at once: {text.visible(lost['reason'])}")
                 refused = await agent.until("refused")
                 self._stage.say(
                     f"  its late write with token {refused['token']} is refused by etcd: nothing is overwritten"

@@ -8,8 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from codomyrmex.concurrency import DeadLetterQueue, Session
-from codomyrmex.concurrency.cli import tables
 from codomyrmex.concurrency.cli.demo.stage import Agent, Stage
+from codomyrmex.concurrency.cli.views import dead_letter_table, operation_table, pool_table, semaphore_table
 from codomyrmex.concurrency.dead_letters.stats import summarize
 from codomyrmex.concurrency.pool import cluster
 from codomyrmex.concurrency.waitqueue import inspect
@@ -40,7 +40,7 @@ class Pools:
             for host in hosts:
                 host.go_on()
             await asyncio.gather(*(self._retry(host) for host in hosts))
-        stage.show(tables.summaries(await summarize(queue.name, queue.entries())))
+        stage.show(operation_table.summaries(await summarize(queue.name, queue.entries())))
         stage.say("")
         retried = Counter(retry["item"] for retry in self._retries)
         stage.expect(retried == Counter(self._failed), f"retried were {retried}, not each of {self._failed} once")
@@ -55,13 +55,13 @@ class Pools:
                 self._failed.append(said["item"])
 
     async def _look(self, session: Session) -> None:
-        """What an operator sees in the middle of it."""
+        """Show the tables that an operator sees while the hosts work."""
         while len(self._calls) < HOSTS * ITEMS / 2:  # noqa: ASYNC110 # the fleet's pace is not ours
             await asyncio.sleep(0.05)
         self._stage.say("  An operator who looks at the semaphores in the middle of it sees:\n")
-        self._stage.show(tables.semaphores(await inspect.semaphores(session)))
+        self._stage.show(semaphore_table.semaphores(await inspect.semaphores(session)))
         self._stage.say("\n  and at the pools:\n")
-        self._stage.show(tables.pools(await cluster.pools(session)))
+        self._stage.show(pool_table.pools(await cluster.pools(session)))
 
     async def _check_calls(self, queue: DeadLetterQueue) -> None:
         steps = sorted([(call["since"], 1) for call in self._calls] + [(call["until"], -1) for call in self._calls])
@@ -70,7 +70,7 @@ class Pools:
             f"\n  … {len(self._calls)} calls, never more than {most} at once; {len(self._failed)} failed, as was to be "
             "shown, and wait as dead letters:\n"
         )
-        self._stage.show(tables.dead_letters(await queue.list_entries()))
+        self._stage.show(dead_letter_table.dead_letters(await queue.list_entries()))
         self._stage.say("")
         self._stage.expect(len(self._calls) == HOSTS * ITEMS, f"{len(self._calls)} calls were made")
         self._stage.expect(most <= LIMIT, f"{most} calls were made at once")

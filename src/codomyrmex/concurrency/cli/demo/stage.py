@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 
-from codomyrmex.concurrency.cli import views
+from codomyrmex.concurrency.cli.views.text import visible
 
 TTL = 3
 
@@ -34,7 +34,7 @@ class _Telling(logging.Handler):
 
 
 def logged_by(tell: Callable[[str], None]) -> logging.Handler:
-    """Have ``tell`` called with the text of each warning of the library in this process."""
+    """Call ``tell`` with the text of each warning that the library logs in this process."""
     handler = _Telling(tell)
     logging.getLogger(_LOGGER).addHandler(handler)
     return handler
@@ -72,7 +72,7 @@ class Agent:
         raise Silent(f"{self.name} ended without a word about {event!r}")
 
     async def end(self) -> None:
-        """Hear it out until it ends."""
+        """Read the rest of its lines, until it ends."""
         async for _ in self.lines():
             pass
 
@@ -99,7 +99,7 @@ class Stage:
 
     def log(self, who: str, text: str) -> None:
         """Indents the library's log lines: they belong to the story and are no errors of the demo."""
-        self.say(f"    [dim]log of {who}: {escape(views.visible(text))}[/]")
+        self.say(f"    [dim]log of {who}: {escape(visible(text))}[/]")
 
     @contextmanager
     def logging(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Live views: a picture redrawn in place on a terminal, one line per event off it; on as many sessions as it takes."""
+"""Live views: a picture that is redrawn on a terminal, or one line per event off it. A lost session is replaced."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.text import Text
 
 from codomyrmex.concurrency import EtcdUnavailable, Session, SessionLost
-from codomyrmex.concurrency.cli import views
-from codomyrmex.concurrency.cli.grid import Grid, Order
-from codomyrmex.concurrency.cli.keyboard import keys
-from codomyrmex.concurrency.cli.options import is_terminal, output, settings
+from codomyrmex.concurrency.cli.options import is_terminal, output_format, settings
+from codomyrmex.concurrency.cli.views import output, text
+from codomyrmex.concurrency.cli.views.grid import Grid, Order
+from codomyrmex.concurrency.cli.views.keyboard import keys
 
 _REDRAW = 0.25
 _RETRY = 1.0
@@ -40,7 +40,7 @@ async def watch(
     """
     view = _View(context)
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
-        if is_terminal() and output(context) in ("table", "wide"):
+        if is_terminal() and output_format(context) in ("table", "wide"):
             await view.redraw(pictures, draw)
         else:
             await view.lines(events, line)
@@ -56,9 +56,9 @@ async def watch_changes(
     key: Callable[[T], Hashable],
     gone: Callable[[T], T] | None = None,
 ) -> int:
-    """The same where events are what differs from one picture to the next: each item that is new or has changed.
+    """The same, where an event is an item of a picture that is new or has changed since the picture before.
 
-    ``key`` tells items apart; ``gone`` makes what is shown of one that is no longer there.
+    ``key`` tells items apart. ``gone`` makes the last event of an item that has left the picture.
     """
     known: dict[Hashable, T] = {}
 
@@ -93,7 +93,7 @@ class _Screen:
 
 
 class _Sorting:
-    """The order in which rows are shown, as keys choose it: ``s`` goes from column to column, ``r`` turns it round."""
+    """The order of the rows, as the user's keys choose it: ``s`` takes the next column, ``r`` reverses the order."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -124,13 +124,13 @@ class _View:
         self._answered: datetime | None = None
 
     async def lines(self, events: Callable[[Session], AsyncGenerator[E, None]], line: Callable[[E], Text]) -> None:
-        console = views.console(self._context)
-        json = output(self._context) in ("json", "jsonl")
+        console = output.console(self._context)
+        json = output_format(self._context) in ("json", "jsonl")
         telling = asyncio.create_task(self._tell_silence())
         try:
             async for event in self._over_sessions(events):
                 if json:
-                    views.print_json(event, lines=True)
+                    output.print_json(event, lines=True)
                 else:
                     console.print(line(event), soft_wrap=True)
         finally:
@@ -160,7 +160,7 @@ class _View:
         try:
             with (
                 keys(press),
-                Live(screen(), console=views.console(self._context), auto_refresh=False, screen=True) as live,
+                Live(screen(), console=output.console(self._context), auto_refresh=False, screen=True) as live,
             ):
                 while not (following.done() or sorting.ended):
                     live.update(screen(), refresh=True)
@@ -178,7 +178,7 @@ class _View:
         """The head of a live view: the subject, the endpoint, the time of the last answer, and the keys."""
         where = settings(self._context)
         command = self._context.command_path.partition("concurrency ")[2]
-        place = f"namespace {where.namespace} at {', '.join(where.endpoints)}"
+        searched = f"namespace {where.namespace} at {', '.join(where.endpoints)}"
         answered = self._last_answer()
         at = f"{answered:%H:%M:%S}" if answered else "never"
         if self._silent():
@@ -190,7 +190,7 @@ class _View:
             if sorting.title:
                 second.append(f"; by {sorting.title}")
         first = Text(f"{command}  ", style="bold", no_wrap=True, overflow="ellipsis")
-        return [first.append(views.visible(place), style="none"), second]
+        return [first.append(text.visible(searched), style="none"), second]
 
     def _last_answer(self) -> datetime | None:
         """When etcd last answered, a reading or a keepalive."""
@@ -201,7 +201,7 @@ class _View:
         return self._answered
 
     async def _over_sessions(self, stream: Callable[[Session], AsyncGenerator[E, None]]) -> AsyncIterator[E]:
-        """The stream for as long as anybody listens; begun anew on a new session when one is lost."""
+        """The items of ``stream``, which begins anew on a new session when one is lost."""
         connected = False
         while True:
             try:
@@ -219,7 +219,7 @@ class _View:
             await asyncio.sleep(_RETRY)
 
     def _silent(self) -> bool:
-        """Whether etcd has stopped answering, so that what is shown may be old."""
+        """True if etcd has stopped answering, so that the picture may be old."""
         return self._session is not None and self._session.is_open and not self._session.alive
 
     async def _tell_silence(self) -> None:

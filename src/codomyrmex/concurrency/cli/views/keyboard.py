@@ -1,4 +1,4 @@
-"""The keys pressed in a live view: read one by one, without an echo, while the terminal is ours."""
+"""The keys that a user presses in a live view: read one by one, without an echo, and only in the foreground."""
 
 from __future__ import annotations
 

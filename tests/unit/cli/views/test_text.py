@@ -1,4 +1,4 @@
-"""What is shown on a terminal: ages, durations, and text by others that must not steer it."""
+"""Text on a terminal: ages, durations, and text by others that must not steer the terminal."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from codomyrmex.concurrency.cli import tables, views
-from codomyrmex.concurrency.cli.options import Duration
+from codomyrmex.concurrency.cli.duration_types import Duration
+from codomyrmex.concurrency.cli.views import lock_table, queue_table
+from codomyrmex.concurrency.cli.views.text import age, visible
 from codomyrmex.concurrency.models import LockInfo, Owner
 
 ESCAPE = "\x1b]0;title\x07\x1b[2J"
@@ -44,19 +45,19 @@ def info(**hostile: str) -> LockInfo:
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_whatever_could_steer_a_terminal_is_shown_as_an_escape(text: str) -> None:
-    shown = views.visible(text)
+    shown = visible(text)
     assert shown.isprintable()
     assert "\\" in shown
 
 
 def test_ordinary_text_of_any_language_stays_as_it_is() -> None:
     for text in ("file_edit:src/main.py", "Überprüfung", "锁", "[red]not a style[/red]"):
-        assert views.visible(text) == text
+        assert visible(text) == text
 
 
 @pytest.mark.parametrize("field", ["name", "host", "task", "metadata"])
 @pytest.mark.parametrize(
-    "table", [lambda i: tables.locks([i], wide=True), lambda i: tables.queue(i.name, i.holders, i.waiters)]
+    "table", [lambda i: lock_table.locks([i], wide=True), lambda i: queue_table.queue(i.name, i.holders, i.waiters)]
 )
 def test_no_field_of_a_lock_reaches_the_terminal_raw(field: str, table: object) -> None:
     assert callable(table)
@@ -67,7 +68,7 @@ def test_no_field_of_a_lock_reaches_the_terminal_raw(field: str, table: object) 
 
 @pytest.mark.parametrize("field", ["name", "host", "task", "metadata"])
 @pytest.mark.parametrize(
-    "table", [lambda i: tables.locks([i], wide=True), lambda i: tables.queue(i.name, i.holders, i.waiters)]
+    "table", [lambda i: lock_table.locks([i], wide=True), lambda i: queue_table.queue(i.name, i.holders, i.waiters)]
 )
 def test_markup_in_a_field_is_only_text(field: str, table: object) -> None:
     assert callable(table)
@@ -78,8 +79,8 @@ def test_markup_in_a_field_is_only_text(field: str, table: object) -> None:
     ("seconds", "shown"), [(-5, "0s"), (0, "0s"), (59, "59s"), (192, "3m12s"), (7500, "2h05m"), (90_000, "25h00m")]
 )
 def test_an_age_is_short(seconds: float, shown: str) -> None:
-    assert views.age(datetime.now(UTC) - timedelta(seconds=seconds + 0.2)) == shown
-    assert views.age(None) == "?"
+    assert age(datetime.now(UTC) - timedelta(seconds=seconds + 0.2)) == shown
+    assert age(None) == "?"
 
 
 @pytest.mark.parametrize(

@@ -12,31 +12,36 @@ from importlib import import_module
 import click
 
 from codomyrmex.concurrency import DeadLetterQueue
-from codomyrmex.concurrency.cli.groups import Command
-from codomyrmex.concurrency.cli.options import EXIT_FAILED, Duration, common_options, run, settings
-from codomyrmex.concurrency.cli.views import visible
+from codomyrmex.concurrency.cli.command_classes import Command
+from codomyrmex.concurrency.cli.duration_types import Duration
+from codomyrmex.concurrency.cli.options import common_options, settings
+from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
+from codomyrmex.concurrency.cli.views.text import visible
 from codomyrmex.concurrency.session import default_session
 
 
 @click.command(cls=Command)
-@click.option("--app", required=True, metavar="MODULE:QUEUE", help="Where the queue is, with its handlers.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="Handlers at a time.")
+@click.option("--app", required=True, metavar="MODULE:QUEUE", help="The queue and its handlers.")
 @click.option(
-    "--drain", type=Duration(), default=30.0, metavar="30s", help="How long handlers may take to end; then cancel them."
+    "--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="Handlers that run at a time."
+)
+@click.option(
+    "--drain", type=Duration(), default=30.0, metavar="30s", help="Cancel handlers that take longer than this to end."
 )
 @common_options
 @click.pass_context
 def work(context: click.Context, app: str, concurrency: int, drain: float) -> None:
     """Run a worker for a queue of your own.
 
-    It retries what is due, with the handlers of QUEUE, a DeadLetterQueue in the module MODULE, which is imported as
-    Python would from this directory.
+    The worker retries entries that are due, with the handlers of QUEUE. QUEUE is a DeadLetterQueue in the module
+    MODULE, which is imported as Python would import it from this directory.
 
-    SIGTERM or Ctrl-C ends it in good order: nothing more is taken, handlers that run may end, and it exits with 0. A
-    second one cancels them, and it exits with 143 or 130; what is cancelled is retried by another worker, at no cost to
-    its attempts. Exits with 1 if MODULE fails, 2 if there is no such queue or it has no handlers, 69 if etcd cannot be
-    reached at the start; later it waits for etcd. --endpoints and --namespace hold for a queue that has no session of
-    its own.
+    SIGTERM or Ctrl-C ends the worker in good order: it takes nothing more, lets running handlers end, and exits with 0.
+    A second signal cancels the handlers, and it exits with 143 or 130. Another worker retries the cancelled entries, at
+    no cost to their attempts.
+
+    Exits with 1 if MODULE fails, 2 if there is no such queue or it has no handlers, 69 if etcd cannot be reached at the
+    start; later it waits for etcd. --endpoints and --namespace hold for a queue that has no session of its own.
 
     \b
     Example:  codomyrmex concurrency dlq work --app myapp.mail:dlq --concurrency 8

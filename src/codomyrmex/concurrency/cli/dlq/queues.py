@@ -1,5 +1,5 @@
-"""A dead letter queue as a command opens it, and what is said where a queue, an operation, an entry or a worker is
-missing: the names of those that there are."""
+"""A dead letter queue as a command opens it, and the messages about a queue, an operation, an entry or a worker that
+is missing: each names those that there are."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import click
 
 from codomyrmex.concurrency import ConcurrencyError, DeadLetterQueue, Session
 from codomyrmex.concurrency.cli.options import namespace, settings, where
-from codomyrmex.concurrency.dead_letters import presence, store
+from codomyrmex.concurrency.dead_letters import overview
 
-DEFAULT = "default"  # the queue of whoever names none; it is there even when it is empty
+DEFAULT = "default"  # the queue of a user who names none; it exists even when it is empty
 _MOST = 20  # names in a message
 
 
 class Opened(NamedTuple):
-    """A queue and the session that it is on."""
+    """A queue, its session, and the end of a message that says where it was looked for."""
 
     queue: DeadLetterQueue
     session: Session
-    place: str  # in words
+    where: str
 
 
 @asynccontextmanager
 async def opened(context: click.Context, name: str) -> AsyncIterator[Opened]:
-    """The queue, if there is one of that name; else an error that names those there are."""
+    """Open the queue of this name. Raises an error that names the queues there are if there is none of this name."""
     async with Session(settings(context)) as session:
         queue = DeadLetterQueue(name, session=session)
         await need(context, session, name)
@@ -39,7 +39,7 @@ async def opened(context: click.Context, name: str) -> AsyncIterator[Opened]:
 
 async def need(context: click.Context, session: Session, name: str) -> None:
     """Raise an error that names the queues there are, unless ``name`` is one of them."""
-    if name == DEFAULT or name in (known := await store.queues(session)):
+    if name == DEFAULT or name in (known := await overview.queue_names(session)):
         return
     raise ConcurrencyError(f"there is no dead letter queue {name!r} {where(context)}; {_named('queue', known)}")
 
@@ -52,22 +52,22 @@ async def need_operation(found: Opened, operation: str | None) -> None:
         known = {entry.operation async for entry in entries}
     if known and operation not in known:
         raise ConcurrencyError(
-            f"there are no dead letters of the operation {operation!r} {found.place}; {_named('operation', known)}"
+            f"there are no dead letters of the operation {operation!r} {found.where}; {_named('operation', known)}"
         )
 
 
 async def nothing_in(found: Opened) -> str:
-    """The answer where no entry was found: where it was looked for, and where entries are."""
+    """The message that no entry was found: in which queue, and which other queues have some."""
     if count := await found.queue.count():
-        return f"none of the {count} dead letters {found.place} is one of those asked for"
-    others = [name for name in await store.queues(found.session) if await _has_entries(found.session, name)]
+        return f"none of the {count} dead letters {found.where} is one of those asked for"
+    others = await overview.queues_with_entries(found.session)
     elsewhere = f"; there are some in {_list(others)}; see them with --queue" if others else ""
-    return f"no dead letters {found.place}{elsewhere}"
+    return f"no dead letters {found.where}{elsewhere}"
 
 
 async def warn_of_no_worker(found: Opened, operations: Iterable[str]) -> None:
-    """Say on stderr which of these operations nobody will retry, as far as workers say that they are there."""
-    there = await presence.workers(store.Store(found.session, found.queue.name, 1.0))
+    """Print a warning about the operations that no worker of the queue retries, if there are any."""
+    there = await overview.workers(found.session, found.queue.name)
     handled = {operation for worker in there for operation in worker.operations}
     if not there:
         click.echo(
@@ -83,13 +83,9 @@ async def warn_of_no_worker(found: Opened, operations: Iterable[str]) -> None:
         )
 
 
-async def _has_entries(session: Session, name: str) -> bool:
-    return await store.Store(session, name, 1.0).count() > 0
-
-
-def _named(what: str, known: Iterable[str]) -> str:
+def _named(noun: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    return f"the {what}s there are: {_list(names)}" if names else "there is none at all"
+    return f"the {noun}s there are: {_list(names)}" if names else "there is none at all"
 
 
 def _list(names: list[str]) -> str:

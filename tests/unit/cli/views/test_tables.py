@@ -1,4 +1,4 @@
-"""What a screen shows: columns by its width, rows by its height, in the order asked for; and the words for trouble."""
+"""Tables on a screen: columns by its width, rows by its height, in the order asked for; and the words for trouble."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from codomyrmex.concurrency.cli import tables, views
-from codomyrmex.concurrency.cli.grid import Cell, Column, Grid, Order, cut, fit
+from codomyrmex.concurrency.cli.views import (
+    dead_letter_table,
+    lock_table,
+    operation_table,
+    owners,
+    pool_table,
+    queue_table,
+    semaphore_table,
+    text,
+)
+from codomyrmex.concurrency.cli.views.grid import Cell, Column, Grid, Order, cut, fit
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary
 from codomyrmex.concurrency.models import LockInfo, Owner, SemaphoreInfo
@@ -37,8 +46,8 @@ def pool(number: int = 1, **more: Any) -> PoolStats:
     figures = dict.fromkeys(("failed", "cancelled", "timed_out", "retried", "dead_lettered", "queued"), 1234)
     times = dict.fromkeys(("total_elapsed_ms", "p50_ms", "p95_ms", "p99_ms", "throughput", "loop_lag_ms"), 12345.6)
     fields: dict[str, Any] = {**figures, **times, "submitted": 9999, "completed": 3, "running": 8, "max_workers": 8}
-    place = {"name": "crawlers-of-the-east", "host": HOST, "pid": number, "instance": f"{number:016x}"}
-    return PoolStats(**{**fields, **place, "started_at": NOW, **more})
+    origin = {"name": "crawlers-of-the-east", "host": HOST, "pid": number, "instance": f"{number:016x}"}
+    return PoolStats(**{**fields, **origin, "started_at": NOW, **more})
 
 
 LOCK = LockInfo(
@@ -48,13 +57,16 @@ LOCK = LockInfo(
 )
 ENTRY = record.new("agents.mail.send_the_weekly_digest", {"to": "x" * 90}, "no route to host " * 9, None, str)
 SCREENS: dict[str, tuple[Callable[[bool], Grid], list[str]]] = {
-    "locks": (lambda wide: tables.locks([LOCK] * 3, wide=wide), [f"{HOST}:1234567"]),
-    "queue": (lambda wide: tables.queue(LOCK.name, LOCK.holders, LOCK.waiters), [f"{HOST}:1234567"]),
-    "semaphores": (lambda wide: tables.semaphores([SemaphoreInfo("provider" * 9, 8, LOCK.holders, ())], wide=wide), []),
-    "pools": (lambda wide: tables.pools([_summed("crawlers-of-the-east", [pool(1), pool(2)])], wide=wide), []),
-    "dead letters": (lambda wide: tables.dead_letters([ENTRY], wide=wide), [ENTRY.id]),
+    "locks": (lambda wide: lock_table.locks([LOCK] * 3, wide=wide), [f"{HOST}:1234567"]),
+    "queue": (lambda wide: queue_table.queue(LOCK.name, LOCK.holders, LOCK.waiters), [f"{HOST}:1234567"]),
+    "semaphores": (
+        lambda wide: semaphore_table.semaphores([SemaphoreInfo("provider" * 9, 8, LOCK.holders, ())], wide=wide),
+        [],
+    ),
+    "pools": (lambda wide: pool_table.pools([_summed("crawlers-of-the-east", [pool(1), pool(2)])], wide=wide), []),
+    "dead letters": (lambda wide: dead_letter_table.dead_letters([ENTRY], wide=wide), [ENTRY.id]),
     "operations": (
-        lambda wide: tables.summaries([OperationSummary("q" * 40, ENTRY.operation, 1, 2, 3, 4, 5, NOW)]),
+        lambda wide: operation_table.summaries([OperationSummary("q" * 40, ENTRY.operation, 1, 2, 3, 4, 5, NOW)]),
         [],
     ),
 }
@@ -91,7 +103,7 @@ def test_off_a_terminal_every_column_is_there_whole(screen: str) -> None:
 
 
 def test_rows_beyond_the_screen_are_counted() -> None:
-    grid = tables.locks([replace(LOCK, name=f"lock-{n:02}") for n in range(60)])
+    grid = lock_table.locks([replace(LOCK, name=f"lock-{n:02}") for n in range(60)])
     lines = drawn(grid, 80, 22)
     assert len(lines) == 22 and "lock-19" in lines[-2]
     assert lines[-1].startswith("+40 more") and "60 locks, 720 waiting" in lines[-1]
@@ -103,7 +115,7 @@ def test_rows_beyond_the_screen_are_counted() -> None:
 def test_rows_are_sorted_by_any_column_with_what_is_not_known_at_the_end() -> None:
     grid = Grid([Column("NAME"), Column("HELD")])
     for name, held in (("b", 5.0), ("a", 10.0), ("c", None)):
-        grid.add(name, Cell("?", -1.0) if held is None else Cell(views.span(held), held))
+        grid.add(name, Cell("?", -1.0) if held is None else Cell(text.span(held), held))
 
     def names(order: Order) -> list[str]:
         grid.order = order
@@ -144,44 +156,44 @@ def test_columns_are_left_out_by_rank_and_use_the_room_there_is(wishes: list[tup
 
 
 def test_a_made_up_task_name_is_not_shown_and_an_agent_s_name_is() -> None:
-    assert views.agent(owner()) == "-" and views.agent(owner(task="crawl")) == "crawl"
-    assert views.agent(owner(metadata={"agent": "parser"}, task="crawl")) == "parser"
-    assert views.agent(owner(metadata={"agent": 7})) == "-"
-    for lines in (drawn(tables.locks([LOCK])), drawn(tables.queue("x", LOCK.holders, LOCK.waiters))):
+    assert owners.agent(owner()) == "-" and owners.agent(owner(task="crawl")) == "crawl"
+    assert owners.agent(owner(metadata={"agent": "parser"}, task="crawl")) == "parser"
+    assert owners.agent(owner(metadata={"agent": 7})) == "-"
+    for lines in (drawn(lock_table.locks([LOCK])), drawn(queue_table.queue("x", LOCK.holders, LOCK.waiters))):
         assert not any("Task-1" in line for line in lines)
 
 
 def test_what_is_not_known_is_shown_as_not_known() -> None:
-    assert views.held_for(owner()) == "?" and views.waited_for(owner()) == "?"
-    assert views.held_for(owner(since=datetime.now(UTC))) == "<1s"
-    assert views.held_for(owner(since=datetime.now(UTC) + timedelta(hours=1))) == "?"
-    assert views.held_for(owner(granted_at=datetime.now(UTC) - timedelta(seconds=5.2))) == "5s"
-    assert views.held_for(owner(granted_at=datetime.now(UTC) + timedelta(hours=1))) == "0s"  # by a clock ahead of ours
+    assert owners.held_for(owner()) == "?" and owners.waited_for(owner()) == "?"
+    assert owners.held_for(owner(since=datetime.now(UTC))) == "<1s"
+    assert owners.held_for(owner(since=datetime.now(UTC) + timedelta(hours=1))) == "?"
+    assert owners.held_for(owner(granted_at=datetime.now(UTC) - timedelta(seconds=5.2))) == "5s"
+    assert owners.held_for(owner(granted_at=datetime.now(UTC) + timedelta(hours=1))) == "0s"  # by a clock ahead of ours
 
 
 def test_trouble_has_a_word() -> None:
     long_ago = NOW - timedelta(minutes=10)
     held = owner(1, granted_at=long_ago, waited=0.0)
-    assert tables.lock_state(LockInfo("x", (held,), (owner(2, since=long_ago),))) == "stuck"
-    assert tables.lock_state(LockInfo("x", (held,), (owner(2, since=NOW),))) == "held"
-    assert tables.lock_state(LockInfo("x", (replace(held, granted_at=NOW),), (owner(2, since=long_ago),))) == "held"
-    assert tables.lock_state(LockInfo("x", (replace(held, lost=True),), ())) == "lost"
-    assert tables.semaphore_state(SemaphoreInfo("s", 2, (), (owner(permits=3),))) == "stuck"
-    assert tables.semaphore_state(SemaphoreInfo("s", None, (), ())) == "stuck"
-    assert tables.semaphore_state(SemaphoreInfo("s", 2, (), ())) == "free"
-    assert tables.semaphore_state(SemaphoreInfo("s", 1, (held,), ())) == "full"
+    assert lock_table.lock_state(LockInfo("x", (held,), (owner(2, since=long_ago),))) == "stuck"
+    assert lock_table.lock_state(LockInfo("x", (held,), (owner(2, since=NOW),))) == "held"
+    assert lock_table.lock_state(LockInfo("x", (replace(held, granted_at=NOW),), (owner(2, since=long_ago),))) == "held"
+    assert lock_table.lock_state(LockInfo("x", (replace(held, lost=True),), ())) == "lost"
+    assert semaphore_table.semaphore_state(SemaphoreInfo("s", 2, (), (owner(permits=3),))) == "stuck"
+    assert semaphore_table.semaphore_state(SemaphoreInfo("s", None, (), ())) == "stuck"
+    assert semaphore_table.semaphore_state(SemaphoreInfo("s", 2, (), ())) == "free"
+    assert semaphore_table.semaphore_state(SemaphoreInfo("s", 1, (held,), ())) == "full"
     late = replace(ENTRY, next_attempt_at=long_ago)
-    assert tables.dead_letter_state(late) == "overdue"
-    assert tables.dead_letter_state(replace(late, next_attempt_at=NOW + timedelta(hours=1))) == "waiting"
-    assert tables.dead_letter_state(replace(late, state="parked")) == "parked"
+    assert dead_letter_table.dead_letter_state(late) == "overdue"
+    assert dead_letter_table.dead_letter_state(replace(late, next_attempt_at=NOW + timedelta(hours=1))) == "waiting"
+    assert dead_letter_table.dead_letter_state(replace(late, state="parked")) == "parked"
 
 
 def test_a_pool_tells_what_works_from_what_waits() -> None:
     for waiting, state in ((0, "busy"), (3, "busy"), (8, "waiting")):
         one = pool(waiting=waiting)
-        line = drawn(tables.pools([_summed(one.name, [one])]), 200)[1]
+        line = drawn(pool_table.pools([_summed(one.name, [one])]), 200)[1]
         assert state in line and f" {8 - waiting} " in line and f" {waiting} " in line
-    assert tables.pool_state(pool(running=0)) == "idle" and tables.pool_state(pool(running=1)) == "working"
+    assert pool_table.pool_state(pool(running=0)) == "idle" and pool_table.pool_state(pool(running=1)) == "working"
 
 
 # Who follows sees grants happen

@@ -1,12 +1,12 @@
-"""How a command line is read: ages, and names that are likely meant."""
+"""Reading a command line: ages, and the likely name for a misspelt one."""
 
 from __future__ import annotations
 
 import click
 import pytest
 
-from codomyrmex.concurrency.cli.groups import did_you_mean
-from codomyrmex.concurrency.cli.options import Age
+from codomyrmex.concurrency.cli.command_classes import did_you_mean
+from codomyrmex.concurrency.cli.duration_types import Age
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("7d", 604_800), ("1h30m", 5400), ("0", 0)])

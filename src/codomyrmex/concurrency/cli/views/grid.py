@@ -1,7 +1,7 @@
-"""A table that fits its screen: which columns and rows are shown, in which order, is decided as it is drawn.
+"""A table that chooses its columns, rows and order when it is drawn, so that it fits the screen.
 
-Where the width does not do, the least important columns are left out, then texts are cut between words and names in
-their middle; what must be typed again (an id, a token) is never cut. Off a terminal everything is shown.
+On a narrow screen the least important columns are left out first. Then texts are cut between words, and names in their
+middle. A text that users type again (an id, a token) is never cut. Off a terminal everything is shown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from codomyrmex.concurrency.cli.views import visible
+from codomyrmex.concurrency.cli.views.text import visible
 
 _GAP = 2
 _SPARE = 3  # the rank from which on a column is worth less than a whole name
@@ -182,8 +182,3 @@ def _cell(value: object) -> Cell:
 
 def _line(text: str, style: str) -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ignore")
-
-
-def count(number: int, what: str) -> str:
-    """``1 lock``, ``2 locks``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,5 +1,9 @@
-"""Groups and commands as ours behave: a misspelt command is answered with a likely one, an argument may begin with a
-minus and a digit, and a group of named things shows one of them when it is given its name."""
+"""The classes of our commands and groups. They add three things to click's:
+
+- a misspelt command is answered with the most likely one,
+- an argument may begin with a minus and a digit,
+- a group of named things shows one of them when it is given its name.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 class Command(click.Command):
-    """A command for which what begins with a minus and a digit is an argument; no option does."""
+    """A command that takes words like ``-5`` as arguments. None of its options begins with a digit."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         try:
@@ -26,12 +30,12 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             if not re.match(r"-\d", error.option_name):
                 raise
-        context.ignore_unknown_options = True  # any other unknown option would have been the first to be refused
+        context.ignore_unknown_options = True  # any other unknown option would have been refused first
         return super().parse_args(context, args)
 
 
 class Group(Command, click.Group):
-    """A group that answers a misspelt command with a likely one."""
+    """A group that answers a misspelt command with the most likely one."""
 
     command_class = Command
 
@@ -47,7 +51,7 @@ class Group(Command, click.Group):
 
 
 class NamedGroup(Group):
-    """A group whose ``GROUP NAME`` is ``GROUP show NAME``."""
+    """A group for which ``GROUP NAME`` is short for ``GROUP show NAME``."""
 
     def resolve_command(
         self, context: click.Context, args: list[str]
