@@ -747,10 +747,10 @@ MUTANTS = (
         "tests/unit/test_decode.py",
     ),
     Mutant(
-        "let a claim of more than there can be fill the semaphore",
+        "let an entry for more permits than there can be fill the semaphore",
         "keys.py",
-        "or 0 if claim.isdigit()",
-        "or 2**63 if claim.isdigit()",
+        "or 0 if suffix.isdigit()",
+        "or 2**63 if suffix.isdigit()",
         "tests/integration/test_garbage.py -k blocks_nobody",
     ),
     Mutant(

@@ -11,7 +11,7 @@ from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, Member, Transport
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, prefix_end
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, next_key, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
@@ -131,7 +131,7 @@ class _Inspection:
                 yield kv
             if len(page.kvs) < _PAGE:
                 return
-            start = page.kvs[-1].key + b"\0"
+            start = next_key(page.kvs[-1].key)
 
 
 def renews_wrongly(version: str) -> bool:

@@ -31,23 +31,31 @@ def names_of(segment: str) -> Complete:
 async def _names(context: click.Context, segment: str, incomplete: str) -> list[str]:
     from codomyrmex.concurrency.etcd.transports.factory import transport_for
     from codomyrmex.concurrency.etcd.transports.protocol import Get
-    from codomyrmex.concurrency.keys import Layout, escape, forms, name_in, prefix_end
+    from codomyrmex.concurrency.keys import (
+        Layout,
+        forms,
+        name_in,
+        past_segment,
+        prefix_end,
+        segment_after,
+        starting_with,
+    )
 
     chosen = settings(context)
     layout = Layout(chosen.namespace)
-    under = layout.root + segment.encode() + b"/"
+    under = layout.below(segment)
     found: list[str] = []
     transport = transport_for(chosen.model_copy(update={"dial_timeout": _LIMIT, "request_timeout": _LIMIT}))
     try:
         async with asyncio.timeout(_LIMIT):
             for form in forms(incomplete):
-                start = under + escape(form).encode()
+                start = starting_with(under, form)
                 end = prefix_end(start)
                 while len(found) < _MOST and (page := await transport.get(Get(start, end, limit=1))).kvs:
-                    name = page.kvs[0].key[len(under) :].partition(b"/")[0]
+                    name = segment_after(under, page.kvs[0].key)
                     if (known := name_in(name)) is not None and known.isprintable():
                         found.append(known)
-                    start = prefix_end(under + name + b"/")
+                    start = past_segment(under, name)
     finally:
         await transport.close()
     return found

@@ -1,4 +1,4 @@
-"""A dead letter as it is stored and shown, and how it changes: pure functions from one record to the next.
+"""A dead letter as it is stored and shown, and how it changes: functions from one record to the next.
 
 Every step of an entry's life is one of the functions here; ``store.py`` writes what they return, in a transaction that
 compares the record they were given. Times are the writer's wall clock and only shown, or used where nobody has

@@ -25,7 +25,7 @@ from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import MAX_NAME_BYTES, escape, name_in, nfc, prefix_end
+from codomyrmex.concurrency.keys import MAX_NAME_BYTES, name_in, next_key, nfc, past_segment, prefix_end, segment_after
 from codomyrmex.concurrency.session import Session
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -68,7 +68,7 @@ class _Rider(NamedTuple):
 
 def under(session: Session) -> bytes:
     """The prefix of every dead letter queue."""
-    return session.layout.root + b"dead/"
+    return session.layout.dead_letters
 
 
 async def queues(session: Session) -> list[str]:
@@ -77,10 +77,10 @@ async def queues(session: Session) -> list[str]:
     end = prefix_end(prefix)
     names = []
     while (found := await session.transport.get(Get(start, end, limit=1))).kvs:
-        segment = found.kvs[0].key[len(prefix) :].partition(b"/")[0]
+        segment = segment_after(prefix, found.kvs[0].key)
         if (name := name_in(segment)) is not None:
             names.append(name)
-        start = prefix_end(prefix + segment + b"/")
+        start = past_segment(prefix, segment)
     return list(dict.fromkeys(map(nfc, names)))
 
 
@@ -90,23 +90,23 @@ class Store:
     def __init__(self, session: Session, queue: str, retention: float) -> None:
         self.session = session
         self.queue = queue
-        self.prefix = under(session) + f"{escape(queue)}/".encode()
-        self.entries = self.prefix + b"entry/"
-        self.claims = self.prefix + b"claim/"
-        self.workers = self.prefix + b"worker/"
-        self._dedup = self.prefix + b"dedup/"
+        self.keys = session.layout.dead_letter_queue(queue)
+        self.prefix = self.keys.prefix
+        self.entries = self.keys.entries
+        self.claims = self.keys.claims
+        self.workers = self.keys.workers
         self._retention = retention
         self._lease = 0
         self._lease_since = 0.0
 
     def key(self, entry_id: str) -> bytes:
-        return self.entries + escape(entry_id).encode()
+        return self.keys.entry(entry_id)
 
     def claim_key(self, entry_id: str) -> bytes:
-        return self.claims + escape(entry_id).encode()
+        return self.keys.claim(entry_id)
 
     def id_of(self, claim_key: bytes) -> str:
-        return claim_key[len(self.claims) :].decode(errors="replace")
+        return self.keys.id_in(claim_key)
 
     def decode(self, kv: KV) -> Stored | None:
         """The record in an entry's key; None, with one warning, for a value of somebody else."""
@@ -166,7 +166,7 @@ class Store:
             yield page
             if len(page.kvs) < _PAGE:
                 return
-            start = page.kvs[-1].key + b"\0"
+            start = next_key(page.kvs[-1].key)
 
     async def all(self) -> AsyncGenerator[Stored, None]:
         async for page in self.pages(self.entries):
@@ -328,7 +328,7 @@ class Store:
     # Dedup keys
 
     def _dedup_key(self, entry: DeadLetter) -> bytes:
-        return self._dedup + entry.dedup.encode()
+        return self.keys.dedup(entry.dedup)
 
     def _dedup_free(self, entry: DeadLetter) -> tuple[Compare, ...]:
         return (Compare(self._dedup_key(entry), Target.CREATE_REVISION, 0),) if entry.dedup else ()

@@ -239,7 +239,7 @@ class SessionWorker:
             if attempt := self._attempts.get(entry_id):
                 attempt.lose()
         elif key.startswith(store.entries):
-            entry_id = key[len(store.entries) :].decode(errors="replace")
+            entry_id = store.id_of(key)
             if deleted:
                 schedule.removed(entry_id)
                 self._forget(entry_id)
