@@ -1,4 +1,4 @@
-"""What the command line says to its user: about what is misspelt, missing or unattended; and a worker that it runs."""
+"""Messages of the command line on misspelt, missing or unattended input; and a worker that it runs."""
 
 from __future__ import annotations
 
@@ -363,7 +363,7 @@ async def test_work_works_where_its_options_say(cli: Cli, session: Session, app:
 
 
 async def _said(cli: Cli, *args: str) -> str:
-    """What ``dev`` says before it waits."""
+    """The text that ``dev`` prints before it waits."""
     async with cli.started("dev", *args) as running:
         said = await line(running) + "\n" + await line(running) + "\n" + await line(running)
         running.send_signal(signal.SIGINT)

@@ -13,7 +13,7 @@ from tests.integration.command_line import Cli
 
 
 async def completed(cli: Cli, words: str) -> list[str]:
-    """What bash is offered after ``words``, the last of which is being typed."""
+    """The completions that bash gets after ``words``, the last of which is being typed."""
     environment = {
         **cli.environment,
         "_CODOMYRMEX_COMPLETE": "bash_complete",

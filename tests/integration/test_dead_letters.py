@@ -1,4 +1,4 @@
-"""What a user of a dead letter queue sees, on a real etcd."""
+"""The behaviour of a dead letter queue for its user, on a real etcd."""
 
 from __future__ import annotations
 
@@ -671,7 +671,7 @@ async def test_what_cannot_be_meant_is_refused(dlq: DeadLetterQueue) -> None:
 
 
 async def test_a_block_that_fails_at_any_moment_gives_every_claim_back(session: Session, other: Session) -> None:
-    """Whether the worker was claiming, handling or finishing: nothing stays claimed, and nothing counts as a crash."""
+    """Nothing stays claimed and nothing counts as a crash, at any step of the worker: claiming, handling or finishing."""
     for number in range(25):
         queue = DeadLetterQueue("quick", session=session)
         queue.handler("x")(_briefly)

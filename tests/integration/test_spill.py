@@ -61,7 +61,7 @@ async def all_sent(dlq: DeadLetterQueue) -> None:
 
 
 async def versions(session: Session, queue: str) -> list[int]:
-    """How often each entry of a queue was written."""
+    """The number of writes of each entry of a queue."""
     store = Store(session, queue, 60)
     return [kv.version async for page in store.pages(store.entries) for kv in page.kvs]
 

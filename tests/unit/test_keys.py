@@ -48,9 +48,9 @@ def test_a_prefix_stays_a_prefix(one: str, two: str) -> None:
 
 
 @given(NAME, NAME, st.integers(0, 2**63 - 1), st.integers(0, 2**31))
-def test_no_queue_reaches_into_another(one: str, two: str, lease: int, nonce: int) -> None:
+def test_no_queue_reaches_into_another(one: str, two: str, lease: int, slot: int) -> None:
     queue = LAYOUT.queue(one)
-    key = LAYOUT.entry(LAYOUT.queue(two), lease, nonce)
+    key = LAYOUT.entry(LAYOUT.queue(two), lease, slot)
     assert (queue <= key < prefix_end(queue)) == (one == two)
     assert LAYOUT.name_of(key) == two and session_of(key) == lease
     assert LAYOUT.leases <= key < prefix_end(LAYOUT.under(LOCK))  # what an observer watches

@@ -1,4 +1,4 @@
-"""One timer for all calls: each ends in time, and whose cancel it was stays clear."""
+"""One timer for all calls: each ends in time, and a cancel of the caller is told from one of the call."""
 
 from __future__ import annotations
 
