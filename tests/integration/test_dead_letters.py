@@ -671,7 +671,7 @@ async def test_what_cannot_be_meant_is_refused(dlq: DeadLetterQueue) -> None:
 
 
 async def test_a_block_that_fails_at_any_moment_gives_every_claim_back(session: Session, other: Session) -> None:
-    """Nothing stays claimed and nothing counts as a crash, at any step of the worker: claiming, handling or finishing."""
+    """Nothing stays claimed and nothing counts as a crash, whether the worker claims, handles or finishes."""
     for number in range(25):
         queue = DeadLetterQueue("quick", session=session)
         queue.handler("x")(_briefly)
