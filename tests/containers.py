@@ -29,7 +29,7 @@ _NET = "10.213.78"
 
 @cache
 def missing() -> str | None:
-    """Why there are no containers here, or None."""
+    """The reason why containers cannot run here, or None."""
     if not shutil.which("docker"):
         return "docker is not installed"
     asked = subprocess.run(("docker", "info"), capture_output=True, text=True, check=False)

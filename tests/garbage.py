@@ -1,4 +1,4 @@
-"""A bag of what anybody may write under the prefix: values, and ends of keys, at which naive decoders break."""
+"""Values and ends of keys that any client may write under the prefix, and at which naive decoders break."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUES = (
     *(DIGITS.encode(), DEEP.encode(), (DEEP + "]" * len(DEEP)).encode(), b'{"a":' * 5000, b'"' + b"x" * 200_000 + b'"'),
 )
 
-# What a key may end with, in place of an entry's claim or a limit's number.
+# Ends of keys, in place of the suffix of an entry or the number of a limit.
 NUMBERS = (
     *(DIGITS.encode(), b"9" * 19, b"9223372036854775808", b"0", b"-1", b"+1", b"1_0", b" 1", b"1e3", b"0x1", b"nan"),
     *("٣".encode(), "²".encode(), b"\xff", b"", b"1.5", b"." * 50),
@@ -75,8 +75,11 @@ def broken(fields: dict[str, str]) -> Iterator[bytes]:
 
 
 def under(root: bytes, lease: int) -> Iterator[Put]:
-    """Garbage under every prefix of a namespace. Of the lock ``x`` and the semaphore ``s`` none of it is an entry, or
-    nobody could be granted; other names have entries of clients unknown, on ``lease``."""
+    """Garbage under every prefix of a namespace.
+
+    The lock ``x`` and the semaphore ``s`` get no entry, since an entry would block them. Other names get entries of
+    unknown clients, on ``lease``.
+    """
     odd = (b"%zz/1", b"%41/1", b"\xff/1", b"/1", b"junk", b"", b"%0A/1", b"a" * 600 + b"/1", b"x/y/z/1")
     for prefix in (b"lease/", b"lock/", b"semaphore/", b"pool/", b"dead/", b"audit/", b"baton/lock/"):
         yield from (Put(root + prefix + key, b"\xff{") for key in odd)
@@ -90,12 +93,12 @@ def under(root: bytes, lease: int) -> Iterator[Put]:
         yield Put(root + b"lock/y-%d/" % n + ending, b"", lease)
         yield Put(root + b"semaphore/t-%d/" % n + ending, b"", lease)
         yield Put(root + b"semaphore/t-%d/limit-2" % n, b"", lease)
-    places = (
+    records = (
         *((OWNER, b"lock/z-%d/1", lease), (OWNER, b"semaphore/u-%d/1", lease), (FORCED, b"audit/z-%d", 0)),
         *((POOL, b"pool/crew/%d", lease), (LETTER, b"dead/mail/entry/%d", 0), (LETTER, b"dead/mail/claim/%d", 0)),
         *((FORCED, b"dead/mail/dedup/%d", 0), (FORCED, b"baton/lock/x/%d", 0), (OWNER, b"lease/%d", 0)),
     )
-    for fields, place, of in places:
+    for fields, key, of in records:
         for n, value in enumerate((*VALUES, *broken(fields))):
-            yield Put(root + place % n, value.replace(b"{id}", b"%d" % n), of)
+            yield Put(root + key % n, value.replace(b"{id}", b"%d" % n), of)
     yield Put(root + b"audit/x", DEEP.encode())

@@ -1,4 +1,4 @@
-"""What several test files need: waiting for a condition, looking into etcd, counting calls."""
+"""Helpers of several test files: waiting for a condition, looking into etcd, counting calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def eventually(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]
 
 
 async def entries(session: Session, name: str) -> list[KV]:
-    """What etcd holds in the queue of ``name``, in order of service."""
+    """The entries that etcd has in the queue of ``name``, in order of service."""
     queue = session.layout.queue(name)
     found = await session.transport.get(Get(queue, prefix_end(queue)))
     return sorted(found.kvs, key=lambda kv: kv.create_revision)

@@ -37,8 +37,8 @@ MUTANTS = (
     Mutant(
         "let new TLS files cancel what is under way, and the watch stream die of it in silence",
         "etcd/transports/connections.py",
-        "        for link in old:\n            self._close_if_unused(link)",
-        "        for link in old:\n            asyncio.ensure_future(self._close(link.connection))",
+        "        for connection in old:\n            self._close_if_unused(connection)",
+        "        for connection in old:\n            asyncio.ensure_future(self._close(connection.client))",
         "tests/integration/test_security.py -k under_way",
         "02-tls-replaced",
         (
@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "close the old connections under the calls on them when TLS files change",
         "etcd/transports/connections.py",
-        "        for link in old:\n            self._close_if_unused(link)",
-        "        for link in old:\n            asyncio.ensure_future(self._close(link.connection))",
+        "        for connection in old:\n            self._close_if_unused(connection)",
+        "        for connection in old:\n            asyncio.ensure_future(self._close(connection.client))",
         "tests/integration/test_security.py -k under_way",
     ),
     Mutant(
@@ -273,7 +273,7 @@ MUTANTS = (
         "delete an overstaying entry's key whoever has it by now",
         "etcd/transports/base.py",
         "codec.txn_request((same,), (Delete(key),), ())",
-        "wire.txn_request((), (Delete(key),), ())",
+        "codec.txn_request((), (Delete(key),), ())",
         "tests/integration/test_terms.py",
     ),
     Mutant(
@@ -831,10 +831,10 @@ MUTANTS = (
         "tests/unit/test_decode.py",
     ),
     Mutant(
-        "let a claim of more than there can be fill the semaphore",
+        "let an entry for more permits than there can be fill the semaphore",
         "keys.py",
-        "or 0 if claim.isdigit()",
-        "or 2**63 if claim.isdigit()",
+        "or 0 if suffix.isdigit()",
+        "or 2**63 if suffix.isdigit()",
         "tests/integration/test_garbage.py -k blocks_nobody",
     ),
     Mutant(

@@ -27,7 +27,7 @@ class Host:
         self.prefix = ("ip", "netns", "exec", name)  # before a command that is to run there
 
     def cut(self) -> None:
-        """Nothing reaches it and nothing leaves it; connections are not closed, they fall silent."""
+        """Cut the host off: nothing reaches or leaves it. Connections are not closed, they fall silent."""
         _ip("link", "set", f"{self._name}-v", "down")
 
     def heal(self) -> None:
@@ -35,7 +35,7 @@ class Host:
 
 
 def missing() -> str | None:
-    """Why there can be no hosts here, or None."""
+    """The reason why hosts cannot be made here, or None."""
     if sys.platform != "linux" or not shutil.which("ip"):
         return "network namespaces need Linux and iproute2"
     name = f"cx{os.getpid()}t"

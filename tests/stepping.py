@@ -1,4 +1,4 @@
-"""Does something at one chosen await point of a coroutine, for tests that try each of them in turn."""
+"""Acts at one chosen await point of a coroutine, for tests that try each of these points in turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AtStep:
         self.reached = False
 
     def strike(self) -> Generator[Any, None, None]:
-        """What is done there; it may wait, and the coroutine does meanwhile."""
+        """The action at the chosen step. The coroutine stands still while it waits."""
         raise NotImplementedError
 
     def __await__(self) -> Any:

@@ -49,7 +49,7 @@ class Recorder:
         elif layout.name_of(kv.key, SEMAPHORE):
             permits = permits_of(kv.key)
             self.semaphore.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key, permits))
-        elif kv.key.startswith(layout.root + b"dead/"):
+        elif kv.key.startswith(layout.dead_letters):
             *_, folder, entry_id = kv.key.decode().split("/")
             if folder == "claim":
                 self.dead_letters.append(Step(kv.mod_revision, "unclaimed" if event.deleted else "claimed", entry_id))

@@ -1,4 +1,4 @@
-"""What things cost, counted and never timed: calls, events, batches, bytes."""
+"""Costs, counted and never timed: calls, events, batches, bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def drained(session: Session, name: str, count: int) -> Calls:
-    """What it costs to pass a lock on through so many tasks of one process, in order."""
+    """The calls that hand a lock through ``count`` tasks of one process, in order."""
     order: list[int] = []
 
     async def wait(number: int) -> None:
@@ -161,7 +161,7 @@ async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
 
 
 async def batons(session: Session) -> int:
-    prefix = session.layout.baton(session.layout.root)
+    prefix = session.layout.release_marker(session.layout.root)
     return (await session.transport.get(Get(prefix, prefix_end(prefix)))).total
 
 

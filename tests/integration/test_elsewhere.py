@@ -1,4 +1,4 @@
-"""What belongs to one process and one event loop, used in another: an error that says so, and nothing is held there."""
+"""Use of an object in another process or event loop than its own: an error says so, and nothing is held there."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ async def sweep(session: Session, *prefixes: bytes) -> None:
 
 
 def strict(text: str) -> Any:
-    """What is JSON for everybody."""
+    """JSON that every reader accepts."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")

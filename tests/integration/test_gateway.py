@@ -1,4 +1,4 @@
-"""What only the gateway transport has: a gateway that is off, an answer that is not etcd's, an extra that is missing.
+"""Cases of the gateway transport alone: a gateway that is off, an answer that is not etcd's, an extra that is missing.
 
 Everything else is the suite itself: ``pytest --transport=gateway``.
 """

@@ -1,4 +1,4 @@
-"""What a user of one lock sees, on a real etcd."""
+"""The behaviour of one lock for its user, on a real etcd."""
 
 from __future__ import annotations
 

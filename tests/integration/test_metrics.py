@@ -1,4 +1,4 @@
-"""What observers are told, and what Prometheus reads of it."""
+"""The events for observers, and the metrics that Prometheus reads."""
 
 from __future__ import annotations
 

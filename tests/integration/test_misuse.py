@@ -1,4 +1,4 @@
-"""What is used wrongly is refused in the library's own words, which say what to do."""
+"""Wrong uses are refused in the library's own words, which give the remedy."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ async def test_a_process_that_exits_while_holding_gives_its_lease_back(
 
 
 def _told_in_child(inherited: Session) -> list[str]:
-    """What a forked child is told at its first step. It runs no event loop: gRPC's leftovers may crash one."""
+    """The error in a forked child at its first step. The child runs no event loop, which gRPC's leftovers may crash."""
     told = []
     for attempt in (inherited.open, lambda: Session(endpoints="http://127.0.0.1:1").open()):
         try:

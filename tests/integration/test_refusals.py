@@ -1,4 +1,4 @@
-"""What a timeout says: who holds, how many waited ahead, which of several names were missing."""
+"""The text of a timeout: the holders, the number of predecessors, and the missing ones of several names."""
 
 from __future__ import annotations
 

@@ -254,13 +254,13 @@ async def test_replacing_the_files_harms_nothing_that_is_under_way(tmp_path: Pat
                 with pytest.raises(EtcdError, match="lease not found"):
                     await session.transport.txn((), (Put(b"/codomyrmex/any", b"", 1),))
                 await asyncio.wait_for(asyncio.gather(*calls), 10)
-            links = session.transport._links
+            connections = session.transport._connections
             assert session.hub._stream is stream, "the stream under way was left alone"
-            assert len(links._old) == 1, "of the old connections only the stream's is open"
+            assert len(connections._old) == 1, "of the old connections only the stream's is open"
             await blocking.release()
             await asyncio.wait_for(asyncio.gather(*waiting), 10)
             session.hub.leave(server.url)
-            await eventually(lambda: not links._old)
+            await eventually(lambda: not connections._old)
             assert session.alive and not session.lost.is_set()
     finally:
         server.stop()

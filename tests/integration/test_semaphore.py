@@ -1,4 +1,4 @@
-"""What a user of a semaphore sees, on a real etcd."""
+"""The behaviour of a semaphore for its user, on a real etcd."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def held(sem: Semaphore) -> tuple[int, int]:
 
 
 async def _is_free(sem: Semaphore) -> bool:
-    """What was withdrawn is removed in the background."""
+    """Withdrawn entries are removed in the background."""
     return await held(sem) == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""What happens to a whole etcd: a full database, a state restored from the past."""
+"""Faults of a whole etcd: a full database, a state restored from the past."""
 
 from __future__ import annotations
 

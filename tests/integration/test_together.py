@@ -1,4 +1,4 @@
-"""What joins and what leaves in one transaction: each is answered by itself, and neither fails for the other."""
+"""Entries that join and leave in one transaction: each is answered by itself, and none fails for another."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class _ExpireAt(AtStep):
 
 
 def expire(session: Session) -> None:
-    """What a keepalive that is answered no more comes to, at once."""
+    """The end of a keepalive that gets no more answers, at once."""
     keepalive = session._keepalive
     assert keepalive
     keepalive._trust.next_renewal, keepalive._trust.deadline = math.inf, 0.0

@@ -1,4 +1,4 @@
-"""What is done by mistake and in silence is warned of, at the line that did it."""
+"""Silent mistakes cause a warning at the user's line that made them."""
 
 from __future__ import annotations
 

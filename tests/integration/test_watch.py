@@ -105,7 +105,7 @@ async def test_a_waiter_still_wakes_when_the_release_was_compacted_away(
 async def test_followers_of_locks_and_dead_letters_are_told_the_truth_after_a_compaction(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    """What happened unseen is worked out by reading: a lock that was released, an entry that was added."""
+    """Unseen changes are found by reading: a lock that was released, an entry that was added."""
     async with behind_proxy(etcd, namespace) as (proxy, session):
         seen: list[str] = []
 

@@ -38,7 +38,7 @@ TREE = st.recursive(
 
 
 def is_strict_json(value: Any) -> bool:
-    """Whether its JSON form is JSON for everybody."""
+    """True if its JSON form is JSON for every reader."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)

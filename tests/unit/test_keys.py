@@ -48,9 +48,9 @@ def test_a_prefix_stays_a_prefix(one: str, two: str) -> None:
 
 
 @given(NAME, NAME, st.integers(0, 2**63 - 1), st.integers(0, 2**31))
-def test_no_queue_reaches_into_another(one: str, two: str, lease: int, nonce: int) -> None:
+def test_no_queue_reaches_into_another(one: str, two: str, lease: int, slot: int) -> None:
     queue = LAYOUT.queue(one)
-    key = LAYOUT.entry(LAYOUT.queue(two), lease, nonce)
+    key = LAYOUT.entry(LAYOUT.queue(two), lease, slot)
     assert (queue <= key < prefix_end(queue)) == (one == two)
     assert LAYOUT.name_of(key) == two and session_of(key) == lease
     assert LAYOUT.leases <= key < prefix_end(LAYOUT.under(LOCK))  # what an observer watches
@@ -139,8 +139,8 @@ def test_only_entries_of_exclusive_holders_and_waiters_are_writers() -> None:
     assert not is_writer(queue + b"7f3a")  # etcdctl's
 
 
-def test_a_baton_lies_outside_all_queues_and_tells_them_apart() -> None:
+def test_a_release_marker_lies_outside_all_queues_and_tells_them_apart() -> None:
     layout = Layout("n")
     entry = layout.entry(layout.queue("a"), 7, 3)
-    assert layout.baton(entry) == b"/n/v1/baton/lock/a/0000000000000007-3"
-    assert layout.is_ours(layout.baton(entry)) and layout.name_of(layout.baton(entry)) is None
+    assert layout.release_marker(entry) == b"/n/v1/baton/lock/a/0000000000000007-3"
+    assert layout.is_ours(layout.release_marker(entry)) and layout.name_of(layout.release_marker(entry)) is None

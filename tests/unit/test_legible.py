@@ -1,4 +1,4 @@
-"""What a person is shown of text by others: nothing in it is hidden, and what can be seen stays as it is."""
+"""Text by others, as it is shown: nothing in it is hidden, and visible characters stay as they are."""
 
 from __future__ import annotations
 

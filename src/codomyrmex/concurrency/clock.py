@@ -1,4 +1,4 @@
-"""The clock that leases are judged by: it runs while the machine is suspended and never jumps."""
+"""The clock for leases: it runs while the machine is suspended, and never jumps."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def now() -> float:
-    """Seconds on a clock of this machine alone; only differences mean anything."""
+    """The time in seconds on this machine's clock; only differences mean anything."""
     return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)

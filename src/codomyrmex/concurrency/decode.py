@@ -1,14 +1,14 @@
-"""Decodes what was read from etcd: total and pure. Every value, and every number in a key, comes in by here.
+"""Decodes values, and numbers in keys, that were read from etcd. Pure; no function here raises.
 
-Whoever can write the namespace can write anything there. Each function returns what it has read, or None for what the
-library would not have written; none of them raises. What comes out can be compared, summed up, shown and written again:
+Any client with access to the namespace can write anything there. Each function returns the decoded value, or None if
+the library would not have written it. A decoded value can be compared, summed up, shown and written again:
 
     numbers   in keys up to 2**63 - 1, as etcd counts; in records the same, and not negative; in users' JSON finite
     times     with a zone, from 1970 to 9998, so that they can be subtracted and shown in any zone
-    texts     such as UTF-8 can hold: no lone surrogates
+    texts     valid in UTF-8: no lone surrogates
     nesting   of users' JSON up to 100 levels
 
-What users give to be stored is judged by ``is_plain`` first, so that all that was accepted can be read back.
+``is_plain`` checks the values that users store, so that every accepted value can be read back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def number(digits: bytes) -> int | None:
-    """The number that ``digits`` are the decimal form of."""
+    """The number whose decimal form is ``digits``, or None."""
     if not digits.isdigit() or len(digits) > _MAX_DIGITS or (digits[:1] == b"0" and digits != b"0"):
         return None
     found = int(digits)
@@ -43,7 +43,7 @@ def number(digits: bytes) -> int | None:
 
 
 def text(value: bytes) -> str | None:
-    """The text that ``value`` is the UTF-8 of."""
+    """The text whose UTF-8 is ``value``, or None."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -51,7 +51,7 @@ def text(value: bytes) -> str | None:
 
 
 def record(adapter: TypeAdapter[T], value: bytes) -> T | None:
-    """The dataclass that ``value`` is the JSON of."""
+    """The dataclass whose JSON is ``value``, or None."""
     if len(value) > _MAX_BYTES:
         return None
     try:
@@ -62,12 +62,12 @@ def record(adapter: TypeAdapter[T], value: bytes) -> T | None:
 
 
 def storable(text: str) -> str:
-    """The text as it can be stored: with escapes in place of what UTF-8 cannot hold."""
+    """The text with escapes for the characters that UTF-8 cannot hold."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def is_plain(value: object) -> bool:
-    """True if ``value`` is JSON that can be stored and is the same when it is read back."""
+    """True if ``value`` is JSON that can be stored and is read back unchanged."""
     left = [(value, 1)]
     while left:
         one, depth = left.pop()
@@ -89,7 +89,7 @@ def is_plain(value: object) -> bool:
 
 
 def _is_sound(record: object) -> bool:
-    """True if a record, and all in it, is within the bounds. Of texts and of types pydantic has seen to it."""
+    """True if a record, with all its parts, is within the bounds. pydantic has checked its texts and types."""
     left = [record]
     while left:
         one = left.pop()
@@ -113,7 +113,7 @@ def _is_sound(record: object) -> bool:
 
 @lru_cache
 def _parts(kind: Hashable) -> Callable[[object], tuple[object, ...]]:
-    """A function that gives the values of all fields of a dataclass, of which there are several."""
+    """A function that returns the values of all fields of a dataclass, which has two or more."""
     assert isinstance(kind, type)
     return attrgetter(*(field.name for field in dataclasses.fields(kind)))
 

@@ -1,4 +1,4 @@
-"""Times that users give, in seconds."""
+"""Checks of the times that users give, in seconds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from numbers import Real
 
 
 def check_number(what: str, seconds: object) -> None:
-    """Raise ``TypeError`` for what is no number."""
+    """Raise ``TypeError`` unless ``seconds`` is a number."""
     if isinstance(seconds, bool) or not isinstance(seconds, (float, int, Real)):
         raise TypeError(f"{what} must be a number of seconds, not {seconds!r}")
 
 
 def check_timeout(timeout: float | None, what: str = "timeout") -> None:
-    """Raise ``TypeError`` or ``ValueError`` for what cannot be a time limit; None is none."""
+    """Raise ``TypeError`` or ``ValueError`` unless ``timeout`` can be a time limit; None means no limit."""
     if timeout is None:
         return
     check_number(what, timeout)

@@ -1,7 +1,7 @@
 """Every error this library raises, in one tree.
 
-No gRPC or protobuf error ever reaches a user: ``etcd/transports/failures.py`` turns them into ``EtcdError`` and what
-stands below it.
+No gRPC or protobuf error ever reaches a user: ``etcd/transports/failures.py`` turns them into ``EtcdError`` and its
+subclasses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Applied = Literal["yes", "no", "unknown"]
 
 
 class ConcurrencyError(Exception):
-    """The root of all errors of this library. Its text may name what others have named: nothing in it is hidden."""
+    """The root of all errors of this library. Hidden characters of names in its text are shown as escapes."""
 
     def __str__(self) -> str:
         return legible(super().__str__(), keep="\n\t")
@@ -29,15 +29,15 @@ class LockTimeout(ConcurrencyError, TimeoutError):
 
 
 class LockLost(ConcurrencyError):
-    """A lock that was held, or a place in its queue, is gone without having been released by its owner."""
+    """A held lock, or a waiter's entry in the queue, is gone although its owner did not release it."""
 
 
 class NotHeld(ConcurrencyError):
-    """A lock was released, or force released, that nobody held."""
+    """A release, or a forced release, of a lock that has no holder."""
 
 
 class FencedWriteRejected(ConcurrencyError):
-    """A write through a grant was refused by etcd because the grant no longer holds. Nothing was written."""
+    """etcd refused a fenced write because its grant no longer holds. Nothing was written."""
 
 
 class SessionLost(ConcurrencyError):
@@ -45,14 +45,14 @@ class SessionLost(ConcurrencyError):
 
 
 class UsedElsewhere(ConcurrencyError, RuntimeError):
-    """Something was used in another process, event loop or thread than the one it belongs to; the text says what to do.
+    """An object was used outside the process, event loop or thread that it belongs to; the text says how to mend it.
 
-    This is a mistake in the program: trying again does not help.
+    This is a mistake in the program: a retry does not help.
     """
 
 
 class SemaphoreInUse(ConcurrencyError):
-    """A semaphore was to be deleted while somebody held permits of it or waited for them. Nothing was deleted."""
+    """A semaphore that was to be deleted has holders or waiters. Nothing was deleted."""
 
 
 class LimitMismatch(ConcurrencyError):
@@ -68,7 +68,7 @@ class PayloadTooLarge(ConcurrencyError, ValueError):
 
 
 class DeadLetterNotFound(ConcurrencyError, LookupError):
-    """There is no dead letter of that id."""
+    """No dead letter has that id."""
 
 
 class QueueFull(ConcurrencyError):
@@ -78,8 +78,8 @@ class QueueFull(ConcurrencyError):
 class EtcdError(ConcurrencyError):
     """A call to etcd failed.
 
-    ``applied`` says whether the call took effect (``"yes"``, ``"no"``, ``"unknown"``) and ``retryable``
-    whether trying again may help.
+    ``applied`` says if the call took effect (``"yes"``, ``"no"``, ``"unknown"``), and ``retryable`` if a retry may
+    help.
     """
 
     def __init__(self, message: str, *, applied: Applied = "no", retryable: bool = False) -> None:
@@ -97,7 +97,7 @@ class EtcdAuthError(EtcdError):
 
 
 class EtcdRegressed(EtcdError):
-    """etcd has gone back to an earlier revision, so that fencing tokens would repeat; the text says what to do."""
+    """etcd has gone back to an earlier revision, so fencing tokens would repeat; the text gives the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, applied="unknown")
@@ -108,7 +108,7 @@ class EtcdQuotaExceeded(EtcdError):
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, in Unicode that can be stored, even where it fails to say it."""
+    """The text of an error, in Unicode that can be stored; a substitute if the error raises instead of giving it."""
     try:
         text = str(error)
     except KeyboardInterrupt:

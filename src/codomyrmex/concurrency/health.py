@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
-from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, Member, Transport
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, prefix_end
+from codomyrmex.concurrency.etcd.transports.protocol import KV, ClusterMember, Get, Transport
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, next_key, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
@@ -42,7 +42,7 @@ class _Inspection:
 
     async def run(self) -> ClusterStatus:
         members = [await self._member(endpoint) for endpoint in self._transport.endpoints]
-        reached = [member for member in members if isinstance(member, Member)]
+        reached = [member for member in members if isinstance(member, ClusterMember)]
         if not any(member.leader_id for member in reached):
             self._problems.append("the cluster has no leader")
         if len({member.cluster_id for member in reached}) > 1:
@@ -54,7 +54,7 @@ class _Inspection:
         sessions, locks = await self._count()
         return ClusterStatus(
             cluster_id=f"{reached[0].cluster_id:016x}" if reached else "",
-            members=tuple(_status(member) if isinstance(member, Member) else member for member in members),
+            members=tuple(_status(member) if isinstance(member, ClusterMember) else member for member in members),
             alarms=tuple(alarms),
             sessions=sessions,
             locks=locks,
@@ -62,7 +62,7 @@ class _Inspection:
             warnings=tuple(dict.fromkeys(self._warnings)),
         )
 
-    async def _member(self, endpoint: str) -> Member | MemberStatus:
+    async def _member(self, endpoint: str) -> ClusterMember | MemberStatus:
         try:
             member = await self._transport.member(endpoint)
         except EtcdAuthError:
@@ -75,7 +75,7 @@ class _Inspection:
         self._problems += [f"{endpoint}: {text}" for text in member.errors if "alarm" not in text.lower()]
         return member
 
-    def _check_version(self, member: Member) -> None:
+    def _check_version(self, member: ClusterMember) -> None:
         if _numbers(member.version) in ((3, 5, 0), (3, 5, 1), (3, 5, 2)):
             self._warnings.append(f"etcd {member.version} can corrupt data after a crash; for development only")
         if renews_wrongly(member.version):
@@ -131,7 +131,7 @@ class _Inspection:
                 yield kv
             if len(page.kvs) < _PAGE:
                 return
-            start = page.kvs[-1].key + b"\0"
+            start = next_key(page.kvs[-1].key)
 
 
 def renews_wrongly(version: str) -> bool:
@@ -145,7 +145,7 @@ def _numbers(version: str) -> tuple[int, int, int]:
     return major, minor, patch
 
 
-def _status(member: Member) -> MemberStatus:
+def _status(member: ClusterMember) -> MemberStatus:
     return MemberStatus(
         endpoint=member.endpoint,
         version=member.version,

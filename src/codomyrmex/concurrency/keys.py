@@ -1,17 +1,24 @@
-"""The key layout, version 1: names to keys and back. Pure; the one place that builds keys.
+"""The key layout, version 1: names to keys and back. Pure; every key is built and parsed here and nowhere else.
 
-    /<namespace>/v1/lease/<lease>                  one per session: who it is; its version fences lost answers
+    /<namespace>/v1/lease/<lease>                  one per session: its host and pid; its version fences lost answers
     /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
     /<namespace>/v1/semaphore/<name>/<entry>       the same
-    /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a key of another name when it changes
-    /<namespace>/v1/baton/lock/<name>/<entry>      for a moment: the token with which that entry held, and released
+    /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a new limit has a new key
+    /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
+    /<namespace>/v1/dead/<queue>/entry/<id>        a dead letter
+    /<namespace>/v1/dead/<queue>/claim/<id>        leased: a worker runs this dead letter now
+    /<namespace>/v1/dead/<queue>/worker/<lease>-<id>   leased: a worker that is there
+    /<namespace>/v1/dead/<queue>/dedup/<hash>      the id of the dead letter that stands for equal failures
+    /<namespace>/v1/pool/<name>/<lease>-<instance> leased: a pool's latest figures
 
-An entry is ``<lease>-<nonce>``, the lease id in hex and what tells the entries of one session in one queue apart; then
-``.r`` for a reader, ``.<n>`` for n permits of a semaphore: a key alone tells what it claims. A name is percent-encoded,
-byte by byte, into one path segment: no name can reach another's keys, and the encoding of a prefix is a prefix of the
-encoding. A name is in NFC, however it was given: a composed and a decomposed "é" are one. ``lease/`` sorts just before
-``lock/``, so that one watch covers both and can tell an expired holder from one that released.
+An entry is ``<lease>-<slot>``: the session's lease id in hex, then the key slot, a number that tells the entries of one
+session in one queue apart. A reader's entry ends with ``.r``, a semaphore's entry for n permits with ``.<n>``. So a key
+alone tells what its entry asks for.
+
+A name is percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and the encoding of a
+prefix is a prefix of the encoding. Names are in NFC, so a composed and a decomposed "é" are one name. ``lease/`` sorts
+just before ``lock/``: one watch covers both, and tells a holder that expired from one that released.
 """
 
 from __future__ import annotations
@@ -31,13 +38,15 @@ _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 
 
 def nfc(text: str) -> str:
-    """A name, or the beginning of one, as it is used: composed, so that what looks the same is the same."""
+    """A name, or the beginning of one, in NFC: names that look the same are the same."""
     return unicodedata.normalize("NFC", text)
 
 
 def forms(text: str) -> tuple[str, ...]:
-    """A name, or the beginning of one, as it is used, and then the other forms of it that may lie in etcd: releases
-    before this one took names as they were given, and a Mac gives them decomposed."""
+    """A name, or the beginning of one, in NFC, followed by its other forms that may lie in etcd.
+
+    Earlier releases stored names as they were given, and macOS gives them decomposed.
+    """
     return tuple(dict.fromkeys((nfc(text), unicodedata.normalize("NFD", text), text)))
 
 
@@ -67,7 +76,7 @@ def escape(text: str) -> str:
 
 
 def unescape(segment: str) -> str | None:
-    """The text whose ``escape`` is ``segment``, or None if there is none (someone else's key)."""
+    """The text whose ``escape`` is ``segment``; None if there is none, and the key is not this library's."""
     try:
         text = unquote_to_bytes(segment).decode()
     except UnicodeError:
@@ -76,12 +85,12 @@ def unescape(segment: str) -> str | None:
 
 
 def text_in(segment: bytes) -> str | None:
-    """The text that a segment of a key encodes, or None if it is someone else's."""
+    """The text that a segment of a key encodes; None if the key is not this library's."""
     return unescape(segment.decode("ascii")) if segment.isascii() else None
 
 
 def name_in(segment: bytes) -> str | None:
-    """The name that a segment of a key encodes, in whatever form, or None if nothing can have that name."""
+    """The name that a segment of a key encodes, in the form it has there; None if it is no valid name."""
     name = text_in(segment)
     try:
         if name is not None:
@@ -97,32 +106,60 @@ def prefix_end(prefix: bytes) -> bytes:
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
 
 
+def next_key(key: bytes) -> bytes:
+    """The smallest key after ``key``: the start of the next page of a range."""
+    return key + b"\0"
+
+
+def starting_with(prefix: bytes, beginning: str) -> bytes:
+    """The prefix of the keys under ``prefix`` whose name starts with ``beginning``."""
+    return prefix + escape(beginning).encode()
+
+
+def segment_after(prefix: bytes, key: bytes) -> bytes:
+    """The path segment of ``key`` that follows ``prefix``: an encoded name."""
+    return key[len(prefix) :].partition(b"/")[0]
+
+
+def past_segment(prefix: bytes, segment: bytes) -> bytes:
+    """The first key under ``prefix`` after all keys of ``segment``: the next name's keys start there."""
+    return prefix_end(prefix + segment + b"/")
+
+
 _LIMIT = b"limit-"
 _LIMIT_KEY = re.compile(rb"/[^/]+/v1/semaphore/[^/]+/limit-([0-9]+)")
 _IN_SEMAPHORE = re.compile(rb"/[^/]+/v1/semaphore/")
 _SESSION = re.compile(rb"/([0-9a-f]{16})-[^/]*$")
 _LEASE = re.compile(rb"[0-9a-f]{16}")
+READER_SUFFIX = b".r"  # the end of a reader's entry key
+
+
+def permits_suffix(permits: int) -> bytes:
+    """The end of the key of an entry that asks for ``permits`` of a semaphore."""
+    return b".%d" % permits
 
 
 def is_reader(entry: bytes) -> bool:
-    """Whether an entry's key is that of a reader."""
-    return entry.endswith(b".r")
+    """True if an entry's key is that of a reader."""
+    return entry.endswith(READER_SUFFIX)
 
 
 def is_writer(entry: bytes) -> bool:
-    """Whether an entry's key is that of this library's exclusive holder or waiter."""
+    """True if an entry's key is that of an exclusive holder or waiter of this library."""
     return entry.count(b".", entry.rfind(b"/")) == 0 and session_of(entry) is not None
 
 
 def permits_of(entry: bytes) -> int:
-    """The permits that an entry's key claims: 1 if it names none, 0 if it names a number that nobody can ask for."""
-    claim = entry.rpartition(b"/")[2].partition(b".")[2]
-    return number(claim.lstrip(b"0")) or 0 if claim.isdigit() else 1
+    """The permits that an entry's key asks for: 1 if it names no number, 0 if it names an impossible one."""
+    suffix = entry.rpartition(b"/")[2].partition(b".")[2]
+    return number(suffix.lstrip(b"0")) or 0 if suffix.isdigit() else 1
 
 
 def is_never_granted(entry: bytes) -> bool:
-    """True if an entry's key claims no permits of a semaphore, or more than any limit can have: it never holds, for
-    every client that goes by the same rule, and is nobody's place in the queue."""
+    """True if an entry's key asks for no permits of a semaphore, or for more than any limit can have.
+
+    Every client follows this rule, so such an entry never holds and takes no place in the queue.
+    """
     return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
 
 
@@ -133,27 +170,28 @@ def session_of(entry: bytes) -> int | None:
 
 
 def limit_key(queue: bytes, limit: int) -> bytes:
+    """The key that gives the semaphore with the prefix ``queue`` the limit ``limit``."""
     return queue + _LIMIT + b"%d" % limit
 
 
 def limit_range(queue: bytes) -> tuple[bytes, bytes]:
-    """The range that holds a semaphore's limit."""
+    """The first key and the end of the range that holds a semaphore's limit."""
     return queue + _LIMIT, prefix_end(queue + _LIMIT)
 
 
 def limit_of(key: bytes) -> int | None:
-    """The limit that a key names, or None for an entry's key and for what cannot be a limit."""
+    """The limit that a key names; None for an entry's key and for an impossible limit."""
     named = _LIMIT_KEY.fullmatch(key)
     return number(named[1]) or None if named else None
 
 
 def lowest_limit(unleased: Iterable[bytes]) -> int | None:
-    """The limit in force: should several keys name one, the lowest, so that nobody is granted too much."""
+    """The limit in force. If several keys name one, the lowest counts, so that too much is never granted."""
     return min((limit for key in unleased if (limit := limit_of(key)) is not None), default=None)
 
 
 class Kind(NamedTuple):
-    """A kind of queue: what it is called, and its part of the keys."""
+    """A kind of queue: its name in messages, and its segment in keys."""
 
     what: str
     segment: str
@@ -164,44 +202,57 @@ SEMAPHORE = Kind("semaphore", "semaphore")
 
 
 class Layout:
-    """The keys of one namespace."""
+    """The keys of one namespace.
+
+    ``root`` is the prefix of them all, ``leases`` that of the sessions, ``dead_letters`` that of the dead letter
+    queues, and ``pools`` that of the pools' reports.
+    """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        root = f"/{namespace}/v1/"
-        self.root = root.encode()
-        self.leases = f"{root}lease/".encode()
-        self._audit = f"{root}audit/"
+        self.root = f"/{namespace}/v1/".encode()
+        self.leases = self.below("lease")
+        self.dead_letters = self.below("dead")
+        self.pools = self.below("pool")
+        self._audits = self.below("audit")
+        self._release_markers = self.below("baton")
+
+    def below(self, segment: str) -> bytes:
+        """The prefix of the keys below one segment under the root, such as ``lock`` or ``dead``."""
+        return self.root + segment.encode() + b"/"
 
     def is_ours(self, key: bytes, end: bytes = b"") -> bool:
-        """Whether ``key``, or any key of a range up to ``end``, is one that only this library may write."""
+        """True if ``key``, or any key of a range up to ``end``, is one that only this library may write."""
         if not end:
             return key.startswith(self.root)
         return key < prefix_end(self.root) and (end == b"\0" or end > self.root)
 
     def lease(self, lease_id: int) -> bytes:
-        return self.leases + f"{lease_id:016x}".encode()
+        """The key of the session with this lease."""
+        return self.leases + b"%016x" % lease_id
 
     def under(self, kind: Kind) -> bytes:
         """The prefix of every queue of a kind."""
-        return self.root + kind.segment.encode() + b"/"
+        return self.below(kind.segment)
 
     def queue(self, name: str, kind: Kind = LOCK) -> bytes:
         """The prefix, with its trailing slash, of every entry of the lock or semaphore ``name``."""
         return self.under(kind) + escape(name).encode() + b"/"
 
-    def entry(self, queue: bytes, lease_id: int, nonce: int, claim: bytes = b"") -> bytes:
-        return queue + b"%016x-%x%b" % (lease_id, nonce, claim)
+    def entry(self, queue: bytes, lease_id: int, slot: int, suffix: bytes = b"") -> bytes:
+        """The key of a session's entry in a queue. ``suffix`` is the grant rule's: a reader's or that of n permits."""
+        return queue + b"%016x-%x%b" % (lease_id, slot, suffix)
 
-    def baton(self, entry: bytes) -> bytes:
-        """Where the entry says that it held and has released; of a queue, what those of its entries begin with."""
-        return self.root + b"baton/" + entry.removeprefix(self.root)
+    def release_marker(self, entry: bytes) -> bytes:
+        """The key of an entry's release marker; for a queue, the prefix of its entries' markers."""
+        return self._release_markers + entry.removeprefix(self.root)
 
     def audit(self, name: str) -> bytes:
-        return (self._audit + escape(name)).encode()
+        """The key of the record of a lock's last forced release."""
+        return starting_with(self._audits, name)
 
     def name_of(self, entry: bytes, kind: Kind = LOCK) -> str | None:
-        """The name that an entry's key is for, or None if the key is not one of this kind."""
+        """The name of the queue that an entry's key lies in; None if the key is not one of this kind."""
         rest = entry.removeprefix(self.under(kind))
         segment, slash, _ = rest.partition(b"/")
         if rest is entry or not slash or not segment or len(segment) > 3 * MAX_NAME_BYTES:
@@ -209,6 +260,46 @@ class Layout:
         return text_in(segment)
 
     def lease_of(self, key: bytes) -> int | None:
-        """The lease id that a session key is named after, or None for any other key."""
+        """The lease id that a session's key names; None for any other key."""
         named = _LEASE.fullmatch(key, len(self.leases)) if key.startswith(self.leases) else None
         return int(named[0], 16) if named else None
+
+    def dead_letter_queue(self, name: str) -> DeadLetterKeys:
+        """The keys of one dead letter queue."""
+        return DeadLetterKeys(starting_with(self.dead_letters, name) + b"/")
+
+    def pool_report(self, name: str, lease_id: int, instance: str) -> bytes:
+        """The key of the figures that one pool of a session reports."""
+        return starting_with(self.pools, name) + f"/{lease_id:016x}-{instance}".encode()
+
+
+class DeadLetterKeys:
+    """The keys of one dead letter queue: the prefixes of its entries, claims and workers, and single keys."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self.prefix = prefix
+        self.entries = prefix + b"entry/"
+        self.claims = prefix + b"claim/"
+        self.workers = prefix + b"worker/"
+        self._dedup = prefix + b"dedup/"
+
+    def entry(self, entry_id: str) -> bytes:
+        """The key of a dead letter."""
+        return starting_with(self.entries, entry_id)
+
+    def claim(self, entry_id: str) -> bytes:
+        """The key of a worker's claim to a dead letter."""
+        return starting_with(self.claims, entry_id)
+
+    def worker(self, lease_id: int, worker_id: str) -> bytes:
+        """The key of a worker that runs on the session with this lease."""
+        return self.workers + f"{lease_id:016x}-{worker_id}".encode()
+
+    def dedup(self, digest: str) -> bytes:
+        """The key that failures with this dedup hash share."""
+        return self._dedup + digest.encode()
+
+    def id_in(self, key: bytes) -> str:
+        """The id of the dead letter whose entry or claim has this key."""
+        prefix = self.claims if key.startswith(self.claims) else self.entries
+        return key[len(prefix) :].decode(errors="replace")

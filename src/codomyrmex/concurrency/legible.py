@@ -1,11 +1,11 @@
-"""Text as a person may be shown it: what cannot be seen in it, or turns its direction, becomes an escape. Pure."""
+"""Makes text safe to show: invisible characters, and those that turn the direction, become escapes. Pure."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Besides what Python calls not printable: control and format characters (zero width, direction, byte order mark, tags),
-# spaces other than the plain one, private and unassigned characters.
+# Python calls these not printable: control and format characters (zero width, direction, byte order mark, tags), spaces
+# other than the plain one, private and unassigned characters. The characters below are hidden as well.
 _BLANK = frozenset(
     map(
         chr,
@@ -23,9 +23,9 @@ _BLANK = frozenset(
 
 
 def legible(text: str, keep: str = "") -> str:
-    """``text`` with visible escapes for all that is hidden in it, but for the characters to ``keep``.
+    """``text`` with visible escapes for its hidden characters, except those to ``keep``.
 
-    Of text that is not in NFC, and so looks like another, that by which it differs is escaped too.
+    Text that is not in NFC looks like its NFC form, so the characters in which the two differ are escaped too.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -39,11 +39,11 @@ def legible(text: str, keep: str = "") -> str:
 
 
 def is_hidden(char: str) -> bool:
-    """True if a character cannot be seen as one, or steers how others are shown."""
+    """True if a character is invisible, or changes the look of others."""
     return not char.isprintable() or char in _BLANK
 
 
 def _is_composed(char: str) -> bool:
-    """True if NFC may put a character together with the one before it, or write it in another way."""
+    """True if NFC may join a character to the one before it, or replace it."""
     jamo = 0x1161 <= ord(char) <= 0x11C2
     return jamo or unicodedata.combining(char) > 0 or not unicodedata.is_normalized("NFC", char)

@@ -8,19 +8,14 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
+from codomyrmex.concurrency.etcd.scan import names_under
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
-from codomyrmex.concurrency.etcd.transports.protocol import Get, Transport
-from codomyrmex.concurrency.keys import Layout, check_name, escape, forms, name_in, prefix_end
+from codomyrmex.concurrency.keys import Layout, check_name
 from codomyrmex.concurrency.settings import EtcdSettings
 
 Kind = Literal["lock", "semaphore", "pool", "dead letter queue"]
 
-_SEGMENTS: dict[Kind, bytes] = {
-    "lock": b"lock/",
-    "semaphore": b"semaphore/",
-    "pool": b"pool/",
-    "dead letter queue": b"dead/",
-}
+_SEGMENTS: dict[Kind, str] = {"lock": "lock", "semaphore": "semaphore", "pool": "pool", "dead letter queue": "dead"}
 
 
 def checked(name: str) -> str:
@@ -35,26 +30,16 @@ async def beginning_with(
 
     Raises ``TimeoutError`` after ``timeout`` seconds, and an ``EtcdError`` if etcd refuses or cannot be reached.
     """
-    under = Layout(settings.namespace).root + _SEGMENTS[kind]
+    under = Layout(settings.namespace).below(_SEGMENTS[kind])
     found: list[str] = []
     transport = transport_for(settings.model_copy(update={"dial_timeout": timeout, "request_timeout": timeout}))
     try:
         async with asyncio.timeout(timeout):
-            for form in forms(prefix):
-                found += await _scan(transport, under, under + escape(form).encode(), limit - len(found))
+            async for name in names_under(transport, under, prefix):
+                if len(found) == limit:
+                    break
+                if name.isprintable():
+                    found.append(name)
     finally:
         await transport.close()
-    return found
-
-
-async def _scan(transport: Transport, under: bytes, start: bytes, limit: int) -> list[str]:
-    """The names from ``start`` on: one read of a single key for each name, which skips the name's other keys."""
-    end = prefix_end(start)
-    found: list[str] = []
-    while len(found) < limit and (page := await transport.get(Get(start, end, limit=1))).kvs:
-        segment = page.kvs[0].key[len(under) :].partition(b"/")[0]
-        name = name_in(segment)
-        if name is not None and name.isprintable():
-            found.append(name)
-        start = prefix_end(under + segment + b"/")
     return found

@@ -1,6 +1,6 @@
-"""Metrics for Prometheus (extra ``prometheus``): what observers are told, counted, and gauges read at each scrape.
+"""Metrics for Prometheus (extra ``prometheus``): counters of the observed events, and gauges read at each scrape.
 
-The only labels are kinds, states and the names of pools and of queues that were named here; never a lock's name.
+The only labels are kinds, states and the names of pools and of the given dead letter queues; never a lock's name.
 
     codomyrmex_grants_total{kind}            codomyrmex_wait_seconds{kind}        histogram
     codomyrmex_handoffs_total{kind}          codomyrmex_hold_seconds{kind}        histogram
@@ -8,7 +8,7 @@ The only labels are kinds, states and the names of pools and of queues that were
     codomyrmex_losses_total{kind}            codomyrmex_session_deadline_seconds  the least of this process's sessions
     codomyrmex_fenced_writes_rejected_total  codomyrmex_waiting{kind}, codomyrmex_oldest_wait_seconds{kind}
     codomyrmex_sessions_lost_total           codomyrmex_holding{kind}, codomyrmex_oldest_hold_seconds{kind}
-    codomyrmex_pool_tasks{pool,state}        each task in one state; "waiting": it has begun, and waits
+    codomyrmex_pool_tasks{pool,state}        each task in one state; "waiting": begun, and waits
     codomyrmex_dead_letters{queue,state}, codomyrmex_dead_letters_oldest_seconds{queue}
 """
 
@@ -36,7 +36,7 @@ from codomyrmex.concurrency.session import open_sessions
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-MAX_POOLS = 50  # names of pools in labels; what is beyond is summed up as "other"
+MAX_POOLS = 50  # names of pools in labels; the pools beyond are summed up as "other"
 _KINDS = ("lock", "semaphore")
 _STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
@@ -45,7 +45,7 @@ _PAUSE = 5.0
 
 
 class Metrics(telemetry.Observer):
-    """Counts and shows what this process does: ``async with Metrics() as metrics: metrics.serve()``.
+    """The metrics of this process: ``async with Metrics() as metrics: metrics.serve()``.
 
     Args:
         registry: where the metrics are registered; prometheus_client's own when left out.
@@ -62,12 +62,12 @@ class Metrics(telemetry.Observer):
         self._servers: list[Any] = []
         self._made: list[Any] = []
         self._grants = self._counter("grants", "Locks and permits granted")
-        self._handoffs = self._counter("handoffs", "Grants that somebody had to hand over")
+        self._handoffs = self._counter("handoffs", "Grants that another holder had to hand off")
         self._releases = self._counter("releases", "Locks and permits given back")
         self._losses = self._counter("losses", "Locks and permits that could no longer be trusted")
         self._rejected = self._counter("fenced_writes_rejected", "Fenced writes refused", ())
         self._sessions_lost = self._counter("sessions_lost", "Leases gone, but for sessions that were closed", ())
-        self._waits = self._histogram("wait_seconds", "Time from the wish to the grant", _SECONDS)
+        self._waits = self._histogram("wait_seconds", "Time from the request to the grant", _SECONDS)
         self._holds = self._histogram("hold_seconds", "Time from the grant to the release", _SECONDS)
         self._batches = self._histogram("commit_batch_size", "Requests in one transaction", _SIZES, ())
         for kind in _KINDS:  # so that a rate is known from the first one on
@@ -83,7 +83,7 @@ class Metrics(telemetry.Observer):
         return int(server.server_port)
 
     def close(self) -> None:
-        """Serve and count no more; what was counted is gone from the registry."""
+        """Stop serving and counting, and remove the metrics from the registry."""
         telemetry.ignore(self)
         servers, self._servers = self._servers, []
         for server in servers:
@@ -105,7 +105,7 @@ class Metrics(telemetry.Observer):
         await asyncio.gather(*self._following, return_exceptions=True)
         await asyncio.to_thread(self.close)
 
-    # What an observer is told
+    # The methods of an observer
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
         self._grants.labels(kind).inc()
@@ -129,13 +129,14 @@ class Metrics(telemetry.Observer):
     def session_lost(self, session: int) -> None:
         self._sessions_lost.inc()
 
-    # What is read at each scrape, in the server's thread
+    # Gauges, read at each scrape in the server's thread
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is read when this is registered."""
+        """Return no metric: nothing is read at registration."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        """The gauges, read now."""
         sessions = open_sessions()
         deadline = GaugeMetricFamily(
             "codomyrmex_session_deadline_seconds", "Time for which the least trusted session may still be trusted"
@@ -145,7 +146,7 @@ class Metrics(telemetry.Observer):
         yield deadline
         yield from _since(
             [waits for session in sessions for waits in session.waits()],
-            ("waiting", "Who waits in this process"),
+            ("waiting", "Waiters of this process"),
             ("oldest_wait_seconds", "For how long the first of them has waited"),
         )
         yield from _since(
@@ -212,7 +213,7 @@ class Metrics(telemetry.Observer):
 
 
 def _since(found: list[tuple[str, float]], counted: tuple[str, str], oldest: tuple[str, str]) -> Iterator[Metric]:
-    """By kind: how many there are, and for how long the first of them has been there."""
+    """Two gauges by kind: the number of items, and the age of the oldest in seconds."""
     numbers, ages = (
         GaugeMetricFamily(f"codomyrmex_{name}", text, labels=("kind",)) for name, text in (counted, oldest)
     )

@@ -1,4 +1,4 @@
-"""When to try again: pure, no clock and no I/O. Used by the worker pool and the dead letter queue."""
+"""The retry policy of the worker pool and the dead letter queue. It reads no clock; its jitter is random."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how soon a failed task is tried again.
+    """The number and the timing of a failed task's attempts.
 
     ``max_attempts`` counts the first one. The delay before attempt n+1 is ``initial * multiplier ** (n - 1)`` seconds,
-    at most ``maximum``, spread by ``jitter``: with 0.2, by a random factor of 0.8 to 1.2, so that what failed together
-    does not come back together (Brooker, "Exponential backoff and jitter", 2015). Only errors that are among
-    ``retry_on`` and not among ``give_up_on`` are tried again.
+    at most ``maximum``, times a random factor: with a ``jitter`` of 0.2, one of 0.8 to 1.2. So tasks that failed
+    together are not retried together (Brooker, "Exponential backoff and jitter", 2015). A task is retried only for
+    errors that are among ``retry_on`` and not among ``give_up_on``.
 
-    Raises ``ValueError`` for a policy that never ends or goes backwards, ``TypeError`` for what are no exception types.
+    Raises ``ValueError`` for a policy that never ends or whose delays shrink, and ``TypeError`` if ``retry_on`` or
+    ``give_up_on`` holds anything but exception types.
     """
 
     max_attempts: int = 5
@@ -50,13 +51,13 @@ class RetryPolicy:
             object.__setattr__(self, name, kinds)
 
     def again(self, error: BaseException, attempts: int) -> bool:
-        """Whether to try again after ``attempts`` attempts, the last of which ended with ``error``."""
+        """True if a task is tried again after ``attempts`` attempts, the last of which raised ``error``."""
         return (
             attempts < self.max_attempts and isinstance(error, self.retry_on) and not isinstance(error, self.give_up_on)
         )
 
     def delay(self, attempts: int) -> float:
-        """Seconds to wait after ``attempts`` attempts, with its random share."""
+        """The seconds to wait after ``attempts`` attempts, jitter included."""
         try:
             grown = min(self.maximum, self.initial * self.multiplier ** (attempts - 1))
         except OverflowError:

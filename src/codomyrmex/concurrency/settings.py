@@ -1,4 +1,4 @@
-"""Where etcd is and how to reach it: the one place that reads the environment."""
+"""The settings of the connection to etcd; the one module that reads them from the environment."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _WANTED = {
     "transport": "'grpc' or 'gateway'",
     "allow_plaintext_credentials": "true or false",
 }
-_told: set[str] = set()  # variables that were warned of
+_told: set[str] = set()  # the variables that a warning has named
 
 
 class EtcdOptions(TypedDict, total=False):
-    """The arguments of ``EtcdSettings`` and the overrides of ``Session``, as a type checker knows them."""
+    """The types of the arguments of ``EtcdSettings`` and of the overrides of ``Session``."""
 
     endpoints: str | Sequence[str]
     namespace: str
@@ -60,7 +60,7 @@ class EtcdSettings(BaseSettings):
 
     Times are seconds. ``endpoints`` is a comma-separated list of ``http://`` or ``https://`` addresses, or the
     word ``embedded`` for a private etcd started for this session alone (development only). ``password_file`` and the
-    TLS files are read again when they have been replaced.
+    TLS files are read again when they have been replaced. Raises ``ValueError`` that names each wrong setting.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
@@ -124,7 +124,7 @@ class EtcdSettings(BaseSettings):
 
 
 def _in_words(error: ValidationError, given: dict[str, Any]) -> str:
-    """The settings that are wrong, each with the reason and, if it was no argument, its environment variable."""
+    """The text for wrong settings: each with its reason, and with its environment variable if it was no argument."""
     told = []
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else ""
@@ -143,7 +143,7 @@ def _in_words(error: ValidationError, given: dict[str, Any]) -> str:
 
 
 def _warn_of_misspelt() -> None:
-    """Warn, once of each, of variables that look like settings and are none."""
+    """Warn, once per variable, of those that look like settings but are none."""
     for variable in os.environ:
         field = variable.upper().removeprefix(_PREFIX).lower()
         if not variable.upper().startswith(_PREFIX) or field in _WANTED or variable in _told:

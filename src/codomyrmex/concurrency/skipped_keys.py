@@ -1,4 +1,4 @@
-"""Says of keys that are passed over, since they are not this library's, that they are: once of each."""
+"""Logs, once per key, the keys that are skipped because they are not this library's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _told: set[bytes] = set()
 
 
 def skip(key: bytes, among: str) -> None:
-    """Say once per key that it is skipped, and once that there are more than can be remembered."""
+    """Log that a key is skipped: once per key, and once more when there are too many to remember."""
     if key in _told or len(_told) > _MOST:
         return
     _told.add(key)

@@ -1,6 +1,6 @@
-"""What the library tells of itself while it runs: one small interface, for metrics, traces or tests.
+"""The interface for observers of the running library, such as metrics, traces or tests.
 
-Nobody observes by default, and that costs nothing but a look at an empty tuple.
+By default there is no observer, which costs one look at an empty tuple per event.
 """
 
 from __future__ import annotations
@@ -11,47 +11,49 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 
 class Observer:
-    """Override what you need. Each method is called on the event loop, in the middle of things: it must be quick.
+    """An observer; override the methods you need.
 
-    What it raises is logged and goes no further. ``kind`` is ``"lock"`` or ``"semaphore"``; times are seconds."""
+    The event loop calls them in the middle of its work, so they must be quick. An error that one raises is logged and
+    goes no further. ``kind`` is ``"lock"`` or ``"semaphore"``; times are seconds.
+    """
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
-        """A lock or permit was granted; ``contended``: it had to be handed over by somebody."""
+        """A lock or permit was granted; ``contended`` means that another holder had to release it first."""
 
     def released(self, kind: str, name: str, held: float) -> None:
-        """It was given back by its holder."""
+        """The holder released a lock or permit."""
 
     def lost(self, kind: str, name: str, held: float) -> None:
-        """Its holder can no longer trust it."""
+        """The holder of a lock or permit can no longer trust it."""
 
     def write_rejected(self, kind: str, name: str) -> None:
-        """A fenced write was refused, because the grant no longer held."""
+        """A fenced write was refused, because its grant no longer holds."""
 
     def committed(self, requests: int) -> None:
-        """So many requests, of those who join and those who leave, were sent to etcd together."""
+        """One transaction carried this number of requests of entries that join or leave."""
 
     def session_lost(self, session: int) -> None:
-        """The lease of that id is gone, and not because the session was closed."""
+        """The session with this lease id lost its lease, although it was not closed."""
 
 
 observers: tuple[Observer, ...] = ()
 
 
 def observe(observer: Observer) -> None:
-    """From here on ``observer`` is told; does nothing if it is already."""
+    """Add an observer, unless it is there already."""
     global observers
     if observer not in observers:
         observers = (*observers, observer)
 
 
 def ignore(observer: Observer) -> None:
-    """``observer`` is told no more."""
+    """Remove an observer."""
     global observers
     observers = tuple(one for one in observers if one is not observer)
 
 
 def tell(what: str, *facts: object) -> None:
-    """Call the method ``what`` of every observer; for the library itself, behind ``if observers``."""
+    """Call the method ``what`` of every observer; the library calls this behind ``if observers``."""
     for observer in observers:
         try:
             getattr(observer, what)(*facts)

@@ -33,12 +33,11 @@ class Rider(NamedTuple):
 class DedupKeys:
     """The dedup keys of the queue that ``reader`` reads."""
 
-    def __init__(self, prefix: bytes, reader: Reader) -> None:
-        self._prefix = prefix
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     def key(self, entry: DeadLetter) -> bytes:
-        return self._prefix + entry.dedup.encode()
+        return self._reader.keys.dedup(entry.dedup)
 
     def free(self, entry: DeadLetter) -> tuple[Compare, ...]:
         """The compare under which ``entry`` may take a key that nobody has; none for an entry without one."""

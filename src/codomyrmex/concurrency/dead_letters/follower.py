@@ -127,7 +127,7 @@ class Follower:
             entry_id = self._store.id_of(key)
             self._claim_changed(entry_id, event)
         elif key.startswith(self._store.entries):
-            entry_id = key[len(self._store.entries) :].decode(errors="replace")
+            entry_id = self._store.id_of(key)
             self._entry_changed(entry_id, event)
         else:
             return

@@ -46,7 +46,7 @@ class Presence:
     def __init__(self, store: Store, handlers: Iterable[str]) -> None:
         self._store = store
         self._handlers = handlers
-        self._key = store.workers + b"%016x-%s" % (store.session.id, new_id().encode())
+        self._key = store.keys.worker(store.session.id, new_id())
         self._news = asyncio.Event()
 
     def changed(self) -> None:

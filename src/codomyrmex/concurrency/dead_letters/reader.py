@@ -1,10 +1,4 @@
-"""A dead letter queue in etcd: its keys, and the reads of them.
-
-/<namespace>/v1/dead/<queue>/entry/<id>     the record, as JSON; on a lease of ``retention`` once it is resolved
-/<namespace>/v1/dead/<queue>/claim/<id>     bound to the lease of the worker that runs the entry
-/<namespace>/v1/dead/<queue>/dedup/<hash>   the id of the entry that stands for a dedup key
-/<namespace>/v1/dead/<queue>/worker/<id>    one per worker, bound to its lease; see ``presence.py``
-"""
+"""A dead letter queue in etcd, read: its records and claims. ``keys.py`` has its keys."""
 
 from __future__ import annotations
 
@@ -13,8 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from codomyrmex.concurrency import skipped_keys
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import Stored
+from codomyrmex.concurrency.etcd import scan
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult
-from codomyrmex.concurrency.keys import escape, name_in, nfc, prefix_end
+from codomyrmex.concurrency.keys import nfc, prefix_end
 from codomyrmex.concurrency.session import Session
 
 _PAGE = 40  # entries in one page: as many of the largest values as one message may hold
@@ -22,19 +17,12 @@ _PAGE = 40  # entries in one page: as many of the largest values as one message 
 
 def under(session: Session) -> bytes:
     """The prefix of all dead letter queues."""
-    return session.layout.root + b"dead/"
+    return session.layout.dead_letters
 
 
 async def queues(session: Session) -> list[str]:
     """The names of the queues that hold any key; each costs one small read."""
-    prefix = start = under(session)
-    end = prefix_end(prefix)
-    names = []
-    while (found := await session.transport.get(Get(start, end, limit=1))).kvs:
-        segment = found.kvs[0].key[len(prefix) :].partition(b"/")[0]
-        if (name := name_in(segment)) is not None:
-            names.append(name)
-        start = prefix_end(prefix + segment + b"/")
+    names = [name async for name in scan.names_under(session.transport, under(session))]
     return list(dict.fromkeys(map(nfc, names)))
 
 
@@ -44,22 +32,23 @@ class Reader:
     def __init__(self, session: Session, queue: str) -> None:
         self.session = session
         self.queue = queue
-        self.prefix = under(session) + f"{escape(queue)}/".encode()
-        self.entries = self.prefix + b"entry/"
-        self.claims = self.prefix + b"claim/"
-        self.workers = self.prefix + b"worker/"
+        self.keys = session.layout.dead_letter_queue(queue)
+        self.prefix = self.keys.prefix
+        self.entries = self.keys.entries
+        self.claims = self.keys.claims
+        self.workers = self.keys.workers
 
     def key(self, entry_id: str) -> bytes:
         """The key of an entry's record."""
-        return self.entries + escape(entry_id).encode()
+        return self.keys.entry(entry_id)
 
     def claim_key(self, entry_id: str) -> bytes:
         """The key of an entry's claim."""
-        return self.claims + escape(entry_id).encode()
+        return self.keys.claim(entry_id)
 
-    def id_of(self, claim_key: bytes) -> str:
-        """The id of the entry that a claim's key is for."""
-        return claim_key[len(self.claims) :].decode(errors="replace")
+    def id_of(self, key: bytes) -> str:
+        """The id of the entry whose record or claim has this key."""
+        return self.keys.id_in(key)
 
     def decode(self, kv: KV) -> Stored | None:
         """The record in an entry's key; None, with one warning, for a value that this library did not write."""
@@ -93,14 +82,8 @@ class Reader:
 
     async def pages(self, prefix: bytes, revision: int = 0) -> AsyncIterator[GetResult]:
         """All keys under ``prefix`` at one revision, in their order, page by page. 0 is the current revision."""
-        start, end = prefix, prefix_end(prefix)
-        while True:
-            page = await self.read(Get(start, end, limit=_PAGE, revision=revision))
-            revision = revision or page.revision
+        async for page in scan.pages(self.session.transport, prefix, size=_PAGE, revision=revision):
             yield page
-            if len(page.kvs) < _PAGE:
-                return
-            start = page.kvs[-1].key + b"\0"
 
     async def read(self, request: Get) -> GetResult:
         return await self.session.transport.get(request)

@@ -50,7 +50,7 @@ class Store(Reader):
 
     def __init__(self, session: Session, queue: str, retention: float) -> None:
         super().__init__(session, queue)
-        self._dedup = dedup.DedupKeys(self.prefix + b"dedup/", self)
+        self._dedup = dedup.DedupKeys(self)
         self._retention = retention
         self._lease = 0
         self._lease_since = 0.0

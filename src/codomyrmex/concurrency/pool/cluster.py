@@ -21,7 +21,7 @@ from codomyrmex.concurrency import decode, skipped_keys
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, Put
-from codomyrmex.concurrency.keys import escape, forms, nfc, prefix_end, text_in
+from codomyrmex.concurrency.keys import forms, next_key, nfc, prefix_end, segment_after, starting_with, text_in
 from codomyrmex.concurrency.models import to_json
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.session import Session, ready
@@ -163,15 +163,15 @@ class Reporter:
 
     def _key(self, session: Session) -> bytes:
         stats = self._stats()
-        return reports(session) + f"{escape(stats.name)}/{session.id:016x}-{stats.instance}".encode()
+        return session.layout.pool_report(stats.name, session.id, stats.instance)
 
 
 async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
     """Every pool that reports and whose name starts with ``prefix``, by name."""
     found: dict[str, list[PoolStats]] = {}
     for form in forms(prefix):
-        async for kv in _under(session, reports(session) + escape(form).encode()):
-            name = text_in(kv.key[len(reports(session)) :].partition(b"/")[0])
+        async for kv in _under(session, starting_with(session.layout.pools, form)):
+            name = text_in(segment_after(session.layout.pools, kv.key))
             stats = decode.record(_ADAPTER, kv.value)
             if not name or stats is None or not kv.lease:
                 skipped_keys.skip(kv.key, "pools' reports")
@@ -194,7 +194,7 @@ async def _under(session: Session, start: bytes) -> AsyncIterator[KV]:
             yield kv
         if len(page.kvs) < _PAGE:
             return
-        start = page.kvs[-1].key + b"\0"
+        start = next_key(page.kvs[-1].key)
 
 
 async def cluster_stats(session: Session | None, name: str) -> ClusterPoolStats:
@@ -211,4 +211,4 @@ def _summed(name: str, instances: list[PoolStats]) -> ClusterPoolStats:
 
 def reports(session: Session) -> bytes:
     """The prefix of every pool's report."""
-    return session.layout.root + b"pool/"
+    return session.layout.pools

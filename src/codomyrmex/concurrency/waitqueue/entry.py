@@ -250,7 +250,7 @@ class Entry:
         tell this from a departure in mid-queue. Only worth it where many wait, and the next is not of this session."""
         if not self._in_a_crowd or self._behind:
             return None
-        key = self.session.layout.baton(self.key)
+        key = self.session.layout.release_marker(self.key)
         self._passes_on = self.session.batons.take(key)
         return Put(key, b"%d" % self.token, self.session.id) if self._passes_on else None
 
@@ -533,7 +533,7 @@ class Entry:
     def _gone(self, reusable: bool) -> None:
         """Its key is no longer in etcd."""
         if self._passes_on:
-            self.session.batons.written(self.session.layout.baton(self.key), clock.now())
+            self.session.batons.written(self.session.layout.release_marker(self.key), clock.now())
         if reusable:
             self.free_nonce()
         if self.session.places.get(self.key) is self:

@@ -29,11 +29,12 @@ from codomyrmex.concurrency.keys import (
     Kind,
     Layout,
     check_name,
-    escape,
     forms,
+    next_key,
     nfc,
     prefix_end,
     session_of,
+    starting_with,
 )
 from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
 from codomyrmex.concurrency.session import Session
@@ -249,7 +250,7 @@ async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV]
     entries: list[KV] = []
     revision = 0
     for form in forms(prefix):
-        found, revision = await read_queues(session, session.layout.under(kind) + escape(form).encode(), kind, revision)
+        found, revision = await read_queues(session, starting_with(session.layout.under(kind), form), kind, revision)
         entries += found
     return entries, revision
 
@@ -269,7 +270,7 @@ async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revisi
                 skip(kv.key)
         if len(page.kvs) < _PAGE:
             return entries, revision
-        start = page.kvs[-1].key + b"\0"
+        start = next_key(page.kvs[-1].key)
 
 
 def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str, list[KV]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from codomyrmex.concurrency.keys import is_reader, limit_of, permits_of
+from codomyrmex.concurrency.keys import READER_SUFFIX, is_reader, limit_of, permits_of, permits_suffix
 
 
 class Ahead(NamedTuple):
@@ -91,7 +91,7 @@ class _Exclusive:
 
 
 class _Shared:
-    claim = b".r"
+    claim = READER_SUFFIX
     needs_all = True
 
     def __call__(self, view: View) -> Decision:
@@ -116,7 +116,7 @@ class Permits:
 
     @property
     def claim(self) -> bytes:
-        return b".%d" % self.permits
+        return permits_suffix(self.permits)
 
     def __call__(self, view: View) -> Decision:
         if view.limit is None:

@@ -104,7 +104,7 @@ class Waiting:
         watch = WatchRequest(key or queue, b"" if key else end, deletes_only=True)
         self._follow = session.hub.follow(watch, self._notice)
         if key and not self._turn.sees_all and keys.is_writer(key):
-            self._baton = session.hub.follow(WatchRequest(session.layout.baton(key)), self._baton_notice)
+            self._baton = session.hub.follow(WatchRequest(session.layout.release_marker(key)), self._baton_notice)
         if not self._follow.in_step:
             return Action.LOOK  # while the watch is being set up: the way may have become free already
         if self._baton and self._passed_on(self._baton) is Action.GRANT:
@@ -121,7 +121,7 @@ class Waiting:
         if self._follow:
             self._follow.end(queue)
         if self._baton:
-            self._baton.end(self._entry.session.layout.baton(queue))
+            self._baton.end(self._entry.session.layout.release_marker(queue))
         if self._grace:
             self._grace.cancel()
         self._ahead = self._follow = self._baton = self._grace = None

@@ -1,4 +1,4 @@
-"""The one table of what a failed call means."""
+"""The failure table."""
 
 from __future__ import annotations
 

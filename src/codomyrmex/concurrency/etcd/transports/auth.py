@@ -1,5 +1,7 @@
-"""Who we are to etcd: the user's token, and TLS from files. Both are read again when they have changed, since
-Kubernetes and cert-manager replace the files of a process that runs."""
+"""The credentials for etcd: the user's token, and TLS from files.
+
+Changed files are read again, because Kubernetes and cert-manager replace the files of a running process.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,13 @@ from typing import Generic, TypeVar
 
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
+from codomyrmex.concurrency.etcd.transports import failures
 from codomyrmex.concurrency.settings import EtcdSettings
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
+
+_SURELY_VALID = 0.5  # seconds; etcd counts a token's life in whole seconds
 
 
 class Token:
@@ -26,15 +31,32 @@ class Token:
         self.since = 0.0
 
     def request(self) -> pb.AuthenticateRequest:
-        """What to send for a new token; a password in a file is read each time."""
+        """The request for a new token; a password file is read each time."""
         return pb.AuthenticateRequest(name=self._settings.username or "", password=self._password())
 
     def renew(self, value: str) -> None:
+        """Store a new token."""
         self.value = value
         self.since = time.monotonic()
 
     def metadata(self) -> Metadata:
+        """The token as gRPC metadata; empty without a token."""
         return (("token", self.value),) if self.value else ()
+
+    def has_expired(self, error: EtcdError) -> bool:
+        """True if a call failed only because the token is stale."""
+        return self.required and failures.token_expired(str(error))
+
+    def may_have_expired(self, since: float, reason: str) -> bool:
+        """True if a watch may have been refused because its token, from the time ``since``, is stale.
+
+        Some releases of etcd, such as 3.5.1, then say "permission denied" too. This text counts only when the token is
+        old enough to have expired.
+        """
+        if not self.required:
+            return False
+        old = time.monotonic() - since > _SURELY_VALID
+        return failures.token_expired(reason) or (old and "permission denied" in reason)
 
     def _password(self) -> str:
         settings = self._settings
@@ -48,7 +70,7 @@ class Token:
 
 
 class Tls(Generic[T]):
-    """``credentials`` as ``make`` makes them of the files with the CA, our certificate and its key; None for http."""
+    """``credentials`` that ``make`` builds from three files: the CA, our certificate and its key; None for http."""
 
     def __init__(self, settings: EtcdSettings, make: Callable[[Path | None, Path | None, Path | None], T]) -> None:
         self._files = (settings.ca_file, settings.cert_file, settings.key_file)
@@ -59,9 +81,9 @@ class Tls(Generic[T]):
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the files if they have changed; whether they had, so that new connections are needed.
+        """Read the files if they have changed; True if they had, and new connections are needed.
 
-        Raises ``EtcdError`` for one that cannot be read, the first time; later what was read before is kept.
+        Raises ``EtcdError`` if a file cannot be read the first time. Later, the earlier credentials are kept.
         """
         if not self._used:
             return False

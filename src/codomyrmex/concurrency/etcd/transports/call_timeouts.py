@@ -1,7 +1,7 @@
-"""Ends calls that take too long: one timer for all of them.
+"""Ends calls that take too long, with one timer for all of them.
 
-gRPC's own deadline costs a call 40 µs, a twentieth of a round trip to an etcd next door; this costs it one. Knows
-nothing of gRPC: a call is whatever can be awaited and cancelled.
+gRPC's own deadline costs a call 40 µs, a twentieth of a round trip to a near etcd; this module costs it 1 µs. It knows
+nothing of gRPC: a call is any object that can be awaited and cancelled.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ from typing import Protocol, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
 
-_TICK = 0.025  # seconds; how much later than asked a call may end
+_TICK = 0.025  # seconds; a call may end this much later than asked
 
 
 class Call(Awaitable[T_co], Protocol[T_co]):
-    """What ``Overdue`` needs of a call."""
+    """A call that can be awaited and cancelled."""
 
     def cancel(self) -> object: ...
 
 
 class CallCancelled(Exception):
-    """A call was cancelled, but the task that awaits it was not: its connection was closed."""
+    """A call was cancelled although its task was not: its connection was closed."""
 
 
-class Overdue:
-    """The calls under way in one event loop and when each must have ended."""
+class CallTimeouts:
+    """The calls under way in one event loop, with the time at which each must end."""
 
     def __init__(self) -> None:
         self._deadlines: dict[Call[object], float] = {}
         self._ticking = False
 
     async def answer(self, call: Call[T_co], limit: float) -> T_co:
-        """The call's answer; cancels it and raises ``TimeoutError`` after ``limit`` seconds. A call that is cancelled
-        by anybody else raises ``CallCancelled``: a bare ``CancelledError`` means that the current task is cancelled."""
+        """The call's answer.
+
+        After ``limit`` seconds the call is cancelled, and ``TimeoutError`` raised. A call that is cancelled otherwise
+        raises ``CallCancelled``. So ``CancelledError`` always means that the current task is cancelled.
+        """
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         self._deadlines[call] = time.monotonic() + limit
@@ -59,7 +62,7 @@ class Overdue:
         for call in due:
             del self._deadlines[call]
         self._ticking = bool(self._deadlines)
-        if self._ticking:  # before the calls are cancelled: one that objects must not stop the clock of the others
+        if self._ticking:  # before the calls are cancelled: if one raises, the others' timer goes on
             asyncio.get_running_loop().call_later(_TICK, self._tick)
         for call in due:
             call.cancel()

@@ -1,4 +1,4 @@
-"""Plain operations to protobuf messages and back. Pure; used by the gRPC transport alone."""
+"""Turns plain operations into protobuf messages, and answers back into plain results. Pure; used by every transport."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _DONE = Done()
 
 
 def range_request(get: Get) -> pb.RangeRequest:
+    """The message of a read."""
     request = pb.RangeRequest(
         key=get.key,
         range_end=get.end,
@@ -44,6 +45,7 @@ def range_request(get: Get) -> pb.RangeRequest:
 
 
 def delete_request(delete: Delete) -> pb.DeleteRangeRequest:
+    """The message of a deletion."""
     return pb.DeleteRangeRequest(key=delete.key, range_end=delete.end)
 
 
@@ -55,8 +57,8 @@ def _op(op: Op) -> pb.RequestOp:
     return _read(op)
 
 
-# What is asked again and again, of the same queue and the same fence, is put into messages once. Protobuf copies
-# what goes into a message, so these are never changed by those that carry them.
+# Reads of a queue and compares of a fence recur, so their messages are cached. Protobuf copies a message that is put
+# into another one, so a cached message never changes.
 @lru_cache(maxsize=1024)
 def _read(get: Get) -> pb.RequestOp:
     return pb.RequestOp(request_range=range_request(get))
@@ -80,6 +82,7 @@ def _compare(compare: Compare) -> pb.Compare:
 
 
 def txn_request(compares: Iterable[Compare], then: Iterable[Op], otherwise: Iterable[Op]) -> pb.TxnRequest:
+    """The message of a transaction."""
     return pb.TxnRequest(
         compare=[_compare(compare) for compare in compares],
         success=[_op(op) for op in then],
@@ -92,10 +95,12 @@ def _kv(kv: pb.KeyValue) -> KV:
 
 
 def get_result(response: pb.RangeResponse, revision: int) -> GetResult:
+    """The keys of a read's answer. Inside a transaction only the transaction's header has a revision."""
     return GetResult([_kv(kv) for kv in response.kvs], response.count, revision)
 
 
 def txn_result(response: pb.TxnResponse) -> TxnResult:
+    """The results of a transaction, in the order of its operations."""
     revision = response.header.revision
     results: list[OpResult] = []
     for item in response.responses:
@@ -110,6 +115,7 @@ def txn_result(response: pb.TxnResponse) -> TxnResult:
 
 
 def watch_request(request: WatchRequest) -> pb.WatchRequest:
+    """The message that creates a watch."""
     create = pb.WatchCreateRequest(
         key=request.key,
         range_end=request.end,
@@ -134,6 +140,7 @@ def _events(events: Sequence[pb.Event]) -> list[Event]:
 
 
 def watch_message(response: pb.WatchResponse) -> WatchMessage:
+    """One message of a watch stream."""
     return WatchMessage(
         watch_id=response.watch_id,
         revision=response.header.revision,

@@ -1,4 +1,4 @@
-"""The connections of a transport, one to each endpoint, and their replacement while calls are under way."""
+"""The connections of a transport, one to each endpoint. They can be replaced while calls are under way."""
 
 from __future__ import annotations
 
@@ -12,78 +12,79 @@ from codomyrmex.concurrency.errors import EtcdUnavailable
 T = TypeVar("T")
 
 
-class Link(Generic[T]):
-    """A connection to one endpoint, and how many calls and streams use it."""
+class Connection(Generic[T]):
+    """A client connected to one endpoint, and the number of calls and streams that use it."""
 
-    __slots__ = ("connection", "endpoint", "users")
+    __slots__ = ("client", "endpoint", "users")
 
-    def __init__(self, endpoint: str, connection: T) -> None:
+    def __init__(self, endpoint: str, client: T) -> None:
         self.endpoint = endpoint
-        self.connection = connection
+        self.client = client
         self.users = 0
 
 
-class Links(Generic[T]):
-    """Opens connections with ``connect`` and closes them with ``close``.
+class Connections(Generic[T]):
+    """Opens clients with ``connect`` and closes them with ``close``.
 
-    ``renew`` opens new connections beside the old ones. An old one takes no new calls, and is closed when the last call
-    or stream on it has ended: replacing TLS files harms nothing that is under way.
+    ``renew`` puts new connections in place of the old ones. An old one takes no new calls and closes when the last call
+    or stream on it has ended, so replacing TLS files harms nothing that is under way.
     """
 
     def __init__(self, connect: Callable[[str], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._connect = connect
         self._close = close
-        self._current: dict[str, Link[T]] = {}
-        self._old: set[Link[T]] = set()
+        self._current: dict[str, Connection[T]] = {}
+        self._old: set[Connection[T]] = set()
         self._closing: set[asyncio.Future[None]] = set()
         self._closed = False
 
-    def to(self, endpoint: str) -> Link[T]:
-        """The link that a new call to ``endpoint`` takes; raises ``EtcdUnavailable`` after ``close``."""
-        link = self._current.get(endpoint)
-        if link is None:
+    def to(self, endpoint: str) -> Connection[T]:
+        """The connection for a new call to ``endpoint``; raises ``EtcdUnavailable`` after ``close``."""
+        connection = self._current.get(endpoint)
+        if connection is None:
             if self._closed:
                 raise EtcdUnavailable(f"the connection to etcd at {endpoint} was closed", applied="no")
-            link = self._current[endpoint] = Link(endpoint, self._connect(endpoint))
-        return link
+            connection = self._current[endpoint] = Connection(endpoint, self._connect(endpoint))
+        return connection
 
     @contextmanager
-    def using(self, link: Link[T]) -> Iterator[T]:
-        """The link's connection, which stays open for as long as the block lasts."""
-        self.enter(link)
+    def using(self, connection: Connection[T]) -> Iterator[T]:
+        """The connection's client, which stays open until the block ends."""
+        self.enter(connection)
         try:
-            yield link.connection
+            yield connection.client
         finally:
-            self.leave(link)
+            self.leave(connection)
 
-    def enter(self, link: Link[T]) -> None:
-        """A call or stream begins; ``leave`` is called at its end."""
-        link.users += 1
+    def enter(self, connection: Connection[T]) -> None:
+        """Count a call or stream that begins; its end calls ``leave``."""
+        connection.users += 1
 
-    def leave(self, link: Link[T]) -> None:
-        link.users -= 1
-        self._close_if_unused(link)
+    def leave(self, connection: Connection[T]) -> None:
+        """Count a call or stream that has ended."""
+        connection.users -= 1
+        self._close_if_unused(connection)
 
     def renew(self) -> None:
-        """From here on, new calls take new connections."""
+        """Let new calls take new connections."""
         old, self._current = list(self._current.values()), {}
         self._old.update(old)
-        for link in old:
-            self._close_if_unused(link)
+        for connection in old:
+            self._close_if_unused(connection)
 
     async def close(self) -> None:
-        """Close everything, whatever is under way."""
+        """Close every connection, and end the calls under way on them."""
         self._closed = True
-        links = [*self._current.values(), *self._old]
+        connections = [*self._current.values(), *self._old]
         self._current.clear()
         self._old.clear()
-        for link in links:
-            await self._close(link.connection)
+        for connection in connections:
+            await self._close(connection.client)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def _close_if_unused(self, link: Link[T]) -> None:
-        if link in self._old and not link.users:
-            self._old.discard(link)
-            closing = asyncio.ensure_future(self._close(link.connection))
+    def _close_if_unused(self, connection: Connection[T]) -> None:
+        if connection in self._old and not connection.users:
+            self._old.discard(connection)
+            closing = asyncio.ensure_future(self._close(connection.client))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)

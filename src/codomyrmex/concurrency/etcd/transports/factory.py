@@ -1,4 +1,4 @@
-"""The transport that the settings ask for; what it needs is imported then."""
+"""Makes the transport that the settings name, and imports its libraries only then."""
 
 from __future__ import annotations
 

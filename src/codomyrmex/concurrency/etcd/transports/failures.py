@@ -1,6 +1,6 @@
-"""One table: what a failed call means, whether it may have been applied, and whether to try again.
+"""The failure table: from a failed call's code and text to its error, if it was applied, and if a retry may help.
 
-Codes are gRPC's names, texts are etcd's published error strings. Everything that retries reads its answer here.
+The codes are gRPC's names, the texts etcd's published error strings. Whatever retries a call goes by this table.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from codomyrmex.concurrency.errors import (
 
 
 class Meaning(NamedTuple):
+    """A line of the table: the error to raise, and its ``applied`` and ``retryable``."""
+
     error: type[EtcdError]
     applied: Applied
     retryable: bool
@@ -58,12 +60,12 @@ _REFUSED = Meaning(EtcdError, "no", False)
 
 
 def meaning(code: str, details: str) -> Meaning:
-    """What a failed call means, from its gRPC code's name and etcd's text."""
+    """The table's line for a failed call, by the name of its gRPC code and by etcd's text."""
     return next((found for text, found in _BY_TEXT if text in details), None) or _BY_CODE.get(code, _REFUSED)
 
 
 def token_expired(details: str) -> bool:
-    """Whether the call failed only because the auth token is stale: get a new one and call again."""
+    """True if the call failed only because the auth token is stale: a new token helps."""
     return any(text in details for text in TOKEN_EXPIRED)
 
 
@@ -82,7 +84,7 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
         asked = hint if "user name is empty" in details else _scheme_hint(details, endpoint)
         return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates{asked}"
     if found.error is EtcdUnavailable:
-        # A server that dislikes our certificate says so after the handshake; gRPC then names only its own trouble.
+        # A server refuses our certificate after the handshake; gRPC then reports only its own failure.
         tls = any(text in details for text in ("TSI_", "security handshaker", "[SSL:"))
         hint = "; TLS failed: check ca_file, cert_file and key_file" if tls else _scheme_hint(details, endpoint)
         return f"etcd at {endpoint} did not answer: {reason}{hint}"
@@ -90,7 +92,7 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
     return f"etcd at {endpoint} refused the call: {reason}{hint if 'authentication is not enabled' in details else ''}"
 
 
-# The words of gRPC, and of aiohttp for the gateway, for a server that ends the handshake or answers it in plain text.
+# gRPC and aiohttp use these words if a server ends the handshake or answers it in plain text.
 _NO_TLS = (
     "Handshake read failed",
     "ssl:default [None]",
@@ -104,14 +106,14 @@ def _scheme_hint(details: str, endpoint: str) -> str:
     """A hint on http or https in the endpoint, if a connection was made and then ended."""
     if endpoint.startswith("https://") and any(text in details for text in _NO_TLS):
         return f"; does it speak TLS there? If not, the endpoint is http://{endpoint.removeprefix('https://')}"
-    # Only while it connects: of a server that ends in the middle of a call the same is said.
+    # Only while connecting: the same words are used for a server that dies in the middle of a call.
     if endpoint.startswith("http://") and "failed to connect" in details and "Socket closed" in details:
         return f"; does it speak TLS there? Then the endpoint is https://{endpoint.removeprefix('http://')}"
     return ""
 
 
 def unavailable(endpoints: tuple[str, ...], seconds: float, last: EtcdError | None) -> EtcdUnavailable:
-    """The error after every endpoint was tried: names them and the next step."""
+    """The error after every endpoint was tried within ``seconds``; it names them and the next step."""
     applied: Applied = last.applied if last else "no"
     cause = f" (last: {last})" if last else ""
     return EtcdUnavailable(

@@ -1,4 +1,4 @@
-"""etcd over grpcio: one channel per endpoint. What other transports do alike is in ``calls.py``."""
+"""The transport over gRPC, with grpcio: one channel per endpoint. ``base.py`` has the part common to all transports."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, UsedElsewh
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
 from codomyrmex.concurrency.etcd.transports.auth import Metadata, Tls, Token
-from codomyrmex.concurrency.etcd.transports.base import Calls, LeaseCalls, refused_as_stale
-from codomyrmex.concurrency.etcd.transports.call_timeouts import Call, CallCancelled, Overdue
-from codomyrmex.concurrency.etcd.transports.connections import Link, Links
+from codomyrmex.concurrency.etcd.transports.base import BaseLeaseClient, BaseTransport
+from codomyrmex.concurrency.etcd.transports.call_timeouts import Call, CallCancelled, CallTimeouts
+from codomyrmex.concurrency.etcd.transports.connections import Connection, Connections
 from codomyrmex.concurrency.etcd.transports.protocol import (
     WatchMessage,
     WatchRequest,
@@ -42,7 +42,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-_first_user = 0  # the process that used gRPC first; its threads are missing in a forked child
+_first_user = 0  # the id of the process that used gRPC first; its threads are missing in a forked child
 _METHODS: dict[str, tuple[str, Any]] = {
     "range": ("KV/Range", pb.RangeResponse),
     "delete": ("KV/DeleteRange", pb.DeleteRangeResponse),
@@ -83,7 +83,7 @@ def _error(error: grpc.RpcError, endpoint: str) -> EtcdError:
 
 
 def _check_fork() -> None:
-    """gRPC keeps threads, which a fork leaves behind: the child's calls would hang for ever. Say so instead."""
+    """Raise ``UsedElsewhere`` in a forked child: gRPC's threads are missing there, and calls would hang for ever."""
     global _first_user
     _first_user = _first_user or os.getpid()
     if _first_user != os.getpid():
@@ -93,33 +93,33 @@ def _check_fork() -> None:
         )
 
 
-class GrpcTransport(Calls):
-    """A ``Transport`` over grpcio's asyncio API. Belongs to the event loop that first uses it."""
+class GrpcTransport(BaseTransport):
+    """A ``Transport`` over grpcio's asyncio API. It belongs to the event loop that first uses it."""
 
     def __init__(self, settings: EtcdSettings) -> None:
         _check_fork()
         super().__init__(settings)
         self._tls = Tls(settings, _ssl_credentials)
-        self._links = Links(lambda endpoint: _Channel(endpoint, self._tls.credentials), _Channel.close)
-        self._overdue = Overdue()
+        self._connections = Connections(lambda endpoint: _Channel(endpoint, self._tls.credentials), _Channel.close)
+        self._timeouts = CallTimeouts()
 
     async def watch(self) -> _GrpcWatchStream:
         endpoint = await self._current_endpoint()
-        return _GrpcWatchStream(self._links, self._links.to(endpoint), self._token)
+        return _GrpcWatchStream(self._connections, self._connections.to(endpoint), self._token)
 
     def lease_client(self) -> GrpcLeaseClient:
         return GrpcLeaseClient(self._settings, self._current, self._token)
 
     async def close(self) -> None:
-        await self._links.close()
+        await self._connections.close()
 
-    async def _once(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
+    async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
-        link = self._links.to(endpoint)
-        self._links.enter(link)
+        connection = self._connections.to(endpoint)
+        self._connections.enter(connection)
         try:
-            call = link.connection.stub(method)(request, metadata=token or None)
-            return await self._overdue.answer(call, timeout)
+            call = connection.client.stub(method)(request, metadata=token or None)
+            return await self._timeouts.answer(call, timeout)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
         except CallCancelled as error:
@@ -127,12 +127,12 @@ class GrpcTransport(Calls):
         except TimeoutError as error:
             raise failures.to_error("DEADLINE_EXCEEDED", str(error), endpoint) from None
         finally:
-            self._links.leave(link)
+            self._connections.leave(connection)
 
-    def _renewed(self) -> bool:
+    def _reload_tls(self) -> bool:
         renewed = self._tls.refresh()
         if renewed:
-            self._links.renew()
+            self._connections.renew()
         return renewed
 
 
@@ -157,19 +157,19 @@ class _Channel:
 
 
 class _GrpcWatchStream:
-    """A watch stream; the token it was opened with is its own, so a stale one ends it."""
+    """A watch stream. It keeps the token it was opened with, so it ends when that token is stale."""
 
-    def __init__(self, links: Links[_Channel], link: Link[_Channel], token: Token) -> None:
-        self._links = links
-        self._link = link
-        opener: Any = link.connection.channel.stream_stream(
+    def __init__(self, connections: Connections[_Channel], connection: Connection[_Channel], token: Token) -> None:
+        self._connections = connections
+        self._connection = connection
+        opener: Any = connection.client.channel.stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=_serialize,
             response_deserializer=pb.WatchResponse.FromString,
         )
         self._call = opener(metadata=_REQUIRE_LEADER + token.metadata())
-        links.enter(link)
-        self.endpoint = link.endpoint
+        connections.enter(connection)
+        self.endpoint = connection.endpoint
         self._token = token
         self._token_since = token.since
         self._writing = asyncio.Lock()
@@ -202,7 +202,7 @@ class _GrpcWatchStream:
         if response is grpc.aio.EOF:
             raise EtcdUnavailable(f"etcd at {self.endpoint} ended the watch stream", retryable=True)
         message = codec.watch_message(response)
-        if message.created and message.canceled and refused_as_stale(self._token, self._token_since, message.reason):
+        if message.created and message.canceled and self._token.may_have_expired(self._token_since, message.reason):
             self._token.value = ""
             raise EtcdUnavailable("the watch stream's auth token expired", retryable=True)
         return message
@@ -211,20 +211,23 @@ class _GrpcWatchStream:
         if not self._closed:
             self._closed = True
             self._call.cancel()
-            self._links.leave(self._link)
+            self._connections.leave(self._connection)
 
     def _raise_unless_cancelled(self) -> None:
-        """gRPC says alike that the stream was cancelled and that the current task is; only the first is an error."""
+        """Raise ``EtcdUnavailable`` unless the current task is cancelled: then the stream was.
+
+        gRPC raises the same error for both.
+        """
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             why = "left" if self._closed else "cancelled"
             raise EtcdUnavailable(f"the watch stream to {self.endpoint} was {why}", retryable=True) from None
 
 
-class GrpcLeaseClient(LeaseCalls):
+class GrpcLeaseClient(BaseLeaseClient):
     """Blocking calls over channels of their own, so that a blocked event loop cannot delay them.
 
-    A keepalive is one message on a stream of its own, made as a unary call: nothing else can stand in its way.
+    A keepalive is one message on a stream of its own, sent as a unary call, so nothing delays it.
     """
 
     def __init__(self, settings: EtcdSettings, current: int, token: Token) -> None:
@@ -232,14 +235,14 @@ class GrpcLeaseClient(LeaseCalls):
         self._tls = Tls(settings, _ssl_credentials)
         self._channels: dict[str, grpc.Channel] = {}
 
-    def _once(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
+    def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
         try:
             return _unary(self._channel(endpoint), method)(request, timeout=timeout, metadata=token or None)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
 
-    def _renew_files(self) -> None:
+    def _reload_tls(self) -> None:
         if self._tls.refresh():
             self.close()
 

@@ -1,6 +1,6 @@
 """The narrow protocol between the library and etcd: plain operations in, plain results out.
 
-Recipes, the wait queue and group commit are written against these types; ``grpc.py`` carries them over the wire.
+Recipes, the wait queue and group commit are written against these types; the other modules here send them to etcd.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_OPS = 128  # in one transaction: etcd's default --max-txn-ops
 
 
 class Target(IntEnum):
-    """What a ``Compare`` looks at; the values are etcd's."""
+    """The property of a key that a ``Compare`` compares; the values are etcd's."""
 
     VERSION = 0
     CREATE_REVISION = 1
@@ -23,6 +23,8 @@ class Target(IntEnum):
 
 
 class KV(NamedTuple):
+    """A key as etcd has it; ``lease`` 0 means none."""
+
     key: bytes
     value: bytes
     create_revision: int
@@ -32,8 +34,10 @@ class KV(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """``target`` of ``key`` equals ``value``, or is ``less``; with ``end``, of every key in the range (true if it is
-    empty)."""
+    """A condition of a transaction: the ``target`` of ``key`` equals ``value``, or is ``less``.
+
+    With ``end``, the condition is for every key in the range, and is true if there is none.
+    """
 
     key: bytes
     target: Target
@@ -43,19 +47,26 @@ class Compare(NamedTuple):
 
 
 class Put(NamedTuple):
+    """A write of one key, bound to ``lease`` unless that is 0."""
+
     key: bytes
     value: bytes
     lease: int = 0
 
 
 class Delete(NamedTuple):
+    """A deletion of one key, or of a range up to ``end``."""
+
     key: bytes
     end: bytes = b""
 
 
 class Get(NamedTuple):
-    """Read one key, or a range up to ``end``. ``newest_first`` orders by create revision, descending, and
-    ``oldest_first`` ascending; ``before`` leaves out what was created at that revision or later."""
+    """A read of one key, or of a range up to ``end``.
+
+    ``newest_first`` orders by create revision, descending, and ``oldest_first`` ascending. ``before`` leaves out keys
+    created at that revision or later. ``limit`` 0 means all keys, ``revision`` 0 the newest.
+    """
 
     key: bytes
     end: bytes = b""
@@ -71,7 +82,7 @@ Op = Put | Delete | Get
 
 
 class GetResult(NamedTuple):
-    """``total`` is the number of keys in the whole range, ``kvs`` those within the limit."""
+    """The answer of a read: ``total`` counts the keys in the whole range, ``kvs`` are those within the limit."""
 
     kvs: Sequence[KV]
     total: int
@@ -79,7 +90,7 @@ class GetResult(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """How many keys a delete removed."""
+    """The result of a deletion: the number of keys removed."""
 
     keys: int
 
@@ -92,19 +103,23 @@ OpResult = GetResult | Deleted | Done
 
 
 class TxnResult(NamedTuple):
+    """The answer of a transaction: its branch, its revision, and one result per operation."""
+
     succeeded: bool
     revision: int
     results: Sequence[OpResult]
 
 
 class Lease(NamedTuple):
-    """A lease as granted; ``ttl`` is etcd's answer in seconds, which may exceed what was asked for."""
+    """A granted lease; ``ttl`` is in seconds, and may exceed the TTL asked for."""
 
     id: int
     ttl: int
 
 
 class Event(NamedTuple):
+    """A change of one key: a write or a deletion."""
+
     deleted: bool
     kv: KV
     previous: KV | None
@@ -125,7 +140,11 @@ class WatchMessage:
 
 
 class WatchRequest(NamedTuple):
-    """What to watch; ``start`` 0 means from now on, which etcd serves without its 100 ms catch-up delay."""
+    """A watch of one key, or of a range up to ``end``.
+
+    ``start`` 0 means from now on, which etcd serves without its 100 ms catch-up delay. ``previous`` asks for the value
+    before each change.
+    """
 
     key: bytes
     end: bytes = b""
@@ -146,10 +165,10 @@ class WatchStream(Protocol):
 
 
 class LeaseClient(Protocol):
-    """Blocking calls, for the keepalive thread. ``renew`` returns the TTL, 0 if the lease is gone; ``remove`` deletes
-    a key if it still has this create revision.
+    """Blocking calls for the keepalive thread.
 
-    ``endpoint`` is where the next call goes; after a failure it is another one.
+    ``renew`` returns the TTL in seconds, 0 if the lease is gone. ``remove`` deletes a key if it still has this create
+    revision. ``endpoint`` is that of the next call; after a failure it changes.
     """
 
     @property
@@ -160,7 +179,9 @@ class LeaseClient(Protocol):
     def close(self) -> None: ...
 
 
-class Member(NamedTuple):
+class ClusterMember(NamedTuple):
+    """A member of the etcd cluster, as it describes itself; ``db_size`` is in bytes."""
+
     endpoint: str
     version: str
     member_id: int
@@ -172,7 +193,7 @@ class Member(NamedTuple):
 
 
 class Transport(Protocol):
-    """Calls to etcd. Every call ends within its time limit and raises nothing but ``ConcurrencyError``."""
+    """BaseTransport to etcd. Every call ends within its time limit and raises nothing but ``ConcurrencyError``."""
 
     @property
     def endpoints(self) -> Sequence[str]: ...
@@ -186,9 +207,9 @@ class Transport(Protocol):
     async def watch(self) -> WatchStream: ...
     def lease_client(self) -> LeaseClient: ...
     def suspect(self, endpoint: str) -> None:
-        """``endpoint`` seems to hang: if it is the current one, use another for what comes next."""
+        """Use another endpoint for the next calls if ``endpoint``, which seems to hang, is the current one."""
 
     async def members(self) -> list[str]: ...
-    async def member(self, endpoint: str) -> Member: ...
+    async def member(self, endpoint: str) -> ClusterMember: ...
     async def alarms(self) -> list[str]: ...
     async def close(self) -> None: ...

@@ -1,8 +1,10 @@
-"""Notices that etcd has gone back in time: after a snapshot was restored without raising its revision, revisions, and
-with them fencing tokens, would be given out a second time.
+"""Notices that etcd went back to an earlier revision.
 
-Transactions are linearizable: one that is sent after revision n was seen is answered at n or later. What a process has
-seen is remembered for as long as it lives, for each cluster and namespace that it used, so a new session finds out too.
+This happens when a snapshot is restored without raising its revision. etcd would then give out revisions, and with them
+fencing tokens, a second time.
+
+Transactions are linearizable: one sent after revision n was seen is answered at n or later. The process remembers the
+highest revision of each cluster and namespace for as long as it lives, so a new session notices as well.
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ from codomyrmex.concurrency.errors import EtcdRegressed
 _highest: dict[tuple[str, ...], int] = {}
 
 
-class Watermark:
-    """The highest revision seen at these endpoints."""
+class RevisionGuard:
+    """The highest revision that this process has seen at some endpoints, for one namespace."""
 
     def __init__(self, endpoints: tuple[str, ...], namespace: str) -> None:
         self._key = (*endpoints, namespace)
 
     @property
     def revision(self) -> int:
+        """The highest revision seen; 0 before the first."""
         return _highest.get(self._key, 0)
 
-    def seen(self, revision: int, floor: int) -> None:
-        """A transaction sent when ``floor`` was the highest was answered at ``revision``; raises ``EtcdRegressed``."""
+    def check(self, revision: int, floor: int) -> None:
+        """Note the ``revision`` of an answer; raises ``EtcdRegressed`` if it is below ``floor``.
+
+        ``floor`` is the highest revision that was known when the transaction was sent.
+        """
         if revision < floor:
             raise EtcdRegressed(
                 f"etcd at {', '.join(self._key[:-1])} has gone back from revision {floor} to {revision}, so fencing "
