@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +15,6 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     KV,
     Compare,
     Delete,
-    Event,
     Get,
     GetResult,
     Put,
@@ -35,8 +34,9 @@ from codomyrmex.concurrency.keys import (
     prefix_end,
     session_of,
 )
-from codomyrmex.concurrency.models import EventKind, ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
+from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
 from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.waitqueue.events import EventTracker
 from codomyrmex.concurrency.waitqueue.rules import holding
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit, limit_in, skip
 from codomyrmex.concurrency.watching import notices
@@ -113,125 +113,23 @@ async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Pu
 
 
 async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent, None]:
-    """Every step of every lock under ``prefix`` from now on, in etcd's order, none twice.
+    """Every step of every lock under ``prefix``, in etcd's order, none twice. The locks that exist come first.
 
-    After a break during which etcd compacted its history, the state is read again and what must have happened in
-    between is told. Begins by telling what is there already.
+    After a break during which etcd compacted its history, the queues are read again, and the events tell the steps that
+    must have happened in between.
     """
     layout = session.layout
-    book = _Book(layout, prefix)
+    tracker = EventTracker(layout, prefix, skip)
     request = WatchRequest(layout.leases, prefix_end(layout.under(LOCK)), previous=True)
     async with aclosing(notices(session, request)) as told:
         async for notice in told:
             if isinstance(notice, Changed):
-                for event in book.changed(notice.events):
+                for event in tracker.changed(notice.events, datetime.now(UTC)):
                     yield event
-            elif not book.revision or notice.gap:
+            elif not tracker.revision or notice.gap:
                 entries, revision = await _read_all(session, prefix, LOCK)
-                for event in book.read(entries, revision):
+                for event in tracker.read(entries, revision, datetime.now(UTC)):
                     yield event
-
-
-class _Book:
-    """The queues as the watcher knows them, from which it can tell what each change means. Pure."""
-
-    def __init__(self, layout: Layout, prefix: str) -> None:
-        self._layout = layout
-        self._prefixes = forms(prefix)
-        self._queues: dict[str, dict[bytes, Owner]] = {}
-        self._holders: set[bytes] = set()
-        self._seen: dict[bytes, datetime] = {}  # when those that joined before our eyes did, by our clock
-        self._longer: dict[bytes, int] = {}  # entries that outlive their session, by ``lock_delay``; and that session
-        self._closed: set[bytes] = set()  # those that have
-        self.revision = 0
-
-    def read(self, entries: Iterable[KV], revision: int) -> list[LockEvent]:
-        """The whole state was read: what is new has joined, what is missing was released unseen. Keys are used again,
-        so one that is there in another life has left, too."""
-        seen = {kv.key: kv for kv in entries}
-        lives = {kv.key: kv.create_revision for kv in seen.values()}
-        events = []
-        for name, queue in list(self._queues.items()):
-            for key in [key for key, owner in queue.items() if lives.get(key) != owner.token]:
-                events += self._left(name, key, "released", revision, seen=False)
-        for kv in sorted(seen.values(), key=_by_age):
-            events += self._joined(kv, seen=False)
-        self.revision = max(self.revision, revision)
-        return events
-
-    def changed(self, changes: Iterable[Event]) -> list[LockEvent]:
-        events: list[LockEvent] = []
-        by_revision: dict[int, list[Event]] = {}
-        for change in changes:
-            if change.kv.mod_revision > self.revision:
-                by_revision.setdefault(change.kv.mod_revision, []).append(change)
-        for revision, together in by_revision.items():
-            # A lease's end deletes the session's key and its entries in one revision.
-            ended = {self._layout.lease_of(c.kv.key) for c in together if c.deleted} - {None}
-            for change in together:
-                if not change.deleted:
-                    events += self._joined(change.kv, seen=True)
-                elif (name := self._layout.name_of(change.kv.key)) is not None:
-                    lease = change.previous.lease if change.previous else 0
-                    died = lease in ended or change.kv.key in self._closed
-                    kind: EventKind = "expired" if died else "released"
-                    events += self._left(name, change.kv.key, kind, revision, seen=True)
-            self._closed |= {key for key, session in self._longer.items() if session in ended}
-            self.revision = revision
-        return events
-
-    def _joined(self, kv: KV, *, seen: bool) -> list[LockEvent]:
-        name = self._layout.name_of(kv.key)
-        if name is None or not name.startswith(self._prefixes):
-            return []
-        if not kv.lease:
-            skip(kv.key)
-            return []
-        queue = self._queues.setdefault(name, {})
-        session = session_of(kv.key)
-        if session and session != kv.lease:
-            self._longer[kv.key] = session
-        owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
-        if kv.key in queue:
-            if queue[kv.key].granted_at is None:  # its holder tells when that was
-                queue[kv.key] = owner
-            return []
-        queue[kv.key] = owner
-        if seen:
-            self._seen[kv.key] = datetime.now(UTC)
-        events = [self._event("enqueued", name, owner, kv.create_revision)]
-        return events + self._granted(name, kv.create_revision, seen=seen)
-
-    def _left(self, name: str, key: bytes, kind: EventKind, revision: int, *, seen: bool) -> list[LockEvent]:
-        queue = self._queues.get(name, {})
-        if key not in queue:
-            return []
-        events = [self._event(kind, name, queue.pop(key), revision)]
-        self._holders.discard(key)
-        self._closed.discard(key)
-        self._longer.pop(key, None)
-        self._seen.pop(key, None)
-        if not queue:
-            del self._queues[name]
-        return events + self._granted(name, revision, seen=seen)
-
-    def _granted(self, name: str, revision: int, *, seen: bool) -> list[LockEvent]:
-        """The grants that follow from a change of the queue; ``seen``: they happened just now."""
-        queue = self._queues.get(name, {})
-        keys = list(queue)
-        new = [key for key in keys[: holding(keys)] if key not in self._holders]
-        self._holders.update(new)
-        if seen:
-            now = datetime.now(UTC)
-            for key in new:
-                joined = self._seen.get(key)
-                waited = (now - joined).total_seconds() if joined else queue[key].waited
-                queue[key] = replace(queue[key], granted_at=now, waited=waited)
-        return [self._event("granted", name, queue[key], revision) for key in new]
-
-    @staticmethod
-    def _event(kind: EventKind, name: str, owner: Owner, revision: int) -> LockEvent:
-        return LockEvent(kind, name, owner, revision, datetime.now(UTC))
 
 
 async def _read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[KV]]:
