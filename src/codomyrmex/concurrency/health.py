@@ -5,13 +5,12 @@ Needs no lease, so it works when etcd is full. What the user's role may not see 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
+from codomyrmex.concurrency.etcd.scan import keys_under
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
-from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, Member, Transport
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, prefix_end
+from codomyrmex.concurrency.etcd.transports.protocol import Get, Member, Transport
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Layout, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
@@ -19,7 +18,6 @@ from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 # From these on, a deposed leader no longer renews leases that the new one expires (etcd#15247 and its follow-ups).
 _SOUND_SINCE = {(3, 4): 38, (3, 5): 23, (3, 6): 5}
 _MUCH_HISTORY = 10_000
-_PAGE = 1000
 
 
 async def cluster_status(settings: EtcdSettings) -> ClusterStatus:
@@ -112,7 +110,7 @@ class _Inspection:
         names: set[str] = set()
         for kind in (LOCK, SEMAPHORE):
             foreign = 0
-            async for kv in self._under(kind):
+            async for kv in keys_under(self._transport, self._layout.under(kind)):
                 name = self._layout.name_of(kv.key, kind)
                 if name is None or not (is_entry(kv) or is_limit(kv)):
                     foreign += 1
@@ -121,17 +119,6 @@ class _Inspection:
             if foreign:
                 self._warnings.append(f"{foreign} keys among the {kind.what} entries are not entries; they are skipped")
         return leases.total, len(names)
-
-    async def _under(self, kind: Kind) -> AsyncIterator[KV]:
-        start = self._layout.under(kind)
-        end = prefix_end(start)
-        while True:
-            page = await self._transport.get(Get(start, end, limit=_PAGE))
-            for kv in page.kvs:
-                yield kv
-            if len(page.kvs) < _PAGE:
-                return
-            start = page.kvs[-1].key + b"\0"
 
 
 def renews_wrongly(version: str) -> bool:

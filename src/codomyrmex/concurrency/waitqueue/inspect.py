@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.scan import pages
 from codomyrmex.concurrency.etcd.transports.protocol import (
     KV,
     Compare,
     Delete,
     Get,
-    GetResult,
     Put,
     Target,
     WatchRequest,
@@ -40,8 +40,6 @@ from codomyrmex.concurrency.waitqueue.events import EventTracker
 from codomyrmex.concurrency.waitqueue.rules import holding
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit, limit_in, skip
 from codomyrmex.concurrency.watching import notices
-
-_PAGE = 1000
 
 
 async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
@@ -154,10 +152,8 @@ async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV]
 
 async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revision: int = 0) -> tuple[list[KV], int]:
     """Every entry, and limit, under ``prefix`` at one revision, page by page."""
-    start, end = prefix, prefix_end(prefix)
     entries: list[KV] = []
-    while True:
-        page: GetResult = await session.transport.get(Get(start, end, limit=_PAGE, revision=revision))
+    async for page in pages(session.transport, prefix, revision=revision):
         revision = revision or page.revision
         for kv in page.kvs:
             known = is_entry(kv) or is_limit(kv)
@@ -165,9 +161,7 @@ async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revisi
                 entries.append(kv)
             else:
                 skip(kv.key)
-        if len(page.kvs) < _PAGE:
-            return entries, revision
-        start = page.kvs[-1].key + b"\0"
+    return entries, revision
 
 
 def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str, list[KV]]:
