@@ -712,7 +712,7 @@ MUTANTS = (
     ),
     Mutant(
         "compare the first key beside a limit in its place",
-        "recipes/semaphore.py",
+        "recipes/semaphore_limit.py",
         "Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in old",
         "Compare(found.kvs[0].key, Target.CREATE_REVISION, kv.create_revision) for kv in old",
         "tests/integration/test_semaphore.py -k passes_over",
@@ -741,7 +741,7 @@ MUTANTS = (
     ),
     Mutant(
         "accept metadata that cannot be read back",
-        "recipes/acquire.py",
+        "recipes/metadata.py",
         "if not decode.is_plain(json.loads(text)):",
         "if False:",
         "tests/unit/test_decode.py",
@@ -762,14 +762,14 @@ MUTANTS = (
     ),
     Mutant(
         "refuse to open a semaphore among limits that are none",
-        "recipes/semaphore.py",
+        "recipes/semaphore_limit.py",
         "seen = found.revision",
         "seen = 0",
         "tests/integration/test_garbage.py -k limits",
     ),
     Mutant(
         "let two open a semaphore with two limits, among garbage",
-        "recipes/semaphore.py",
+        "recipes/semaphore_limit.py",
         "compares=(first,)",
         "compares=() if seen else (first,)",
         "tests/integration/test_garbage.py -k opens_a_semaphore_first",
@@ -1259,15 +1259,15 @@ MUTANTS = (
     Mutant(
         "say nothing of who holds at a timeout",
         "recipes/acquire.py",
-        "why = await self._why(rules, entries)",
-        'why = ""',
+        "reason = await timeout_reason(self._used, self._queue_refs, rules, entries)",
+        'reason = ""',
         "tests/integration/test_refusals.py -k who_holds",
     ),
     Mutant(
         "wait for etcd's word on who holds for as long as it takes",
-        "recipes/acquire.py",
-        "_MOMENT = 0.5",
-        "_MOMENT = 60",
+        "recipes/timeout_reason.py",
+        "_PATIENCE = 0.5",
+        "_PATIENCE = 60",
         "tests/integration/test_refusals.py -k etcd_away",
     ),
     Mutant(
@@ -1328,7 +1328,7 @@ MUTANTS = (
     ),
     Mutant(
         "delete a semaphore although somebody has joined it meanwhile",
-        "recipes/semaphore.py",
+        "recipes/semaphore_limit.py",
         "        same.append(Compare(queue,",
         "        [].append(Compare(queue,",
         "tests/integration/test_semaphore.py -k joined_as_it_is_deleted",
@@ -1337,7 +1337,7 @@ MUTANTS = (
         "make a semaphore by looking at it",
         "recipes/semaphore.py",
         "session = await ready(self._session)\n        info",
-        "session = await self._claim.session()\n        info",
+        "session = await self._request.session()\n        info",
         "tests/integration/test_semaphore.py -k does_not_make_one",
     ),
     Mutant(

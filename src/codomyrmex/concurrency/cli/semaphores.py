@@ -24,7 +24,7 @@ from codomyrmex.concurrency.cli.options import (
     where,
 )
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
-from codomyrmex.concurrency.recipes.semaphore import check_limit, delete, resize
+from codomyrmex.concurrency.recipes.semaphore_limit import check_limit, delete, resize
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.grant_times import Sightings
 from codomyrmex.concurrency.watching import snapshots
