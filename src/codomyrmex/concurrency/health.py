@@ -1,6 +1,7 @@
-"""The health of the cluster as an operator wants to know it: members, alarms, versions, history, foreign keys.
+"""The health of the etcd cluster for an operator: members, alarms, versions, history, foreign keys.
 
-Needs no lease, so it works when etcd is full. What the user's role may not see is reported as a warning, not an error.
+The check needs no lease, so it works when etcd is full. A part that the user's role may not read gives a warning, not
+an error.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 
-# From these on, a deposed leader no longer renews leases that the new one expires (etcd#15247 and its follow-ups).
+# From these patches on, a deposed leader renews no lease that the new one expires (etcd#15247 and its follow-ups).
 _SOUND_SINCE = {(3, 4): 38, (3, 5): 23, (3, 6): 5}
 _MUCH_HISTORY = 10_000
 
 
 async def cluster_status(settings: EtcdSettings) -> ClusterStatus:
-    """What each endpoint says and what is wrong. Raises ``EtcdUnavailable`` if none answers."""
+    """The answer of each endpoint, and the problems found. Raises ``EtcdUnavailable`` if no endpoint answers."""
     transport = transport_for(settings)
     layout = Layout(settings.namespace)
     try:
@@ -92,7 +93,7 @@ class _Inspection:
         return alarms
 
     async def _check_history(self) -> None:
-        """Whether old revisions are ever compacted: if not, the first one can still be read."""
+        """Warn if old revisions are never compacted: then the first one can still be read."""
         try:
             first = await self._transport.get(Get(self._layout.leases, revision=1))
         except EtcdError as error:
@@ -122,7 +123,7 @@ class _Inspection:
 
 
 def renews_wrongly(version: str) -> bool:
-    """Whether a deposed leader of this etcd may renew leases that the new one expires."""
+    """True if a deposed leader of this etcd version may renew leases that the new leader expires."""
     major, minor, patch = _numbers(version)
     return patch < _SOUND_SINCE.get((major, minor), 0) or (major, minor) < (3, 4)
 

@@ -1,4 +1,4 @@
-"""Looking at queues from outside: who holds, who waits, what changes; and releasing by force."""
+"""Lists queues with their holders and waiters, follows their events, and releases a lock by force."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
 
 
 async def info(session: Session, name: str) -> LockInfo | None:
-    """One lock, with the record of its last forced release; None if nobody holds it or waits for it."""
+    """One lock, with the record of its last forced release; None if it has no holder and no waiter."""
     name, entries = await _read_one(session, name, LOCK)
     found = _infos(session.layout, entries, await _dead(session, entries))
     audit = await session.transport.get(Get(session.layout.audit(name)))
@@ -66,7 +66,7 @@ async def semaphores(session: Session, prefix: str = "") -> list[SemaphoreInfo]:
 
 
 async def semaphore(session: Session, name: str) -> SemaphoreInfo:
-    """One semaphore; without a limit if there is none of that name."""
+    """One semaphore; without a limit if it is not in etcd."""
     name, found = await _read_one(session, name, SEMAPHORE)
     return _semaphore(name, sorted(found, key=_by_age))
 
@@ -78,7 +78,7 @@ def _semaphore(name: str, queue: list[KV]) -> SemaphoreInfo:
 
 
 async def force_release(session: Session, name: str, reason: str, token: int | None) -> Owner:
-    """Delete the holder's entry and record who did it and why; see ``LockManager.force_release``."""
+    """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``."""
     if not reason.strip():
         raise ValueError("a forced release needs a reason, for those who find their lock gone")
     name, entries = await _read_one(session, name, LOCK)
@@ -131,7 +131,7 @@ async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent,
 
 
 async def _read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[KV]]:
-    """The queue of a name, under the form given, which an earlier release may have left, else under another."""
+    """The queue of a name, in the form given, which an earlier release may have written, else in another form."""
     check_name(name)
     for form in dict.fromkeys((name, *forms(name))):
         entries, _ = await read_queues(session, session.layout.queue(form, kind), kind)
@@ -141,7 +141,7 @@ async def _read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[
 
 
 async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV], int]:
-    """Every queue whose name starts with ``prefix``, in any form, at one revision."""
+    """Every queue whose name starts with ``prefix``, in any Unicode form, at one revision."""
     entries: list[KV] = []
     revision = 0
     for form in forms(prefix):
@@ -151,7 +151,7 @@ async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV]
 
 
 async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revision: int = 0) -> tuple[list[KV], int]:
-    """Every entry, and limit, under ``prefix`` at one revision, page by page."""
+    """Every entry and every limit under ``prefix``, and the one revision at which they were read."""
     entries: list[KV] = []
     async for page in pages(session.transport, prefix, revision=revision):
         revision = revision or page.revision
@@ -165,7 +165,7 @@ async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revisi
 
 
 def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str, list[KV]]:
-    """What was read, by name, in queue order."""
+    """The entries and limits of a reading by name, in queue order."""
     queues: dict[str, list[KV]] = {}
     for kv in sorted(entries, key=_by_age):
         queues.setdefault(layout.name_of(kv.key, kind) or "", []).append(kv)
@@ -177,9 +177,9 @@ def owners_of(queue: list[KV]) -> tuple[Owner, ...]:
 
 
 async def _dead(session: Session, entries: list[KV]) -> frozenset[int]:
-    """The sessions that are over although entries of theirs are there, for the time of their ``lock_delay``."""
-    longer = {owner for kv in entries if (owner := session_of(kv.key)) and owner != kv.lease}
-    found = [(one, await session.transport.get(Get(session.layout.lease(one)))) for one in longer]
+    """The sessions that have ended although entries of theirs are left, for the time of their ``lock_delay``."""
+    delayed = {owner for kv in entries if (owner := session_of(kv.key)) and owner != kv.lease}
+    found = [(one, await session.transport.get(Get(session.layout.lease(one)))) for one in delayed]
     return frozenset(one for one, answer in found if not answer.kvs)
 
 
