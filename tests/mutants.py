@@ -783,7 +783,7 @@ MUTANTS = (
     ),
     Mutant(
         "release by force by the key as it is shown",
-        "waitqueue/inspect.py",
+        "waitqueue/force_release.py",
         "_delete_entry(session, held.key, holder.token, (audit,))",
         "_delete_entry(session, holder.key.encode(), holder.token, (audit,))",
         "tests/integration/test_garbage.py -k no_text",
@@ -1150,6 +1150,20 @@ MUTANTS = (
         "            if moment.seen:\n",
         "            if False:\n",
         "tests/unit/waitqueue/test_events.py",
+    ),
+    Mutant(
+        "read each page at a revision of its own",
+        "etcd/scan.py",
+        "        revision = revision or page.revision\n",
+        "",
+        "tests/unit/etcd/test_scan.py",
+    ),
+    Mutant(
+        "read every key of a name for the name",
+        "etcd/scan.py",
+        'start = prefix_end(prefix + segment + b"/")',
+        'start = found.kvs[0].key + b"\\0"',
+        "tests/unit/etcd/test_scan.py",
     ),
     Mutant(
         "take a holder that died for one that released, in the events of locks",

@@ -20,6 +20,7 @@ from codomyrmex.concurrency.recipes.lock import DistributedLock
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By, Entry
+from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import Terms
 from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
@@ -216,7 +217,7 @@ class LockManager:
         return await inspect.info(await ready(self._session), name)
 
     async def watch(self, prefix: str = "") -> AsyncIterator[LockEvent]:
-        """Follow every step of every lock whose name starts with ``prefix``, beginning with what is there now."""
+        """Follow every step of every lock whose name starts with ``prefix``, beginning with the entries that exist."""
         async for event in inspect.watch(await ready(self._session), prefix):
             yield event
 
@@ -227,7 +228,7 @@ class LockManager:
         ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. Raises
         ``NotHeld`` if the lock has no holder, or none with that token.
         """
-        return await inspect.force_release(await ready(self._session), name, reason, token)
+        return await force_release(await ready(self._session), name, reason, token)
 
     def stats(self) -> LockStats:
         """Counters since this manager was made; ``total_locks`` is the number of distinct names acquired."""

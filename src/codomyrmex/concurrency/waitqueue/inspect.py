@@ -1,26 +1,14 @@
-"""Lists queues with their holders and waiters, follows their events, and releases a lock by force."""
+"""Lists queues with their holders and waiters, and follows the events of locks."""
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from codomyrmex.concurrency import decode
-from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
-from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.scan import pages
-from codomyrmex.concurrency.etcd.transports.protocol import (
-    KV,
-    Compare,
-    Delete,
-    Get,
-    Put,
-    Target,
-    WatchRequest,
-)
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
 from codomyrmex.concurrency.keys import (
     LOCK,
@@ -50,7 +38,7 @@ async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
 
 async def info(session: Session, name: str) -> LockInfo | None:
     """One lock, with the record of its last forced release; None if it has no holder and no waiter."""
-    name, entries = await _read_one(session, name, LOCK)
+    name, entries = await read_one(session, name, LOCK)
     found = _infos(session.layout, entries, await _dead(session, entries))
     audit = await session.transport.get(Get(session.layout.audit(name)))
     record = ForcedRelease.decode(audit.kvs[0].value) if audit.kvs else None
@@ -67,47 +55,14 @@ async def semaphores(session: Session, prefix: str = "") -> list[SemaphoreInfo]:
 
 async def semaphore(session: Session, name: str) -> SemaphoreInfo:
     """One semaphore; without a limit if it is not in etcd."""
-    name, found = await _read_one(session, name, SEMAPHORE)
-    return _semaphore(name, sorted(found, key=_by_age))
+    name, found = await read_one(session, name, SEMAPHORE)
+    return _semaphore(name, sorted(found, key=by_age))
 
 
 def _semaphore(name: str, queue: list[KV]) -> SemaphoreInfo:
     entries, limit = [kv for kv in queue if is_entry(kv)], limit_in(queue)
     owners, held = owners_of(entries), holding([kv.key for kv in entries], limit or 0)
     return SemaphoreInfo(name, limit, owners[:held], owners[held:])
-
-
-async def force_release(session: Session, name: str, reason: str, token: int | None) -> Owner:
-    """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``."""
-    if not reason.strip():
-        raise ValueError("a forced release needs a reason, for those who find their lock gone")
-    name, entries = await _read_one(session, name, LOCK)
-    queue = sorted(entries, key=_by_age)
-    holders = queue[: holding([kv.key for kv in queue])]
-    if not holders:
-        raise NotHeld(f"nobody holds the lock {name!r}")
-    held = next((kv for kv in holders if token in (None, kv.create_revision)), None)
-    if held is None:
-        tokens = ", ".join(str(kv.create_revision) for kv in holders)
-        raise NotHeld(f"the lock {name!r} is held with token {tokens} by now, not {token}; look again")
-    (holder,) = owners_of([held])
-    by = f"{_user()}@{session.host}"
-    record = ForcedRelease(name, holder.token, decode.storable(reason), decode.storable(by), datetime.now(UTC))
-    audit = Put(session.layout.audit(name), record.encode())
-    try:
-        reply = await _delete_entry(session, held.key, holder.token, (audit,))
-    except EtcdQuotaExceeded:
-        # A full database takes no record, but it must not keep a dead holder in place.
-        reply = await _delete_entry(session, held.key, holder.token, ())
-    if not reply.succeeded:
-        raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
-    return holder
-
-
-async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
-    same = Compare(key, Target.CREATE_REVISION, token)
-    request = Request((key,), (Delete(key), *puts), compares=(same,), alone=True)
-    return await session.committer.commit(request)
 
 
 async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent, None]:
@@ -130,7 +85,7 @@ async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent,
                     yield event
 
 
-async def _read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[KV]]:
+async def read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[KV]]:
     """The queue of a name, in the form given, which an earlier release may have written, else in another form."""
     check_name(name)
     for form in dict.fromkeys((name, *forms(name))):
@@ -167,7 +122,7 @@ async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revisi
 def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str, list[KV]]:
     """The entries and limits of a reading by name, in queue order."""
     queues: dict[str, list[KV]] = {}
-    for kv in sorted(entries, key=_by_age):
+    for kv in sorted(entries, key=by_age):
         queues.setdefault(layout.name_of(kv.key, kind) or "", []).append(kv)
     return dict(sorted(queues.items()))
 
@@ -193,12 +148,6 @@ def _infos(layout: Layout, entries: list[KV], dead: frozenset[int]) -> list[Lock
     return infos
 
 
-def _by_age(kv: KV) -> tuple[int, bytes]:
+def by_age(kv: KV) -> tuple[int, bytes]:
+    """The sort key of queue order."""
     return kv.create_revision, kv.key
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"
