@@ -64,7 +64,7 @@ async def test_with_etcd_away_it_says_what_is_known_and_soon(etcd: EmbeddedEtcd,
             with pytest.raises(LockTimeout) as caught:
                 await waiting
         proxy.resume()
-    assert "etcd does not answer, so who holds it is not known" in str(caught.value)
+    assert "etcd does not answer, so the holder is not known" in str(caught.value)
     assert "'x' was waited for behind pid" in str(caught.value) and "in this process" in str(caught.value)
 
 

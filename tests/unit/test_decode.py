@@ -20,7 +20,7 @@ from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, to_json
 from codomyrmex.concurrency.pool.cluster import _ADAPTER, ClusterPoolStats, _summed
-from codomyrmex.concurrency.recipes.acquire import encode_metadata
+from codomyrmex.concurrency.recipes.metadata import encode_metadata
 from codomyrmex.concurrency.waitqueue.rules import Ahead, Granted, Permits, View, WaitFor, holding
 from tests import garbage
 

@@ -1,4 +1,4 @@
-"""What is read from etcd may be anything: it never raises, and what is known is kept."""
+"""Values read from etcd may be anything: decoding never raises, and keeps the fields that it knows."""
 
 from __future__ import annotations
 

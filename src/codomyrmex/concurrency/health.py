@@ -1,29 +1,28 @@
-"""The health of the cluster as an operator wants to know it: members, alarms, versions, history, foreign keys.
+"""The health of the etcd cluster for an operator: members, alarms, versions, history, foreign keys.
 
-Needs no lease, so it works when etcd is full. What the user's role may not see is reported as a warning, not an error.
+The check needs no lease, so it works when etcd is full. A part that the user's role may not read gives a warning, not
+an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
+from codomyrmex.concurrency.etcd.scan import keys_under
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
-from codomyrmex.concurrency.etcd.transports.protocol import KV, ClusterMember, Get, Transport
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, Layout, next_key, prefix_end
+from codomyrmex.concurrency.etcd.transports.protocol import ClusterMember, Get, Transport
+from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Layout, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 
-# From these on, a deposed leader no longer renews leases that the new one expires (etcd#15247 and its follow-ups).
+# From these patches on, a deposed leader renews no lease that the new one expires (etcd#15247 and its follow-ups).
 _SOUND_SINCE = {(3, 4): 38, (3, 5): 23, (3, 6): 5}
 _MUCH_HISTORY = 10_000
-_PAGE = 1000
 
 
 async def cluster_status(settings: EtcdSettings) -> ClusterStatus:
-    """What each endpoint says and what is wrong. Raises ``EtcdUnavailable`` if none answers."""
+    """The answer of each endpoint, and the problems found. Raises ``EtcdUnavailable`` if no endpoint answers."""
     transport = transport_for(settings)
     layout = Layout(settings.namespace)
     try:
@@ -94,7 +93,7 @@ class _Inspection:
         return alarms
 
     async def _check_history(self) -> None:
-        """Whether old revisions are ever compacted: if not, the first one can still be read."""
+        """Warn if old revisions are never compacted: then the first one can still be read."""
         try:
             first = await self._transport.get(Get(self._layout.leases, revision=1))
         except EtcdError as error:
@@ -112,7 +111,7 @@ class _Inspection:
         names: set[str] = set()
         for kind in (LOCK, SEMAPHORE):
             foreign = 0
-            async for kv in self._under(kind):
+            async for kv in keys_under(self._transport, self._layout.under(kind)):
                 name = self._layout.name_of(kv.key, kind)
                 if name is None or not (is_entry(kv) or is_limit(kv)):
                     foreign += 1
@@ -122,20 +121,9 @@ class _Inspection:
                 self._warnings.append(f"{foreign} keys among the {kind.what} entries are not entries; they are skipped")
         return leases.total, len(names)
 
-    async def _under(self, kind: Kind) -> AsyncIterator[KV]:
-        start = self._layout.under(kind)
-        end = prefix_end(start)
-        while True:
-            page = await self._transport.get(Get(start, end, limit=_PAGE))
-            for kv in page.kvs:
-                yield kv
-            if len(page.kvs) < _PAGE:
-                return
-            start = next_key(page.kvs[-1].key)
-
 
 def renews_wrongly(version: str) -> bool:
-    """Whether a deposed leader of this etcd may renew leases that the new one expires."""
+    """True if a deposed leader of this etcd version may renew leases that the new leader expires."""
     major, minor, patch = _numbers(version)
     return patch < _SOUND_SINCE.get((major, minor), 0) or (major, minor) < (3, 4)
 

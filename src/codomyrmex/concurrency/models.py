@@ -1,4 +1,4 @@
-"""What users are shown: plain, frozen data with a JSON form, and the record an entry's value holds."""
+"""Plain, frozen data that users are shown, with a JSON form, and the records that values in etcd hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ EventKind = Literal["enqueued", "granted", "released", "expired"]
 
 @dataclass(frozen=True, slots=True)
 class OwnerRecord:
-    """An entry's value in etcd. Unknown fields of later versions are ignored."""
+    """The value of an entry in etcd. Unknown fields, of later versions, are ignored.
+
+    ``since`` is when the entry joined its queue, by its own host's clock. ``waited`` is in seconds, and None until the
+    holder has recorded it.
+    """
 
     host: str
     pid: int
@@ -28,7 +32,7 @@ class OwnerRecord:
     waited: float | None = None
 
     def granted_at(self) -> datetime | None:
-        """When it was granted, by its own host's clock; None if it has not told."""
+        """The time of the grant, by the holder's own clock; None if the holder has not recorded it."""
         if self.waited is None:
             return None
         longest = 100 * 365 * 86400.0
@@ -40,12 +44,14 @@ _OWNER = TypeAdapter(OwnerRecord)
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One entry of a queue: who it belongs to. ``since`` is when it joined, by its own host's clock.
+    """The owner of one entry of a queue: a holder or a waiter.
 
-    ``granted_at``: when it came to hold, by its own host's clock, or by this one's if the grant was seen from here.
-    ``waited``: for how many seconds it had waited then. Both are None for one that waits, and where nobody has told.
-    ``shared``: it is a reader of a lock. ``permits``: how many of a semaphore it takes. ``lost``: it died, and its
-    ``lock_delay`` keeps the name closed."""
+    ``since`` is when the entry joined, by its own host's clock. ``granted_at`` is when it was granted, by the same
+    clock, or by the clock of this process if it saw the grant. ``waited`` is the seconds between the two. Both are None
+    for a waiter, and for a holder that has not recorded them. ``shared`` marks a reader of a lock. ``permits`` is how
+    many of a semaphore's permits the entry takes. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the
+    name closed.
+    """
 
     host: str
     pid: int
@@ -63,7 +69,7 @@ class Owner:
 
     @classmethod
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
-        """Decode an entry; a value that is not ours (etcdctl's is empty) gives an owner with unknown host."""
+        """Decode an entry. A foreign value (etcdctl's is empty) gives an owner with an empty ``host``."""
         shared: dict[str, Any] = {
             "session": f"{session_of(key) or lease:016x}",
             "token": create_revision,
@@ -101,7 +107,7 @@ class ForcedRelease:
 
     @classmethod
     def decode(cls, value: bytes) -> ForcedRelease | None:
-        """The record, or None if it is none of ours."""
+        """The record in a value, or None if the value is foreign."""
         return decode.record(_FORCED, value)
 
 
@@ -120,7 +126,7 @@ class LockInfo:
 
 @dataclass(frozen=True, slots=True)
 class SemaphoreInfo:
-    """A semaphore as etcd has it at one revision. ``limit`` is None if its record is gone."""
+    """A semaphore as etcd has it at one revision. ``limit`` is None if the semaphore is not in etcd."""
 
     name: str
     limit: int | None
@@ -129,13 +135,13 @@ class SemaphoreInfo:
 
     @property
     def available(self) -> int:
-        """Permits that nobody holds; they may be spoken for by those who wait."""
+        """The number of permits without a holder; waiters may be about to get them."""
         return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
 
 
 @dataclass(frozen=True, slots=True)
 class LockEvent:
-    """One step in a lock's life. ``at`` is when this process learned of it."""
+    """One step of an entry of a lock. ``at`` is when this process learned of it."""
 
     kind: EventKind
     name: str
@@ -145,7 +151,7 @@ class LockEvent:
 
 
 class Routed(NamedTuple):
-    """Where a pool's failed task went: the id of its dead letter, and what there is to say of it."""
+    """The place where a pool's failed task went: the id of its dead letter, and a note for the user."""
 
     id: str | None
     note: str
@@ -164,7 +170,7 @@ class LockStats:
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
-    """What one endpoint says of itself; ``error`` is set when it did not answer."""
+    """The answer of one endpoint about itself. ``error`` is set when the endpoint did not answer."""
 
     endpoint: str
     version: str = ""

@@ -1,6 +1,4 @@
-"""Following what changes in etcd, for those who look on: the notices of one watch until its session is over, or what
-a reading of it gives, again whenever it has changed.
-"""
+"""Notices of changes in etcd, and readings that are made anew after each change, for onlookers."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import Session
 
 _PAUSE = 0.25  # seconds
-_SHARE = 4  # a reading that takes long is made the less often
+_SHARE = 4  # the rest after a reading, as a multiple of the time it took
 
 T = TypeVar("T")
 
 
 async def notices(session: Session, request: WatchRequest) -> AsyncGenerator[Changed | Started, None]:
-    """What a watch tells. Raises why, once the session is lost or etcd refuses the watch."""
+    """The notices of a watch. Raises the reason once the session is lost or etcd refuses the watch."""
     inbox: asyncio.Queue[Notice | None] = asyncio.Queue()
     watch = session.hub.subscribe(request, inbox.put_nowait)
     loss = asyncio.create_task(session.lost.wait())
@@ -41,9 +39,9 @@ async def notices(session: Session, request: WatchRequest) -> AsyncGenerator[Cha
 
 
 async def snapshots(session: Session, prefix: bytes, read: Callable[[], Awaitable[T]]) -> AsyncGenerator[T, None]:
-    """What ``read`` returns, at first and after every change under ``prefix``; a few times a second at most.
+    """The result of ``read``, at once and again after changes under ``prefix``.
 
-    It rests until something changes, and four times as long as the last reading took.
+    A reading is followed by a rest of 0.25 s, or of four times as long as it took if that is longer.
     """
     changed = asyncio.Event()
     following = asyncio.create_task(_tell(session, prefix, changed))

@@ -84,7 +84,7 @@ async def confirmed(yes: bool, question: str) -> bool:
 
 def possible_limit(limit: int) -> int:
     """``limit`` if a semaphore can have it; else a usage error."""
-    from codomyrmex.concurrency.recipes.semaphore import check_limit  # here, so that --help is fast
+    from codomyrmex.concurrency.recipes.semaphore_limit import check_limit  # here, so that --help is fast
 
     try:
         return check_limit(limit)

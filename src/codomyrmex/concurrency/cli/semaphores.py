@@ -23,7 +23,7 @@ from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import live, output, owners, semaphore_table, text
 from codomyrmex.concurrency.cli.views.text import count
 from codomyrmex.concurrency.names import checked
-from codomyrmex.concurrency.recipes.semaphore import delete, resize
+from codomyrmex.concurrency.recipes.semaphore_limit import delete, resize
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
 

@@ -1,4 +1,4 @@
-"""What somebody wants: names of one kind, by a rule, for at most so long. Locks and semaphores are built on it."""
+"""Acquisitions: the request on which locks and semaphores are built."""
 
 from __future__ import annotations
 
@@ -14,23 +14,18 @@ from codomyrmex.concurrency import clock, decode
 from codomyrmex.concurrency.affinity import current_task, running_loop
 from codomyrmex.concurrency.callsite import users_line
 from codomyrmex.concurrency.durations import check_timeout
-from codomyrmex.concurrency.errors import ConcurrencyError, LockTimeout
-from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult
+from codomyrmex.concurrency.errors import LockTimeout
 from codomyrmex.concurrency.keys import Kind
-from codomyrmex.concurrency.models import Owner
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
+from codomyrmex.concurrency.recipes.metadata import encode_metadata, with_agent
+from codomyrmex.concurrency.recipes.timeout_reason import timeout_reason
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue.entry import By, Entry, Place, warn_of_itself
-from codomyrmex.concurrency.waitqueue.explain import READ, Wanted, describe, why
 from codomyrmex.concurrency.waitqueue.hold_options import Terms
 from codomyrmex.concurrency.waitqueue.join import acquire
 from codomyrmex.concurrency.waitqueue.rules import Rule
 
-AGENT = "CODOMYRMEX_AGENT"
-MAX_METADATA = 64 * 1024
-_MOMENT = 0.5  # seconds that the reason of a timeout may take
-_PLAIN = Terms()
-_DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
+_NO_OPTIONS = Terms()
 
 
 @lru_cache(maxsize=1024)
@@ -39,22 +34,35 @@ def _quoted(text: str) -> str:
     return json.dumps(decode.storable(text))
 
 
-class Claim:
-    """Names of one kind, wanted any number of times, on one session, the default one when left out.
+class AcquireRequest:
+    """A reusable acquire request: the names and options of one acquisition.
 
-    ``prepare`` is awaited once for each session before it is used.
+    ``attempt`` joins the queues and returns a ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's
+    default one is used. ``prepare`` is awaited once for each session before the request uses it.
     """
 
-    __slots__ = ("_given", "_kind", "_metadata", "_owner", "_places", "_prepare", "_terms", "_used", "names", "on_loss")
+    __slots__ = (
+        "_given",
+        "_kind",
+        "_metadata",
+        "_options",
+        "_owner",
+        "_prepare",
+        "_queue_refs",
+        "_used",
+        "names",
+        "on_loss",
+    )
 
     def __init__(
         self,
+        *,
         session: Session | None,
         kind: Kind,
         names: Sequence[str],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
-        terms: Terms = _PLAIN,
+        options: Terms = _NO_OPTIONS,
         prepare: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
         check_session(session)
@@ -62,18 +70,21 @@ class Claim:
             raise ValueError(f"on_loss must be 'cancel' or 'notify', not {on_loss!r}")
         self._given = session
         self._prepare = prepare
-        self._terms = terms
+        self._options = options
         self._kind = kind
         self.names = names
         self.on_loss: OnLoss = on_loss
-        self._metadata = encode_metadata(_named(metadata))
+        self._metadata = encode_metadata(with_agent(metadata))
         self._used: Session | None = None
-        self._places: list[Place] = []
+        self._queue_refs: list[Place] = []
         self._owner = ""
 
     async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: By | None = None) -> Hold:
-        """Acquire all the names, each by its rule, or none. The timeout covers the opening of the session too; 0 tries
-        once. ``by``: who asks, if that is not the current task."""
+        """Acquire all the names, each by its rule, or none.
+
+        ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
+        takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
+        """
         check_timeout(timeout)
         self._check_here()
         by = by or By.of(current_task(), users_line())
@@ -91,60 +102,46 @@ class Claim:
         if hold is None:
             many = len(self.names) > 1
             named = f"{self._kind.what}{'s' if many else ''} {', '.join(map(repr, self.names))}"
-            why = await self._why(rules, entries)
-            raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {why}")
+            reason = await timeout_reason(self._used, self._queue_refs, rules, entries)
+            raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {reason}")
         return hold
 
     async def attempt_now(self, rules: Sequence[Rule], by: By | None = None) -> Hold | None:
-        """The same for a try that asks for no reason: None if a name was not free."""
+        """Try once to acquire all the names; None if one of them is not free."""
         self._check_here()
         return await self._try(rules, by or By.of(current_task(), users_line()), [], only_if_free=True)
+
+    async def session(self) -> Session:
+        """The session of this request, open and prepared."""
+        session = await ready(self._given)
+        if session is not self._used:
+            if self._prepare:
+                await self._prepare(session)
+            layout, kind = session.layout, self._kind
+            self._queue_refs = [Place.of(kind, layout.queue(name, kind), name) for name in self.names]
+            self._owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
+            self._used = session
+        return session
+
+    def forget_session(self) -> None:
+        """Have the session prepared anew before the next attempt."""
+        self._used = None
 
     def _check_here(self) -> None:
         if self._given:
             self._given.home.check("session")
         running_loop()
 
-    async def _why(self, rules: Sequence[Rule], entries: Sequence[Entry]) -> str:
-        """Why it was not granted, by one look at the queues; etcd has a moment to answer."""
-        session = self._used
-        if session is None or not session.usable_here():
-            return "the session was not open by then"
-        gets = [Get(place.queue, place.queue_end, limit=READ, oldest_first=True) for place in self._places]
-        try:
-            async with asyncio.timeout(_MOMENT):
-                results = (await session.transport.txn((), gets)).results
-        except (ConcurrencyError, TimeoutError):
-            return _known(entries)
-        tokens = [entry.token for entry in entries] or [0] * len(self.names)
-        found = [result for result in results if isinstance(result, GetResult)]
-        return why(self._kind.what, [Wanted(*one) for one in zip(self.names, rules, tokens, found, strict=True)])
-
-    async def session(self) -> Session:
-        """The session to use, open and prepared."""
-        session = await ready(self._given)
-        if session is not self._used:
-            if self._prepare:
-                await self._prepare(session)
-            self._places = [Place.of(self._kind, session.layout.queue(name, self._kind), name) for name in self.names]
-            self._owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
-            self._used = session
-        return session
-
-    def forget_session(self) -> None:
-        """Forget what was agreed on: the session is prepared anew before the next attempt."""
-        self._used = None
-
     async def _try(self, rules: Sequence[Rule], by: By, entries: list[Entry], *, only_if_free: bool) -> Hold | None:
-        """``entries`` is filled with those that are made."""
+        """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
         if not self.names:
             return Hold((), (), self.on_loss)
         session = await self.session()
-        queue = self._places[0].queue
+        queue = self._queue_refs[0].queue
         if session.doors.crowded(queue):
             if only_if_free:
                 return None
-            warn_of_itself(session, self._places[0], by)
+            warn_of_itself(session, self._queue_refs[0], by)
         since, started = time.time(), clock.now()
         await session.doors.enter(queue, self._kind.what)
         try:
@@ -166,8 +163,8 @@ class Claim:
         task = asyncio.current_task()
         name = _quoted(task.get_name()) if task else '""'
         value = f'{self._owner}{self._metadata},"task":{name},"since":{since:.3f}}}'.encode()
-        for place, rule in zip(self._places, rules, strict=True):
-            entries.append(Entry(session, place, value, rule, self._terms, by))
+        for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
+            entries.append(Entry(session, queue_ref, value, rule, self._options, by))
         if len(entries) > 1:
             for entry in entries:
                 entry.fellows = entries
@@ -175,46 +172,8 @@ class Claim:
         return Hold(entries, grants, self.on_loss) if grants else None
 
 
-def _named(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-    """``metadata`` with the ``agent`` that the environment names, where it names none itself."""
-    agent = os.environ.get(AGENT)
-    if not agent or not isinstance(metadata, dict | None):
-        return metadata
-    return {"agent": decode.storable(agent), **(metadata or {})}
-
-
-def encode_metadata(metadata: dict[str, Any] | None) -> str:
-    """``metadata`` as the part of an owner's JSON that it becomes; raises if it cannot be JSON or is too large."""
-    if metadata is None:
-        return ""
-    if not isinstance(metadata, dict):
-        raise TypeError(f"metadata must be a dict, not {type(metadata).__name__}")
-    try:
-        text = json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"metadata must be JSON: {error}") from None
-    except RecursionError:
-        raise ValueError(_DEEP) from None
-    if len(text) > MAX_METADATA:
-        raise ValueError(f"metadata may have {MAX_METADATA} bytes as JSON; this has {len(text)}")
-    if not decode.is_plain(json.loads(text)):
-        raise ValueError(_DEEP)
-    return f',"metadata":{text}'
-
-
-def _known(entries: Sequence[Entry]) -> str:
-    """Why the names were not granted, as far as this process knows without etcd."""
-    ahead = [(entry.place.name, own) for entry in entries if (own := entry.own_ahead())]
-    told = [f"{name!r} was waited for behind {_described(own)}, in this process" for name, own in ahead]
-    return "; ".join(["etcd does not answer, so who holds it is not known", *told])
-
-
-def _described(entry: Entry) -> str:
-    return describe(Owner.from_entry(entry.key, entry.value, entry.token, entry.session.id))
-
-
 def check_session(session: object) -> None:
-    """Raise ``TypeError`` for what is no session of the asyncio classes."""
+    """Raise ``TypeError`` unless ``session`` is None or a session of the asyncio classes."""
     if session is not None and not isinstance(session, Session):
         raise TypeError(
             f"session must be a codomyrmex.concurrency.Session, not {type(session).__module__}."

@@ -1,4 +1,4 @@
-"""What an acquisition got, and what becomes of the block that it protects when it is lost."""
+"""The entries and grants of one acquisition, and the block that they protect: a loss cancels it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OnLoss = Literal["cancel", "notify"]
 
 
 class Hold:
-    """One acquisition, of one name or several, and, in ``async with``, the block that it protects."""
+    """One acquisition, of one name or several. In ``async with`` it protects the body of the block."""
 
     __slots__ = ("_cancelled", "_cancelling", "entries", "grants", "on_loss", "task")
 
@@ -34,7 +34,7 @@ class Hold:
         return all(entry.remaining() > 0 for entry in self.entries)
 
     def check_here(self) -> None:
-        """As ``Entry.check_here``; to be asked before anything is forgotten."""
+        """As ``Entry.check_here``. Callers check before they forget any of their own state."""
         for entry in self.entries:
             entry.check_here()
 
@@ -43,18 +43,18 @@ class Hold:
         return bool(self.entries) and all(entry.state is State.OVER for entry in self.entries)
 
     async def release(self) -> None:
-        """Give everything back; as ``Entry.release``."""
+        """Release every entry, as ``Entry.release`` does."""
         self.check_here()
         if len(self.entries) == 1:
             await self.entries[0].release()
             return
-        # All of them at once, before anything can be cancelled; they travel in one transaction.
+        # All releases begin before anything can be cancelled, so they travel in one transaction.
         leaving = [(entry, removal) for entry in self.entries if (removal := entry.begin_release())]
         for entry, removal in leaving:
             await entry.confirmed(removal)
 
     def protect(self) -> None:
-        """From here on the current task is the body of the block; a loss cancels it."""
+        """Make the current task the body of the block, which a loss cancels."""
         self.task = asyncio.current_task()
         if self.on_loss == "cancel" and self.task:
             self._cancelling = self.task.cancelling()
@@ -64,15 +64,15 @@ class Hold:
                     self._cancel()
 
     async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        """The block has ended: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does.
+        """End the block: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does.
 
-        The block's work is done, so a release that etcd does not confirm is not raised: whoever caught it would take it
-        for an acquire that failed, and do the work twice. It is logged, and goes on.
+        A release that etcd does not confirm is logged, not raised, and goes on: the work of the block is done, and a
+        caller that caught the error would take it for a failed acquire and do the work twice.
         """
         if kind is None:
             self.check_here()
         elif not all(entry.session.home.is_here() for entry in self.entries):
-            return  # a block that a fork has copied, and that ends by an error of its own
+            return  # a fork has copied this block, which ends by an error of its own
         for entry in self.entries:
             entry.on_lost = None
         for entry in self.entries:
@@ -102,11 +102,11 @@ class Hold:
             self.task.cancel(f"{self.entries[0].place.what} {self.entries[0].place.name!r} was lost")
 
     async def _take_back_cancel(self, kind: type[BaseException] | None) -> bool:
-        """Whether the block ended by our cancel and no other."""
+        """Undo the cancel of this hold; returns True if the block ended by this cancel alone."""
         assert self.task
         by_cancel = kind is not None and issubclass(kind, asyncio.CancelledError)
         if not by_cancel:
-            # The block was over before our cancel reached it; before Python 3.13 it would strike later.
+            # The block was over before the cancel reached it. Before Python 3.13 the cancel would strike later.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -117,7 +117,7 @@ class Hold:
 
 
 def _insert(lost: LockLost, error: BaseException) -> None:
-    """Put ``lost`` between ``error`` and the cancel that it came from, as ``asyncio.timeout`` does."""
+    """Put ``lost`` between ``error`` and the cancel that caused it, as ``asyncio.timeout`` does."""
     while error.__context__ is not None:
         if isinstance(error.__context__, asyncio.CancelledError):
             lost.__context__ = lost.__cause__ = error.__context__

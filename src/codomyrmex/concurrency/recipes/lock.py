@@ -1,7 +1,7 @@
 """``DistributedLock``: one name, held by one task of one process of the fleet at a time, in order of arrival.
 
-The queue decides who holds; this file decides what that means to the code of a holder: how it waits, what happens to
-its block when the lock is lost, and which grant a release belongs to.
+The wait queue grants the lock. This file keeps the grants that tasks got through one object, and finds the one that a
+release or the end of a block belongs to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockInfo
-from codomyrmex.concurrency.recipes.acquire import Claim
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
@@ -26,9 +26,9 @@ _RULES = (exclusive,)
 
 
 class DistributedLock(AsyncOnly):
-    """A fair lock on ``name`` across the fleet. One object may be used by many tasks at once, as ``asyncio.Lock``.
+    """A fair lock on ``name`` across the fleet. Many tasks may use one object at once, as with ``asyncio.Lock``.
 
-    Like that one it is not reentrant: a task that holds the lock and acquires it again waits for itself.
+    The lock is not reentrant: a task that holds it and acquires it again waits for itself.
 
     Args:
         name: any printable text up to 512 bytes in UTF-8.
@@ -36,15 +36,14 @@ class DistributedLock(AsyncOnly):
         on_loss: ``"cancel"`` cancels the body of ``async with`` before anyone else can be granted and raises
             ``LockLost`` at its end; ``"notify"`` only sets ``grant.lost``. A lock taken with ``acquire()`` has no
             body to cancel.
-        metadata: JSON-like data shown to whoever looks at the queue.
-        lock_delay: seconds for which the name stays closed after a holder has died (its lease expired), so that what
-            the dead one still had under way can end; not after a release. Costs one more write per grant.
-        max_hold: seconds after which a grant is lost, as if its session were: the block is cancelled, and the lock
-            goes to the next when the block has ended, or a third of ``session_ttl`` later, also if the event loop is
-            blocked all the while.
+        metadata: JSON-like data that commands and ``info`` show with the queue.
+        lock_delay: seconds for which the name stays closed after a holder has died (its lease expired), so that its
+            operations under way can end. A release has no delay. It costs one more write per grant.
+        max_hold: seconds after which a grant is lost, as if its session were: the block is cancelled. The lock goes
+            to the next waiter when the block has ended, or a third of ``session_ttl`` later, even if the event loop
+            is blocked all the while.
 
-    Raises ``InvalidName`` for a name that cannot be used, ``TypeError`` or ``ValueError`` for other arguments that
-    cannot.
+    Raises ``InvalidName`` for a name that cannot be used, and ``TypeError`` or ``ValueError`` for other arguments.
 
     The queue is that of etcd's own recipe (the lowest create revision under the lock's prefix holds; Burrows, "The
     Chubby lock service", 2006, for sessions and fencing), so ``etcdctl lock`` on the same prefix takes its turn too.
@@ -61,7 +60,14 @@ class DistributedLock(AsyncOnly):
     ) -> None:
         self._name = check_name(name)
         self._session = session
-        self._claim = Claim(session, LOCK, (self._name,), on_loss, metadata, Terms.checked(max_hold, lock_delay))
+        self._request = AcquireRequest(
+            session=session,
+            kind=LOCK,
+            names=(self._name,),
+            on_loss=on_loss,
+            metadata=metadata,
+            options=Terms.checked(max_hold, lock_delay),
+        )
         self._holds: dict[Grant, Hold] = {}
 
     @property
@@ -70,7 +76,7 @@ class DistributedLock(AsyncOnly):
 
     @property
     def held(self) -> bool:
-        """Whether a task of this process holds the lock through this object and may trust it."""
+        """True if a task of this process holds the lock through this object and may trust it."""
         return self.grant is not None
 
     @property
@@ -81,24 +87,23 @@ class DistributedLock(AsyncOnly):
     async def acquire(self, timeout: float | None = None) -> Grant:
         """Wait for the lock and return the grant.
 
-        ``timeout`` is in seconds; None waits as long as it takes, 0 tries once (and ends when etcd has answered, or
-        after ``request_timeout``). Raises ``LockTimeout``,
-        ``SessionLost``, ``LockLost`` (an operator deleted the place in the queue) or an ``EtcdError``; nothing stays
-        behind in etcd then, nor when the wait is cancelled.
+        ``timeout`` is in seconds. None waits as long as it takes. 0 tries once, and ends when etcd has answered, or
+        after ``request_timeout``. Raises ``LockTimeout``, ``SessionLost``, ``LockLost`` (an operator deleted the
+        entry) or an ``EtcdError``. After an error or a cancelled wait, no key stays in etcd.
         """
-        return self._keep(await self._claim.attempt(_RULES, timeout))
+        return self._keep(await self._request.attempt(_RULES, timeout))
 
     async def try_acquire(self) -> Grant | None:
-        """The grant if the lock is free right now, else None. Never joins the queue."""
-        hold = await self._claim.attempt_now(_RULES)
+        """Acquire the lock if it is free right now; else returns None, and does not wait in the queue."""
+        hold = await self._request.attempt_now(_RULES)
         return self._keep(hold) if hold else None
 
     async def release(self) -> None:
         """Release the lock: the grant of the current task if it has one, else the one held through this object.
 
-        Does nothing for a lock that was lost; raises ``NotHeld`` if there is nothing to release. Raises an
-        ``EtcdError`` if etcd does not confirm it in time; the lock is given back all the same: the removal goes on
-        until etcd answers or the lease ends. At the end of ``async with`` that is logged, not raised.
+        Does nothing for a lock that was lost. Raises ``NotHeld`` if there is nothing to release, and an ``EtcdError``
+        if etcd does not confirm the release in time. The lock is given back all the same: the removal goes on until
+        etcd answers or the lease ends. The end of ``async with`` logs that error and does not raise it.
         """
         self._drop_released()
         if not self._holds:
@@ -107,11 +112,11 @@ class DistributedLock(AsyncOnly):
         await self._holds.pop(self._mine() or next(reversed(self._holds))).release()
 
     async def info(self) -> LockInfo | None:
-        """Who holds and who waits, as etcd has it; None if nobody does."""
+        """The holders and waiters, as etcd has them at one revision; None if there are none."""
         return await inspect.info(await ready(self._session), self._name)
 
     async def __aenter__(self) -> Grant:
-        hold = await self._claim.attempt(_RULES, None)
+        hold = await self._request.attempt(_RULES, None)
         hold.protect()
         return self._keep(hold)
 
@@ -129,7 +134,7 @@ class DistributedLock(AsyncOnly):
         return f"<DistributedLock {self._name!r} {'held' if self.held else 'not held'}>"
 
     def _mine(self) -> Grant | None:
-        """The grant that the current task got last."""
+        """The latest grant of the current task."""
         task = current_task()
         for grant, hold in reversed(self._holds.items()):
             if hold.task is task:
@@ -142,6 +147,6 @@ class DistributedLock(AsyncOnly):
         return hold.grants[0]
 
     def _drop_released(self) -> None:
-        """Forget what was released by its grant."""
+        """Forget the holds that were released through their grants."""
         for grant in [grant for grant, hold in self._holds.items() if hold.released]:
             del self._holds[grant]

@@ -1,4 +1,4 @@
-"""``LockManager``: locks by name, everybody's locks in view, and the operator's ways to intervene."""
+"""``LockManager``: acquires locks by name, shows all locks of the namespace, and lets an operator intervene."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
-from codomyrmex.concurrency.recipes.acquire import Claim, check_session
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.lock import DistributedLock
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By, Entry
+from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import Terms
 from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
@@ -30,17 +31,19 @@ MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A name that ``acquire_all`` is to acquire as a reader."""
+    """A name that ``acquire_all`` acquires as a reader."""
 
     name: str
 
 
 class _Acquisition(AsyncOnly):
-    """One acquisition to come; good for one use."""
+    """An acquisition that begins when it is awaited or entered, and can be used once."""
 
-    def __init__(self, manager: LockManager, claim: Claim, rules: Sequence[Rule], timeout: float | None) -> None:
+    def __init__(
+        self, manager: LockManager, request: AcquireRequest, rules: Sequence[Rule], timeout: float | None
+    ) -> None:
         self._manager = manager
-        self._claim = claim
+        self._request = request
         self._rules = rules
         self._timeout = timeout
         self._line = users_line()
@@ -48,13 +51,13 @@ class _Acquisition(AsyncOnly):
         self._hold: Hold | None = None
 
     def _acquire(self, who: object = None) -> Coroutine[Any, Any, Hold]:
-        """``who`` asks, if that is not the current task."""
+        """``who`` is the requester if it is not the current task."""
         self._begun = True
         return self._acquired(who)
 
     async def _acquired(self, who: object) -> Hold:
         by = By.of(who or current_task(), self._line)
-        self._hold = await self._claim.attempt(self._rules, self._timeout, by)
+        self._hold = await self._request.attempt(self._rules, self._timeout, by)
         self._manager._got(self._hold)
         return self._hold
 
@@ -73,12 +76,12 @@ class _Acquisition(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            named = ", ".join(map(repr, self._claim.names))
+            named = ", ".join(map(repr, self._request.names))
             warn(self._line, f"the acquisition of {named} was never awaited: nothing was acquired", RuntimeWarning)
 
 
 class Acquisition(_Acquisition):
-    """What ``LockManager.acquire`` returns: await it for a grant, or use it with ``async with``."""
+    """The result of ``LockManager.acquire``: await it for a grant, or use it with ``async with``."""
 
     def __await__(self) -> Generator[Any, None, Grant]:
         self._begun = True
@@ -92,7 +95,7 @@ class Acquisition(_Acquisition):
 
 
 class JointAcquisition(_Acquisition):
-    """What ``LockManager.acquire_all`` returns: await it for the grants, or use it with ``async with``."""
+    """The result of ``LockManager.acquire_all``: await it for the grants, or use it with ``async with``."""
 
     def __await__(self) -> Generator[Any, None, tuple[Grant, ...]]:
         self._begun = True
@@ -108,7 +111,8 @@ class JointAcquisition(_Acquisition):
 class LockManager:
     """Locks by name on one session, the process's default one when left out.
 
-    Unlike a ``DistributedLock`` it is not bound to a name, sees all locks of the namespace, and keeps count.
+    A manager, unlike a ``DistributedLock``, is not bound to a name. It shows all locks of the namespace, and counts its
+    own acquisitions.
     """
 
     def __init__(self, session: Session | None = None) -> None:
@@ -116,7 +120,7 @@ class LockManager:
         self._session = session
         self._locks: dict[str, DistributedLock] = {}
         self._names: set[str] = set()
-        self._held: set[Entry] = set()  # not the grants: one that everybody else has dropped is to be told of
+        self._held: set[Entry] = set()  # a reference to the grant would hide that its owner dropped it
         self._acquisitions = self._releases = self._contended = 0
 
     def acquire(
@@ -132,13 +136,20 @@ class LockManager:
         """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await
         manager.acquire(name)`` and later ``await manager.release(grant)``.
 
-        ``shared``: as a reader. Readers hold together, a writer alone, and all in order of arrival: a reader that comes
-        after a waiting writer waits for it, so that neither starves. Each has a token of its own. The other arguments
-        and the errors are those of ``DistributedLock``.
+        ``shared`` acquires as a reader. Readers hold together, a writer holds alone, and all are granted in order of
+        arrival: a reader that comes after a waiting writer waits for it, so that neither starves. Each reader has its
+        own token. The other arguments and the errors are those of ``DistributedLock``.
         """
         check_timeout(timeout)
-        claim = Claim(self._session, LOCK, (check_name(name),), on_loss, metadata, Terms.checked(max_hold, lock_delay))
-        return Acquisition(self, claim, (shared_rule if shared else exclusive,), timeout)
+        request = AcquireRequest(
+            session=self._session,
+            kind=LOCK,
+            names=(check_name(name),),
+            on_loss=on_loss,
+            metadata=metadata,
+            options=Terms.checked(max_hold, lock_delay),
+        )
+        return Acquisition(self, request, (shared_rule if shared else exclusive,), timeout)
 
     def acquire_all(
         self,
@@ -153,10 +164,10 @@ class LockManager:
         """Acquire all of up to 60 ``names`` or none: ``async with manager.acquire_all([a, b]) as grants``.
 
         One transaction joins all the queues, so two such acquisitions never wait for each other, whatever the order of
-        their names. The grants come in the order of the names; a name given twice counts once, and no names at all are
-        granted at once. If one is lost, all are. ``shared``: as a reader of each; ``Shared(name)`` among the names: as
-        a reader of that one (a name that is given both ways is acquired alone). Raises ``ValueError`` for more than 60
-        names, else as ``acquire``.
+        their names. The grants come in the order of the names. A name that is given twice counts once. An empty list
+        is granted at once. If one grant is lost, all are. ``shared`` acquires every name as a reader, and
+        ``Shared(name)`` among the names acquires that one as a reader; a name that is given both ways is acquired as a
+        writer. Raises ``ValueError`` for more than 60 names, and the errors of ``acquire``.
         """
         check_timeout(timeout)
         if isinstance(names, str):
@@ -164,12 +175,22 @@ class LockManager:
         rules = _rules(names, shared)
         if len(rules) > MAX_TOGETHER:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
-        claim = Claim(self._session, LOCK, tuple(rules), on_loss, metadata, Terms.checked(max_hold, lock_delay))
-        return JointAcquisition(self, claim, tuple(rules.values()), timeout)
+        request = AcquireRequest(
+            session=self._session,
+            kind=LOCK,
+            names=tuple(rules),
+            on_loss=on_loss,
+            metadata=metadata,
+            options=Terms.checked(max_hold, lock_delay),
+        )
+        return JointAcquisition(self, request, tuple(rules.values()), timeout)
 
     async def release(self, grant: Grant) -> None:
-        """Release a grant of this manager; does nothing if it was lost, raises ``NotHeld`` if it is not held. An
-        ``EtcdError`` means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
+        """Release a grant of this manager; does nothing if it was lost.
+
+        Raises ``NotHeld`` if it is not held. An ``EtcdError`` means, as with ``DistributedLock``, that etcd has not
+        confirmed the release yet.
+        """
         if not isinstance(grant, Grant):
             raise TypeError(
                 f"release takes the Grant that acquire gave, not {type(grant).__name__}; "
@@ -196,18 +217,18 @@ class LockManager:
         return await inspect.info(await ready(self._session), name)
 
     async def watch(self, prefix: str = "") -> AsyncIterator[LockEvent]:
-        """Follow every step of every lock whose name starts with ``prefix``, beginning with what is there now."""
+        """Follow every step of every lock whose name starts with ``prefix``, beginning with the entries that exist."""
         async for event in inspect.watch(await ready(self._session), prefix):
             yield event
 
     async def force_release(self, name: str, *, reason: str, token: int | None = None) -> Owner:
-        """Take the lock away from its holder and return who that was.
+        """Take the lock away from its holder; returns that holder.
 
-        The holder is told (its block is cancelled, its fenced writes are refused), the next waiter is granted, and
-        ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released.
-        Raises ``NotHeld`` if nobody holds it, or somebody else by now.
+        The holder loses the lock: its block is cancelled and its fenced writes are refused. The next waiter is granted.
+        ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. Raises
+        ``NotHeld`` if the lock has no holder, or none with that token.
         """
-        return await inspect.force_release(await ready(self._session), name, reason, token)
+        return await force_release(await ready(self._session), name, reason, token)
 
     def stats(self) -> LockStats:
         """Counters since this manager was made; ``total_locks`` is the number of distinct names acquired."""
@@ -235,7 +256,7 @@ class LockManager:
 
 
 def _rules(names: Iterable[str | Shared], shared: bool) -> dict[str, Rule]:
-    """By which rule each name is to be acquired."""
+    """The rule for each name."""
     rules: dict[str, Rule] = {}
     for given in names:
         name = check_name(given.name if isinstance(given, Shared) else given)

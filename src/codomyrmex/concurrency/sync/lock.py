@@ -19,7 +19,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Compare, Op, TxnResu
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
 from codomyrmex.concurrency.recipes import manager as twin
-from codomyrmex.concurrency.recipes.acquire import Claim
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest
 from codomyrmex.concurrency.recipes.hold import Hold
 from codomyrmex.concurrency.recipes.hold import OnLoss as AsyncOnLoss
 from codomyrmex.concurrency.session import ready
@@ -168,7 +168,14 @@ class DistributedLock(BlockingOnly):
         self._name = check_name(name)
         self._session = unwrapped(session)
         terms = Terms.checked(max_hold, lock_delay)
-        self._claim = Claim(self._session, LOCK, (self._name,), at_loss(on_loss), metadata, terms)
+        self._request = AcquireRequest(
+            session=self._session,
+            kind=LOCK,
+            names=(self._name,),
+            on_loss=at_loss(on_loss),
+            metadata=metadata,
+            options=terms,
+        )
         self._held: list[tuple[int, Grant]] = []
         self._guard = threading.Lock()
 
@@ -189,11 +196,11 @@ class DistributedLock(BlockingOnly):
 
     def acquire(self, timeout: float | None = None) -> Grant:
         """Wait for the lock and return the grant; ``timeout`` and errors as in the asyncio class."""
-        return self._keep(portal().run(self._claim.attempt(_RULES, timeout, this_thread()), Hold.release))
+        return self._keep(portal().run(self._request.attempt(_RULES, timeout, this_thread()), Hold.release))
 
     def try_acquire(self) -> Grant | None:
         """The grant if the lock is free right now, else None. Never joins the queue."""
-        hold = portal().run(self._claim.attempt_now(_RULES, this_thread()), _release_if_any)
+        hold = portal().run(self._request.attempt_now(_RULES, this_thread()), _release_if_any)
         return self._keep(hold) if hold else None
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""Why names were not granted in time, in words for a person: who holds them, and how many waited ahead. Pure."""
+"""The reason, in words, that names were not granted in time: their holders, and the number of earlier waiters. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ READ = 32  # entries of a queue, the oldest
 
 
 class Wanted(NamedTuple):
-    """A name that was waited for: by which rule, with which token (0: it had not joined), and the oldest entries of
-    its queue at the end."""
+    """A name that was waited for.
+
+    ``rule`` is the rule of its grant, ``token`` the token of its entry (0 if it had not joined), ``found`` the oldest
+    entries of its queue when the wait ended.
+    """
 
     name: str
     rule: Rule
@@ -25,7 +28,7 @@ class Wanted(NamedTuple):
 
 
 def why(what: str, wanted: Sequence[Wanted]) -> str:
-    """The holders of the names that were not granted, and the number of those who waited ahead."""
+    """The holders of the names that were not granted, and the number of the waiters before this request."""
     missing = [text for one in wanted if (text := _why(what, one, named=len(wanted) > 1))]
     if not missing:
         return "it has come free just now" if len(wanted) == 1 else "all of them have come free just now"
@@ -33,27 +36,27 @@ def why(what: str, wanted: Sequence[Wanted]) -> str:
 
 
 def _why(what: str, wanted: Wanted, *, named: bool) -> str:
-    """The same of one name; empty if it would have been granted."""
+    """The reason for one name; empty if it would have been granted."""
     name, rule, token, found = wanted
-    ahead = [kv for kv in _in_order(found) if not token or kv.create_revision < token]
+    earlier = [kv for kv in _in_order(found) if not token or kv.create_revision < token]
     limit = limit_in(found.kvs)
-    view = View(found.revision, [Ahead(kv.key, kv.create_revision) for kv in ahead], len(ahead), limit)
+    view = View(found.revision, [Ahead(kv.key, kv.create_revision) for kv in earlier], len(earlier), limit)
     if isinstance(rule(view), Granted):
         return ""
-    held = holding([kv.key for kv in ahead], limit)
-    owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in ahead[:held]]
+    held = holding([kv.key for kv in earlier], limit)
+    owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in earlier[:held]]
     subject = f"{name!r}" if named else "it"
     holders = ", and by ".join(describe(owner, what) for owner in owners[:_TOLD])
     text = f"{subject} is held by {holders}" if owners else f"{subject} is held by nobody"
     text += _and_more(len(owners) - _TOLD, "hold it too")
     if not token:
         return text + "; this request had not joined the queue yet"
-    waiting = len(ahead) - held
-    return text + f"; {_place(waiting, more=found.total > len(found.kvs) and len(ahead) == len(found.kvs))}"
+    waiting = len(earlier) - held
+    return text + f"; {_standing(waiting, more=found.total > len(found.kvs) and len(earlier) == len(found.kvs))}"
 
 
 def describe(owner: Owner, what: str = "lock") -> str:
-    """One owner, for a person. What others have written is shown with escapes."""
+    """An owner in words for a person. Texts that others have written are shown with escapes."""
     if not owner.host:
         text = f"a client that does not say who it is (lease {owner.session})"
     else:
@@ -66,7 +69,7 @@ def describe(owner: Owner, what: str = "lock") -> str:
     return f"{text} ({owner.permits} permits)" if owner.permits > 1 else text
 
 
-def _place(waiting: int, *, more: bool) -> str:
+def _standing(waiting: int, *, more: bool) -> str:
     if more:
         return f"at least {waiting} others waited ahead of this request"
     if not waiting:

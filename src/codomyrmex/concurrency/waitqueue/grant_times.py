@@ -1,4 +1,4 @@
-"""When each owner came to hold, for one who looks at queues again and again: timed on the looker's own clock. Pure."""
+"""Times of grants, found by comparing successive readings of queues, by the reader's own clock. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ Q = TypeVar("Q", bound=LockInfo | SemaphoreInfo)
 
 
 class Sightings:
-    """Remembers who joined and who came to hold between two readings. Of what the first reading shows nothing was
-    seen; there, what its holder has told stands."""
+    """The owners of the last reading, with the times at which they were first seen to wait and to hold.
+
+    An owner of the first reading joined at an unknown time, so its own record of the times stands.
+    """
 
     def __init__(self) -> None:
         self._joined: dict[tuple[str, int], datetime | None] = {}  # None: it was there at the first reading
@@ -22,7 +24,7 @@ class Sightings:
         self._first = True
 
     def timed(self, queues: Sequence[Q], now: datetime) -> list[Q]:
-        """The same queues, read ``now``; with the times of the grants that were seen."""
+        """The queues, read at ``now``, with the times of the grants that happened between two readings."""
         unseen = None if self._first else now
         holders: list[Owner] = []
         owners: list[Owner] = []

@@ -1,4 +1,4 @@
-"""What a reading of a queue says: the entries in it, and the view of it that one of them has."""
+"""Decodes a reading of a queue: its entries, its limit, and the view that one entry has of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from codomyrmex.concurrency.waitqueue.rules import Ahead, View
 
 
 def entries_in(found: GetResult) -> list[Ahead]:
-    """The entries among what was read. A key without a lease is nobody's place in a queue: it would never go away. Nor
-    is one that can never be granted. They are skipped, with one warning each."""
+    """The entries of a reading. Other keys are skipped, with one warning each.
+
+    A key without a lease is no entry, since it would never go away; nor is a key that can never be granted.
+    """
     entries = []
     for kv in found.kvs:
         if is_entry(kv):
@@ -22,7 +24,7 @@ def entries_in(found: GetResult) -> list[Ahead]:
 
 
 def is_entry(kv: KV) -> bool:
-    """True if a key that was read is a place in a queue."""
+    """True if a key that was read is an entry."""
     return bool(kv.lease) and not keys.is_never_granted(kv.key)
 
 
@@ -32,18 +34,18 @@ def is_limit(kv: KV) -> bool:
 
 
 def limit_in(kvs: Iterable[KV]) -> int | None:
-    """A semaphore's limit, as what was read says."""
+    """The limit of a semaphore in a reading; None if it has none."""
     return keys.lowest_limit(kv.key for kv in kvs if not kv.lease)
 
 
 def skip(key: bytes) -> None:
-    """Say once per key that it is skipped."""
+    """Warn, once per key, that the key is skipped."""
     skipped_keys.skip(key, "the entries of locks and semaphores")
 
 
 def whole(found: GetResult, token: int = 0) -> View:
-    """The whole queue as it was read; with ``token``, what of it is ahead of the entry that has it."""
-    ahead = sorted(entries_in(found), key=lambda entry: (entry.create_revision, entry.key))
+    """The whole queue of a reading; with ``token``, the part of it before the entry of that token."""
+    entries = sorted(entries_in(found), key=lambda entry: (entry.create_revision, entry.key))
     if token:
-        ahead = [entry for entry in ahead if entry.create_revision < token]
-    return View(found.revision, ahead, len(ahead), limit_in(found.kvs))
+        entries = [entry for entry in entries if entry.create_revision < token]
+    return View(found.revision, entries, len(entries), limit_in(found.kvs))

@@ -1,0 +1,44 @@
+"""The metadata of an entry: checked, named after the agent, and encoded as a part of the entry's JSON value."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from codomyrmex.concurrency import decode
+
+AGENT = "CODOMYRMEX_AGENT"
+MAX_METADATA = 64 * 1024
+_DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
+
+
+def with_agent(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    """``metadata`` with the ``agent`` that the environment names, unless it has an ``agent`` of its own."""
+    agent = os.environ.get(AGENT)
+    if not agent or not isinstance(metadata, dict | None):
+        return metadata
+    return {"agent": decode.storable(agent), **(metadata or {})}
+
+
+def encode_metadata(metadata: dict[str, Any] | None) -> str:
+    """The part of an entry's JSON value that holds ``metadata``; empty for None.
+
+    Raises ``TypeError`` if ``metadata`` is not a dict or cannot be JSON, ``ValueError`` if it is too large or nests too
+    deep.
+    """
+    if metadata is None:
+        return ""
+    if not isinstance(metadata, dict):
+        raise TypeError(f"metadata must be a dict, not {type(metadata).__name__}")
+    try:
+        text = json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"metadata must be JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(_DEEP) from None
+    if len(text) > MAX_METADATA:
+        raise ValueError(f"metadata may have {MAX_METADATA} bytes as JSON; this has {len(text)}")
+    if not decode.is_plain(json.loads(text)):
+        raise ValueError(_DEEP)
+    return f',"metadata":{text}'

@@ -1,0 +1,56 @@
+"""Takes a lock away from its holder, and records the user and the reason."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+
+from codomyrmex.concurrency import decode
+from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
+from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Put, Target
+from codomyrmex.concurrency.keys import LOCK
+from codomyrmex.concurrency.models import ForcedRelease, Owner
+from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.waitqueue.inspect import by_age, owners_of, read_one
+from codomyrmex.concurrency.waitqueue.rules import holding
+
+
+async def force_release(session: Session, name: str, reason: str, token: int | None) -> Owner:
+    """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``."""
+    if not reason.strip():
+        raise ValueError("a forced release needs a reason, for those who find their lock gone")
+    name, entries = await read_one(session, name, LOCK)
+    queue = sorted(entries, key=by_age)
+    holders = queue[: holding([kv.key for kv in queue])]
+    if not holders:
+        raise NotHeld(f"nobody holds the lock {name!r}")
+    held = next((kv for kv in holders if token in (None, kv.create_revision)), None)
+    if held is None:
+        tokens = ", ".join(str(kv.create_revision) for kv in holders)
+        raise NotHeld(f"the lock {name!r} is held with token {tokens} by now, not {token}; look again")
+    (holder,) = owners_of([held])
+    by = f"{_user()}@{session.host}"
+    record = ForcedRelease(name, holder.token, decode.storable(reason), decode.storable(by), datetime.now(UTC))
+    audit = Put(session.layout.audit(name), record.encode())
+    try:
+        reply = await _delete_entry(session, held.key, holder.token, (audit,))
+    except EtcdQuotaExceeded:
+        # A full database takes no record, but it must not keep a dead holder in place.
+        reply = await _delete_entry(session, held.key, holder.token, ())
+    if not reply.succeeded:
+        raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
+    return holder
+
+
+async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
+    same = Compare(key, Target.CREATE_REVISION, token)
+    request = Request((key,), (Delete(key), *puts), compares=(same,), alone=True)
+    return await session.committer.commit(request)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
