@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "API_SPECIFICATION.md", "docs/testing.md")
+DOCUMENTS = (
+    "README.md",
+    "API_SPECIFICATION.md",
+    "PAI.md",
+    *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")),
+)
 
 
 def main() -> int:
