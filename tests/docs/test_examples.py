@@ -86,8 +86,8 @@ def test_the_workflow_engine_keeps_order_and_takes_turns(etcd: EmbeddedEtcd, nam
         "level: compile, docs, lint",
         "level: release",
     ]
-    begins = {line.split()[0]: place for place, line in enumerate(lines) if " begins " in line}
-    ends = {line.split()[0]: place for place, line in enumerate(lines) if line.endswith(" ends")}
+    begins = {line.split()[0]: index for index, line in enumerate(lines) if " begins " in line}
+    ends = {line.split()[0]: index for index, line in enumerate(lines) if line.endswith(" ends")}
     first, second = sorted(("compile", "docs"), key=begins.__getitem__)
     assert begins.keys() == ends.keys() == {"checkout", "lint", "compile", "docs", "release"}
     assert ends[first] < begins[second], "two steps touched the cache at once"

@@ -1,4 +1,4 @@
-"""What SIGTERM does to a plain script that holds a lock, without and with the lines of the page on it."""
+"""A plain script that holds a lock is sent SIGTERM, without and with the lines of docs/how-to/end-on-sigterm.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ with DistributedLock("job"):
 
 
 async def end_of(script: str, etcd: EmbeddedEtcd, session: Session) -> LockEvent:
-    """How the lock of a script ends that is sent SIGTERM while it holds it."""
+    """The event that ends the lock of a script that is sent SIGTERM while it holds the lock."""
     environment = {
         **os.environ,
         "CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint,

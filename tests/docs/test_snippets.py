@@ -107,7 +107,7 @@ def as_run(line: str) -> str:
 
 
 def check_installation(packages: list[str]) -> None:
-    """What is installed is this project, with extras that it has, or is among what its own tests need."""
+    """Each package is this project, with extras that it has, or one that its own tests need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for package in packages:
         base, extras = re.fullmatch(r"([\w-]+)(?:\[([\w,]+)\])?", package).groups()  # type: ignore[union-attr]
