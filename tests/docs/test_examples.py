@@ -130,7 +130,7 @@ async def test_ci_deploy_gives_up_waiting(etcd: EmbeddedEtcd, namespace: str, se
         waiting = await deploy(etcd, namespace, TIMEOUT="100ms")
         output, errors = await waiting.communicate()
     assert (waiting.returncode, output) == (75, b"")
-    assert b"staging is still being deployed by somebody else" in errors
+    assert b"staging is still being deployed by another job" in errors
 
 
 async def test_ci_deploy_ends_when_its_lock_is_lost(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
