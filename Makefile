@@ -5,9 +5,9 @@ BIN     = $(VENV)/bin
 SECONDS ?= 60
 FILES   ?= tests/integration tests/sync
 
-.PHONY: help demo test lint bench scale chaos cluster docker deploy-check mutants versions proto clean
+.PHONY: help demo test lint docs bench scale chaos cluster docker deploy-check mutants versions proto clean
 help:
-	@echo "make demo | test | lint | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | mutants | versions | proto | clean"
+	@echo "make demo | test | lint | docs | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | mutants | versions | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,15 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/python -m tests.typing
 	$(BIN)/lint-imports
+
+# The site goes to build/docs. An environment of its own: two dozen packages that no test needs.
+$(VENV)-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)-docs/.ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 # An environment of its own: one of the peers and the gateway's library call themselves by one name.
 $(VENV)-bench/.ready: pyproject.toml
@@ -72,4 +81,4 @@ proto:
 	rm -rf .proto-venv
 
 clean:
-	rm -rf $(VENV) $(VENV)-bench .proto-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-docs .proto-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -62,7 +62,7 @@ async def work(killed: bool) -> None:
 
 
 async def uses(*arguments: str) -> list[tuple[str, float, float]]:
-    """What a process printed."""
+    """The output of a process."""
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     print(f"a process that {arguments[0]} ended with {process.returncode}")

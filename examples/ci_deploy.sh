@@ -15,7 +15,7 @@ codomyrmex concurrency run --lock "deploy:$target" --timeout "$timeout" -- sh -c
 
 case $code in
     0) echo "$target is deployed" ;;
-    75) echo "$target is still being deployed by somebody else; try again later" >&2 ;;
+    75) echo "$target is still being deployed by another job; try again later" >&2 ;;
     76) echo "the deploy was ended because its lock was lost; $target may be half deployed" >&2 ;;
     *) echo "the deploy failed with exit code $code" >&2 ;;
 esac

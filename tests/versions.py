@@ -1,10 +1,11 @@
-"""Runs the integration suite on every etcd and every Python at hand, and writes the table of the README.
+"""Runs the integration suite on every etcd and every Python at hand, and writes the table of
+``docs/operations/servers.md``.
 
     make versions
 
 Servers: an ``etcd`` on PATH, the wheel's, 3.6 and 3.7 built from Go modules where Go is there. Pythons: the one that
 runs this, and others on PATH or under pyenv, each in a fresh environment. What is missing is named in one line.
-``--check`` leaves the README alone; ``--quick`` runs the files that speak to etcd in the most ways.
+``--check`` leaves the page alone; ``--quick`` runs the files that speak to etcd in the most ways.
 """
 
 from __future__ import annotations
@@ -117,10 +118,10 @@ def main() -> int:
         rows = [f"| {run.etcd} | {run.python} | {run.outcome} |" for run in runs]
         what = "the six files that speak to etcd most" if "--quick" in sys.argv else "integration suite"
         table = "\n".join((f"| etcd | Python | {what} |", "| --- | --- | --- |", *rows))
-        readme = ROOT / "README.md"
-        text = readme.read_text()
+        page = ROOT / "docs" / "operations" / "servers.md"
+        text = page.read_text()
         head, rest = text.split(_BEGIN)
-        readme.write_text(f"{head}{_BEGIN}\n{table}\n{_END}{rest.split(_END)[1]}")
+        page.write_text(f"{head}{_BEGIN}\n{table}\n{_END}{rest.split(_END)[1]}")
     return 1 if failed else 0
 
 

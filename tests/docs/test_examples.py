@@ -86,8 +86,8 @@ def test_the_workflow_engine_keeps_order_and_takes_turns(etcd: EmbeddedEtcd, nam
         "level: compile, docs, lint",
         "level: release",
     ]
-    begins = {line.split()[0]: place for place, line in enumerate(lines) if " begins " in line}
-    ends = {line.split()[0]: place for place, line in enumerate(lines) if line.endswith(" ends")}
+    begins = {line.split()[0]: index for index, line in enumerate(lines) if " begins " in line}
+    ends = {line.split()[0]: index for index, line in enumerate(lines) if line.endswith(" ends")}
     first, second = sorted(("compile", "docs"), key=begins.__getitem__)
     assert begins.keys() == ends.keys() == {"checkout", "lint", "compile", "docs", "release"}
     assert ends[first] < begins[second], "two steps touched the cache at once"
@@ -130,7 +130,7 @@ async def test_ci_deploy_gives_up_waiting(etcd: EmbeddedEtcd, namespace: str, se
         waiting = await deploy(etcd, namespace, TIMEOUT="100ms")
         output, errors = await waiting.communicate()
     assert (waiting.returncode, output) == (75, b"")
-    assert b"staging is still being deployed by somebody else" in errors
+    assert b"staging is still being deployed by another job" in errors
 
 
 async def test_ci_deploy_ends_when_its_lock_is_lost(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:

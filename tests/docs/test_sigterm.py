@@ -1,4 +1,4 @@
-"""SIGTERM to a plain script that holds a lock, without and with the lines of README.md."""
+"""A plain script that holds a lock is sent SIGTERM, without and with the lines of docs/how-to/end-on-sigterm.md."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from codomyrmex.concurrency import EmbeddedEtcd, LockEvent, Session
 from codomyrmex.concurrency.waitqueue import inspect
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-(LINES,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "SIGTERM" in code]
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "end-on-sigterm.md").read_text()
+(LINES,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "SIGTERM" in code]
 
 ASYNC = """
 import asyncio
@@ -40,7 +40,7 @@ with DistributedLock("job"):
 
 
 async def end_of(script: str, etcd: EmbeddedEtcd, session: Session) -> LockEvent:
-    """The event that ends the lock of a script which gets SIGTERM while it holds the lock."""
+    """The event that ends the lock of a script that is sent SIGTERM while it holds the lock."""
     environment = {
         **os.environ,
         "CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint,
@@ -75,7 +75,7 @@ async def test_a_plain_script_ends_at_once_and_its_lease_must_run_out(
 
 @pytest.mark.parametrize("before", ["", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"])
 @pytest.mark.parametrize("script", [ASYNC, BLOCKING], ids=["async", "blocking"])
-async def test_with_the_lines_of_the_readme_it_gives_back_what_it_holds(
+async def test_with_the_lines_of_the_page_it_gives_back_what_it_holds(
     before: str, script: str, etcd: EmbeddedEtcd, session: Session
 ) -> None:
     """Also where SIGINT is ignored, as in a shell's background jobs."""

@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "API_SPECIFICATION.md", "docs/testing.md")
+DOCUMENTS = (
+    "README.md",
+    "API_SPECIFICATION.md",
+    "PAI.md",
+    *(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")),
+)
 
 
 def main() -> int:
@@ -37,6 +42,7 @@ def as_functions() -> str:
         (document, code)
         for document in DOCUMENTS
         for code in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+        if not re.search(r"^from (celery|fastapi) import", code, re.MULTILINE)  # not installed here
     ]
     return "\n".join(
         f"async def snippet_{number}() -> None:  # {document}\n{textwrap.indent(code, '    ')}"
