@@ -223,14 +223,14 @@ MUTANTS = (
     Mutant(
         "leave a hold that is over to the event loop alone",
         "etcd/keepalive.py",
-        "self.overstays.enforce(self._lease.ttl / 6)",
+        "self.hold_limits.enforce(self._lease.ttl / 6)",
         "pass",
         "tests/integration/test_terms.py",
     ),
     Mutant(
         "let a finished hold's limit strike at the next one",
         "waitqueue/entry.py",
-        "self.session.overstays().lift(self.key)",
+        "self.session.hold_limits().lift(self.key)",
         "pass",
         "tests/integration/test_terms.py",
     ),
@@ -278,8 +278,8 @@ MUTANTS = (
     ),
     Mutant(
         "never remove a baton",
-        "session.py",
-        "for key in self.batons.stale(clock.now()):",
+        "waitqueue/local.py",
+        "for key in self.release_markers.expired(clock.now()):",
         "for key in ():",
         "tests/integration/test_costs.py -k batons",
     ),
@@ -576,15 +576,15 @@ MUTANTS = (
     Mutant(
         "lose a place that was given to somebody just cancelled",
         "waitqueue/admission.py",
-        "self.leave(queue)  # it was given",
-        "pass  # it was given",
+        "self.leave(queue)  # it was admitted",
+        "pass  # it was admitted",
         "tests/unit/waitqueue/test_admission.py",
     ),
     Mutant(
         "let everybody into the queue",
         "waitqueue/admission.py",
-        "PLACES = 64",
-        "PLACES = 1 << 30",
+        "ADMITTED = 64",
+        "ADMITTED = 1 << 30",
         "tests/integration/test_costs.py",
     ),
     Mutant(
@@ -1126,7 +1126,7 @@ MUTANTS = (
     Mutant(
         "tell of all holds at once",
         "waitqueue/record_wait.py",
-        "        async with entry.session.telling:",
+        "        async with entry.local.recording:",
         "        if True:",
         "tests/integration/test_costs.py -k one_at_a_time",
     ),
@@ -1259,14 +1259,14 @@ MUTANTS = (
     Mutant(
         "warn nobody who waits for itself",
         "waitqueue/join.py",
-        "                warn_of_itself(entry.session, entry.place, entry.by)\n",
+        "                warn_of_itself(entry.session, entry.queue_ref, entry.by)\n",
         "",
         "tests/integration/test_warnings.py -k 'that_it_holds or own_lock'",
     ),
     Mutant(
         "warn of a lock that was held once",
         "waitqueue/entry.py",
-        "            del self.session.held[mine]",
+        "            del self.local.by_holder[mine]",
         "            pass",
         "tests/integration/test_warnings.py -k after_its_release",
     ),

@@ -15,9 +15,9 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.affinity import Home, running_loop
@@ -26,16 +26,15 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, Ses
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.deletion import Remover
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
-from codomyrmex.concurrency.etcd.max_hold import Overstays
-from codomyrmex.concurrency.etcd.supervision import guarded, supervise
+from codomyrmex.concurrency.etcd.max_hold import HoldLimits
+from codomyrmex.concurrency.etcd.supervision import supervise
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
+from codomyrmex.concurrency.loss import Loss, SessionClosed
+from codomyrmex.concurrency.session_members import SessionMember, SessionMembers
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdOptions, EtcdSettings
-from codomyrmex.concurrency.waitqueue.admission import Doors
-from codomyrmex.concurrency.waitqueue.handoff import Batons
-from codomyrmex.concurrency.waitqueue.key_slots import Nonces
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
@@ -45,55 +44,8 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 _open_sessions: set[Session] = set()  # also those whose loop was closed under them: nobody can close what they have
 _ENDING = 1.0  # seconds for what works on the session to end when it is closed
-PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
 
-
-class Loss(asyncio.Event):
-    """An event that is set when something is gone; it can be awaited directly. ``reason`` says why."""
-
-    def __init__(self, home: Home) -> None:
-        super().__init__()
-        self.reason: ConcurrencyError | None = None
-        self._home = home
-
-    async def wait(self) -> Literal[True]:
-        """Wait until it is set."""
-        self._home.check("event")
-        return await super().wait()
-
-    def __await__(self) -> Generator[Any, None, bool]:
-        return self.wait().__await__()
-
-    def tell(self, reason: ConcurrencyError) -> None:
-        if not self.is_set():
-            self.reason = reason
-            self.set()
-
-
-class SessionClosed(SessionLost):
-    """The session ended in good order."""
-
-
-class Member(Protocol):
-    """Something whose life depends on the session."""
-
-    def waits(self) -> tuple[str, float] | None:
-        """What kind of thing it waits for, and since when on ``clock``; None if for nothing."""
-
-    def holds(self) -> tuple[str, float] | None:
-        """The kind of thing it holds, and since when on ``clock``; None if nothing."""
-
-    def looked_after(self) -> None:
-        """Called every ``PATROL`` seconds while the member lasts."""
-
-    def untrusted(self, reason: ConcurrencyError) -> None:
-        """The lease can no longer be relied upon, though it may live."""
-
-    def session_closing(self, reason: ConcurrencyError) -> None:
-        """The session is about to end in good order."""
-
-    def session_lost(self, reason: ConcurrencyError) -> None:
-        """The lease is gone, and every key with it."""
+M = TypeVar("M", bound=SessionMember)
 
 
 class Session(AsyncOnly):
@@ -113,14 +65,9 @@ class Session(AsyncOnly):
         self.home = Home()
         self.lost = Loss(self.home)
         self.host = socket.gethostname()
-        self._members: set[Member] = set()
+        self.members = SessionMembers(self._broken)
+        self._made: dict[type[SessionMember], Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._patrolling: asyncio.TimerHandle | None = None
-        self._patrol = guarded(self._look_after_members, "looking after what is held", self._broken)
-        self.nonces = Nonces()
-        self.doors = Doors()
-        self.batons = Batons()
-        self.places: dict[bytes, Member] = {}  # those of its members that stand in a queue, by key
         self.transport: Transport
         self.hub: WatchHub
         self.committer: Committer
@@ -131,9 +78,7 @@ class Session(AsyncOnly):
         self._keepalive: Keepalive | None = None
         self._embedded: EmbeddedEtcd | None = None
         self._opening = asyncio.Lock()
-        self.telling = asyncio.Lock()  # what members tell for people to read is sent one at a time
         self._trust = asyncio.Event()
-        self.held: dict[tuple[bytes, object], Any] = {}  # entries of its members that hold, by queue and by who holds
 
     @property
     def id(self) -> int:
@@ -169,11 +114,24 @@ class Session(AsyncOnly):
         """Whether it is open, and in the process and the event loop that it belongs to."""
         return self.is_open and self.home.is_here() and not self.lost.is_set()
 
-    def join(self, member: Member) -> None:
-        """From here on ``member`` is told what becomes of the session."""
-        self._members.add(member)
-        if self._patrolling is None:
-            self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol)
+    def member(self, kind: type[M]) -> M:
+        """The one session member of ``kind``, which is made of the session, and joins it, at the first call.
+
+        A layer above keeps in it the state that it has for each session; so the session need not know that layer.
+        """
+        made: M | None = self._made.get(kind)
+        if made is None:
+            made = self._made[kind] = kind(self)  # type: ignore[call-arg]
+            self.join(made)
+        return made
+
+    def join(self, member: SessionMember) -> None:
+        """Tell ``member`` from now on what becomes of the session."""
+        self.members.add(member)
+
+    def leave(self, member: SessionMember) -> None:
+        """Tell ``member`` no more."""
+        self.members.discard(member)
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         """Own a task that works on the session: it is cancelled when the session is closed."""
@@ -186,19 +144,7 @@ class Session(AsyncOnly):
         self.keep(task)
         return task
 
-    def leave(self, member: Member) -> None:
-        self._members.discard(member)
-
-    def _look_after_members(self) -> None:
-        for member in list(self._members):
-            member.looked_after()
-        if not self.lost.is_set():
-            for key in self.batons.stale(clock.now()):
-                self.remover.remove(key, lambda _, key=key: self.batons.gone(key))  # type: ignore[misc]
-        again = (self._members or self.batons) and not self.lost.is_set()
-        self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol) if again else None
-
-    async def outliving(self, seconds: float) -> int:
+    async def delayed_lease(self, seconds: float) -> int:
         """The id of a lease that is renewed with the session's and outlives it by ``seconds``."""
         assert self._keepalive
         ttl = math.ceil(self.ttl + seconds)
@@ -213,10 +159,10 @@ class Session(AsyncOnly):
                 self._keepalive.renew_too(ttl, lease)
         return lease.id
 
-    def overstays(self) -> Overstays:
+    def hold_limits(self) -> HoldLimits:
         """What takes entries away in time, also when the event loop is blocked."""
         assert self._keepalive
-        return self._keepalive.overstays
+        return self._keepalive.hold_limits
 
     async def trusted(self) -> None:
         """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
@@ -238,8 +184,7 @@ class Session(AsyncOnly):
             await self._release_resources()
             return
         reason = SessionClosed("the session was closed")
-        self.doors.close(reason)
-        self._tell_members(lambda member: member.session_closing(reason))
+        self.members.tell(lambda member: member.session_closing(reason), self.id)
         try:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
                 await self.committer.idle()
@@ -324,7 +269,7 @@ class Session(AsyncOnly):
             reason = SessionLost(
                 f"no keepalive was answered for two thirds of the lease's {self.ttl} s; it can no longer be trusted"
             )
-            self._tell_members(lambda member: member.untrusted(reason))
+            self.members.tell(lambda member: member.untrusted(reason), self.id)
 
     def notice_distrust(self) -> None:
         """Tell the members that the lease is not trusted, before the event loop comes to what the keepalive told."""
@@ -350,14 +295,6 @@ class Session(AsyncOnly):
         log.error("%s of the session %016x failed", name, self.id, exc_info=error)
         self._end(SessionLost(f"{name} of this session failed: {type(error).__name__}: {text_of(error)}"))
 
-    def _tell_members(self, tell: Callable[[Member], None]) -> None:
-        """One that fails at being told keeps nobody else from it."""
-        for member in list(self._members):
-            try:
-                tell(member)
-            except Exception:
-                log.exception("a member of the session %016x failed when it was told", self.id)
-
     def _end(self, reason: SessionLost) -> None:
         if self.lost.is_set():
             return
@@ -370,8 +307,8 @@ class Session(AsyncOnly):
                 telemetry.tell("session_lost", self.id)
         self._trust.set()
         self.committer.abandon(reason)
-        self.doors.close(reason)
-        self._tell_members(lambda member: member.session_lost(reason))
+        self.members.tell(lambda member: member.session_lost(reason), self.id)
+        self.members.stop_ticks()
         if self._keepalive:
             self._keepalive.stop(revoke=False)
 
@@ -381,18 +318,16 @@ class Session(AsyncOnly):
         return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
 
     def waits(self) -> list[tuple[str, float]]:
-        """What its members wait for, and since when on ``clock``. Any thread may ask."""
-        inside = [waits for member in list(self._members) if (waits := member.waits())]
-        return [*inside, *self.doors.waits()]
+        """The kind of each thing that members wait for, and the time on ``clock`` since when. Any thread may ask."""
+        return self.members.waits()
 
     def holds(self) -> list[tuple[str, float]]:
-        """The kinds of things its members hold, and since when on ``clock``. Any thread may ask."""
-        return [holds for member in list(self._members) if (holds := member.holds())]
+        """The kind of each thing that members hold, and the time on ``clock`` since when. Any thread may ask."""
+        return self.members.holds()
 
     async def _release_resources(self) -> None:
         _open_sessions.discard(self)
-        if self._patrolling:
-            self._patrolling.cancel()
+        self.members.stop_ticks()
         if self._keepalive:
             self._keepalive.stop(revoke=not self.is_open)
         if self._tasks:

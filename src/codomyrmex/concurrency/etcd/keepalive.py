@@ -17,7 +17,7 @@ from functools import partial
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError
-from codomyrmex.concurrency.etcd.max_hold import Overstays
+from codomyrmex.concurrency.etcd.max_hold import HoldLimits
 from codomyrmex.concurrency.etcd.supervision import Broken
 from codomyrmex.concurrency.etcd.transports.failures import LEASE_NOT_FOUND
 from codomyrmex.concurrency.etcd.transports.protocol import Lease, LeaseClient
@@ -47,7 +47,7 @@ class Keepalive(threading.Thread):
         self._client = client
         self._lease = lease
         self._longer: dict[int, Lease] = {}
-        self.overstays = Overstays(client)
+        self.hold_limits = HoldLimits(client)
         self._loop = loop
         self._changed = changed
         self._failed = failed
@@ -85,7 +85,7 @@ class Keepalive(threading.Thread):
                     self._revoke = True
                     break
                 self._check_trust()
-                self.overstays.enforce(self._lease.ttl / 6)
+                self.hold_limits.enforce(self._lease.ttl / 6)
                 if clock.now() >= self._next and not self._renew():
                     return
             if self._revoke:

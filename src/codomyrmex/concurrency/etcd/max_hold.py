@@ -11,7 +11,7 @@ from codomyrmex.concurrency.errors import EtcdError
 from codomyrmex.concurrency.etcd.transports.protocol import LeaseClient
 
 
-class Overstays:
+class HoldLimits:
     def __init__(self, client: LeaseClient) -> None:
         self._client = client
         self._limits: dict[bytes, tuple[int, float]] = {}

@@ -20,16 +20,17 @@ from codomyrmex.concurrency.keys import Kind
 from codomyrmex.concurrency.models import Owner
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.session import Session, ready
-from codomyrmex.concurrency.waitqueue.entry import By, Entry, Place, warn_of_itself
+from codomyrmex.concurrency.waitqueue.entry import By, Entry, QueueRef, warn_of_itself
 from codomyrmex.concurrency.waitqueue.explain import READ, Wanted, describe, why
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.join import acquire
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.rules import Rule
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
 _MOMENT = 0.5  # seconds that the reason of a timeout may take
-_PLAIN = Terms()
+_PLAIN = HoldOptions()
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
 
@@ -54,7 +55,7 @@ class Claim:
         names: Sequence[str],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
-        terms: Terms = _PLAIN,
+        terms: HoldOptions = _PLAIN,
         prepare: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
         check_session(session)
@@ -68,7 +69,7 @@ class Claim:
         self.on_loss: OnLoss = on_loss
         self._metadata = encode_metadata(_named(metadata))
         self._used: Session | None = None
-        self._places: list[Place] = []
+        self._places: list[QueueRef] = []
         self._owner = ""
 
     async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: By | None = None) -> Hold:
@@ -126,7 +127,9 @@ class Claim:
         if session is not self._used:
             if self._prepare:
                 await self._prepare(session)
-            self._places = [Place.of(self._kind, session.layout.queue(name, self._kind), name) for name in self.names]
+            self._places = [
+                QueueRef.of(self._kind, session.layout.queue(name, self._kind), name) for name in self.names
+            ]
             self._owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
             self._used = session
         return session
@@ -140,17 +143,17 @@ class Claim:
         if not self.names:
             return Hold((), (), self.on_loss)
         session = await self.session()
-        queue = self._places[0].queue
-        if session.doors.crowded(queue):
+        queue, admission = self._places[0].queue, session.member(LocalQueues).admission
+        if admission.is_full(queue):
             if only_if_free:
                 return None
             warn_of_itself(session, self._places[0], by)
         since, started = time.time(), clock.now()
-        await session.doors.enter(queue, self._kind.what)
+        await admission.enter(queue, self._kind.what)
         try:
             return await self._join(session, rules, by, entries, since, started, only_if_free)
         finally:
-            session.doors.leave(queue)
+            admission.leave(queue)
 
     async def _join(
         self,
@@ -204,7 +207,7 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
 
 def _known(entries: Sequence[Entry]) -> str:
     """Why the names were not granted, as far as this process knows without etcd."""
-    ahead = [(entry.place.name, own) for entry in entries if (own := entry.own_ahead())]
+    ahead = [(entry.queue_ref.name, own) for entry in entries if (own := entry.own_ahead())]
     told = [f"{name!r} was waited for behind {_described(own)}, in this process" for name, own in ahead]
     return "; ".join(["etcd does not answer, so who holds it is not known", *told])
 

@@ -84,7 +84,7 @@ class Hold:
             first = self.entries[0]
             log.warning(
                 "the release of the %s %r (token %d) is not confirmed yet, and goes on until etcd answers or the lease "
-                "ends: %s", first.place.what, first.place.name, first.token, failure,
+                "ends: %s", first.queue_ref.what, first.queue_ref.name, first.token, failure,
             )  # fmt: skip
         lost = next((entry for entry in self.entries if entry.state is State.LOST), None)
         if lost is None or self.on_loss != "cancel":
@@ -92,14 +92,16 @@ class Hold:
         if kind is None or ours:
             raise LockLost(await lost.explain()) from (error or lost.lost.reason)
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            error.add_note(f"{lost.place.what} {lost.place.name!r} was lost while this happened: {lost.lost.reason}")
+            error.add_note(
+                f"{lost.queue_ref.what} {lost.queue_ref.name!r} was lost while this happened: {lost.lost.reason}"
+            )
             if self._cancelled:
                 _insert(LockLost(str(lost.lost.reason)), error)
 
     def _cancel(self) -> None:
         if self.task and not self._cancelled:
             self._cancelled = True
-            self.task.cancel(f"{self.entries[0].place.what} {self.entries[0].place.name!r} was lost")
+            self.task.cancel(f"{self.entries[0].queue_ref.what} {self.entries[0].queue_ref.name!r} was lost")
 
     async def _take_back_cancel(self, kind: type[BaseException] | None) -> bool:
         """Whether the block ended by our cancel and no other."""

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import exclusive
 
 _RULES = (exclusive,)
@@ -61,7 +61,7 @@ class DistributedLock(AsyncOnly):
     ) -> None:
         self._name = check_name(name)
         self._session = session
-        self._claim = Claim(session, LOCK, (self._name,), on_loss, metadata, Terms.checked(max_hold, lock_delay))
+        self._claim = Claim(session, LOCK, (self._name,), on_loss, metadata, HoldOptions.checked(max_hold, lock_delay))
         self._holds: dict[Grant, Hold] = {}
 
     @property

@@ -21,7 +21,7 @@ from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By, Entry
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
 from codomyrmex.concurrency.waitqueue.rules import shared as shared_rule
 
@@ -137,7 +137,9 @@ class LockManager:
         and the errors are those of ``DistributedLock``.
         """
         check_timeout(timeout)
-        claim = Claim(self._session, LOCK, (check_name(name),), on_loss, metadata, Terms.checked(max_hold, lock_delay))
+        claim = Claim(
+            self._session, LOCK, (check_name(name),), on_loss, metadata, HoldOptions.checked(max_hold, lock_delay)
+        )
         return Acquisition(self, claim, (shared_rule if shared else exclusive,), timeout)
 
     def acquire_all(
@@ -164,7 +166,7 @@ class LockManager:
         rules = _rules(names, shared)
         if len(rules) > MAX_TOGETHER:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
-        claim = Claim(self._session, LOCK, tuple(rules), on_loss, metadata, Terms.checked(max_hold, lock_delay))
+        claim = Claim(self._session, LOCK, tuple(rules), on_loss, metadata, HoldOptions.checked(max_hold, lock_delay))
         return JointAcquisition(self, claim, tuple(rules.values()), timeout)
 
     async def release(self, grant: Grant) -> None:

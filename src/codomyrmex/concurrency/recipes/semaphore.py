@@ -26,7 +26,7 @@ from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import Permits, holding
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit, limit_in
 
@@ -129,7 +129,7 @@ class Semaphore(AsyncOnly):
         self._session = session
         self._agreed: Session | None = None  # the session in which its limit was found to be the fleet's
         self._claim = Claim(
-            session, SEMAPHORE, (self._name,), on_loss, metadata, Terms.checked(max_hold), prepare=self._agree
+            session, SEMAPHORE, (self._name,), on_loss, metadata, HoldOptions.checked(max_hold), prepare=self._agree
         )
         self._blocks: dict[asyncio.Task[object] | None, list[Permit]] = {}
 

@@ -49,10 +49,13 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     WatchRequest,
 )
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, Subscription
+from codomyrmex.concurrency.loss import Loss, SessionClosed
 from codomyrmex.concurrency.models import ForcedRelease
-from codomyrmex.concurrency.session import Loss, Session, SessionClosed
+from codomyrmex.concurrency.session import Session
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.handoff import marker_value
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.record_wait import LASTING, tell_wait
 from codomyrmex.concurrency.waitqueue.rules import Action, Ahead, Rule, Turn, View
 from codomyrmex.concurrency.waitqueue.view import entries_in, whole
@@ -86,7 +89,7 @@ class By(NamedTuple):
         return cls(weakref.ref(who) if who else None, line)
 
 
-class Place(NamedTuple):
+class QueueRef(NamedTuple):
     """The queue that an entry joins: what it is to people, its name, its keys."""
 
     what: str
@@ -95,18 +98,18 @@ class Place(NamedTuple):
     queue_end: bytes
 
     @classmethod
-    def of(cls, kind: keys.Kind, queue: bytes, name: str) -> Place:
+    def of(cls, kind: keys.Kind, queue: bytes, name: str) -> QueueRef:
         return cls(kind.what, name, queue, keys.prefix_end(queue))
 
 
-def warn_of_itself(session: Session, place: Place, by: By) -> None:
+def warn_of_itself(session: Session, queue_ref: QueueRef, by: By) -> None:
     """Warn if what is about to be waited for is held by the task, or thread, that waits."""
-    held = session.held.get((place.queue, by.who)) if by.who else None
-    if held and place.what == keys.LOCK.what:
+    held = session.member(LocalQueues).by_holder.get((queue_ref.queue, by.who)) if by.who else None
+    if isinstance(held, Entry) and queue_ref.what == keys.LOCK.what:
         since = f", since {held.by.line}" if held.by.line else ""
         callsite.warn(
             by.line,
-            f"the lock {place.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
+            f"the lock {queue_ref.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
             "reentrant, so it waits for itself until another one releases it",
             RuntimeWarning,
         )
@@ -122,10 +125,10 @@ class Entry:
         "_checking",
         "_guard",
         "_in_a_crowd",
+        "_key_slot",
         "_lingers",
         "_loss",
         "_lost_with",
-        "_nonce",
         "_passes_on",
         "_since",
         "_told",
@@ -136,26 +139,29 @@ class Entry:
         "contended",
         "fellows",
         "granted",
+        "hold_options",
         "key",
         "lease",
+        "local",
         "on_lost",
         "on_release",
-        "place",
+        "queue_ref",
         "rule",
         "session",
         "state",
-        "terms",
         "token",
         "turn",
         "value",
     )
 
-    def __init__(self, session: Session, place: Place, value: bytes, rule: Rule, terms: Terms, by: By) -> None:
+    def __init__(
+        self, session: Session, queue_ref: QueueRef, value: bytes, rule: Rule, hold_options: HoldOptions, by: By
+    ) -> None:
         self.session = session
         self.by = by
-        self.place = place
+        self.queue_ref = queue_ref
         self.value = value
-        self.terms = terms
+        self.hold_options = hold_options
         self.lease = session.id
         self._since = 0.0  # when it joined; once it holds, when it was granted
         self._waited = 0.0
@@ -171,8 +177,9 @@ class Entry:
         self._aged = False
         self._checking: asyncio.Task[None] | None = None
         self._behind: set[Waiting] | None = None
-        self._nonce = session.nonces.take(place.queue)
-        self.key = session.layout.entry(place.queue, session.id, self._nonce, rule.claim)
+        self.local = session.member(LocalQueues)
+        self._key_slot = self.local.key_slots.take(queue_ref.queue)
+        self.key = session.layout.entry(queue_ref.queue, session.id, self._key_slot, rule.claim)
         self.token = 0
         self.state = State.NEW
         self.granted = False
@@ -201,25 +208,27 @@ class Entry:
         self.granted = True
         self._since = clock.now()
         self._waited = waited
-        self.session.held[self.place.queue, self.by.who] = self
+        self.local.by_holder[self.queue_ref.queue, self.by.who] = self
         if telemetry.observers:
-            telemetry.tell("granted", self.place.what, self.place.name, waited, self.contended)
-        if self.terms.max_hold is not None:
-            self._limit_hold(self.terms.max_hold)
-        return Grant(self.place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
+            telemetry.tell("granted", self.queue_ref.what, self.queue_ref.name, waited, self.contended)
+        if self.hold_options.max_hold is not None:
+            self._limit_hold(self.hold_options.max_hold)
+        return Grant(self.queue_ref.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
 
     def _limit_hold(self, seconds: float) -> None:
         """Trust in the grant ends after ``seconds``. As with a session's, a third of the TTL is left then for the
         holder to come to an end and release; after that the key is deleted, even if the event loop is blocked."""
         self._until = self._since + seconds
         self._alarm = asyncio.get_running_loop().call_later(seconds, self._overstayed)
-        self.session.overstays().limit(self.key, self.token, self._until + self.session.ttl / 3)
+        self.session.hold_limits().limit(self.key, self.token, self._until + self.session.ttl / 3)
 
     def _overstayed(self) -> None:
         if self.state is State.HELD:
             self._lingers = True
-            held = f"{self.place.what} {self.place.name!r} (token {self.token})"
-            self._lose(LockLost(f"the {held} was held for longer than its max_hold of {self.terms.max_hold:g} s"))
+            held = f"{self.queue_ref.what} {self.queue_ref.name!r} (token {self.token})"
+            self._lose(
+                LockLost(f"the {held} was held for longer than its max_hold of {self.hold_options.max_hold:g} s")
+            )
 
     def notice_loss(self) -> None:
         """Lose what it holds if that can no longer be trusted and nobody has told yet: the event loop was blocked, or
@@ -251,8 +260,8 @@ class Entry:
         if not self._in_a_crowd or self._behind:
             return None
         key = self.session.layout.baton(self.key)
-        self._passes_on = self.session.batons.take(key)
-        return Put(key, b"%d" % self.token, self.session.id) if self._passes_on else None
+        self._passes_on = self.local.release_markers.begin(key)
+        return Put(key, marker_value(self.token), self.session.id) if self._passes_on else None
 
     def begin_release(self) -> asyncio.Future[bool] | None:
         """The same for one of several that are released together: it has begun when this returns."""
@@ -280,7 +289,7 @@ class Entry:
         if self.on_release:
             self.on_release(self)
         if telemetry.observers and self.state is State.HELD:
-            telemetry.tell("released", self.place.what, self.place.name, clock.now() - self._since)
+            telemetry.tell("released", self.queue_ref.what, self.queue_ref.name, clock.now() - self._since)
         self._finish(State.OVER if self.state is State.HELD else self.state)
         return True
 
@@ -316,7 +325,7 @@ class Entry:
 
     def check_here(self) -> None:
         """Raise ``UsedElsewhere`` unless this is the process and the event loop of the session."""
-        self.session.home.check(self.place.what, self.place.name)
+        self.session.home.check(self.queue_ref.what, self.queue_ref.name)
 
     def forgotten(self) -> None:
         """Warn if it still holds now that nobody can release it any more."""
@@ -324,8 +333,9 @@ class Entry:
             return
         callsite.warn(
             self.by.line,
-            f"the grant of the {self.place.what} {self.place.name!r} (token {self.token}) was dropped and never "
-            "released: it is held until its session ends; use `async with` or `with`, or keep the grant and release it",
+            f"the grant of the {self.queue_ref.what} {self.queue_ref.name!r} (token {self.token}) was dropped and "
+            "never released: it is held until its session ends; use `async with` or `with`, or keep the grant and "
+            "release it",
             RuntimeWarning,
         )
 
@@ -340,10 +350,10 @@ class Entry:
     # What the session tells its members, and asks them
 
     def waits(self) -> tuple[str, float] | None:
-        return (self.place.what, self._since) if self.state is State.WAITING else None
+        return (self.queue_ref.what, self._since) if self.state is State.WAITING else None
 
     def holds(self) -> tuple[str, float] | None:
-        return (self.place.what, self._since) if self.state is State.HELD else None
+        return (self.queue_ref.what, self._since) if self.state is State.HELD else None
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         """One that waits keeps its place, and is granted when the session is trusted again: ``joining.py`` looks."""
@@ -364,7 +374,7 @@ class Entry:
 
     def ask(self) -> tuple[Op, Op]:
         """Read the queue, then join it. The read comes first, so it shows the queue as it is ahead."""
-        _, _, queue, end = self.place
+        _, _, queue, end = self.queue_ref
         ahead = Get(queue, end) if self.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
         return ahead, Put(self.key, self.value, self.session.id)
 
@@ -390,7 +400,7 @@ class Entry:
 
     async def grantable(self) -> bool:
         """Whether it would be granted if it joined now; for a try."""
-        _, _, queue, end = self.place
+        _, _, queue, end = self.queue_ref
         return Turn(self.rule).seen(whole(await self.session.transport.get(Get(queue, end)))) is Action.GRANT
 
     async def granted_now(self) -> bool:
@@ -400,8 +410,7 @@ class Entry:
     def _enter(self, view: View) -> Action:
         self.state = State.WAITING
         self._since = clock.now()
-        self.session.join(self)
-        self.session.places[self.key] = self
+        self.local.add(self.key, self)
         self._in_a_crowd = view.total > 1 and not self.rule.needs_all
         if self.session.lost.is_set():
             self._lose(self.session.lost.reason or SessionLost("the session is over"))
@@ -420,7 +429,7 @@ class Entry:
     def own_ahead(self) -> Entry | None:
         """The entry to wait for, if it is one of this session's: it will tell, and etcd need not."""
         ahead = self.turn.ahead
-        entry = self.session.places.get(ahead.key) if ahead else None
+        entry = self.local.by_key.get(ahead.key) if ahead else None
         if ahead and isinstance(entry, Entry) and entry.token == ahead.create_revision:
             return None if entry.state is State.LOST else entry
         return None
@@ -434,7 +443,7 @@ class Entry:
 
     # Its own key
 
-    def looked_after(self) -> None:
+    def tick(self) -> None:
         """The second patrol finds it alive for long enough that a watch on its own key pays."""
         self.notice_loss()
         if self.state not in (State.WAITING, State.HELD):
@@ -471,8 +480,8 @@ class Entry:
     def _own_key_gone(self) -> None:
         if self.state in (State.WAITING, State.HELD):
             self.remove()  # there is nothing to remove, but only this frees the nonce for certain
-            what = self.place.what if self.state is State.HELD else "place in the queue of"
-            self._lose(_Deleted(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
+            what = self.queue_ref.what if self.state is State.HELD else "place in the queue of"
+            self._lose(_Deleted(f"the {what} {self.queue_ref.name!r} (token {self.token}) was deleted in etcd"))
 
     async def explain(self) -> str:
         """Why the lock was lost, with the operator's reason if it was released by force."""
@@ -482,7 +491,7 @@ class Entry:
         if not isinstance(self.lost.reason, _Deleted):
             return reason
         try:
-            found = await self.session.transport.get(Get(self.session.layout.audit(self.place.name)))
+            found = await self.session.transport.get(Get(self.session.layout.audit(self.queue_ref.name)))
         except ConcurrencyError:
             return reason
         record = ForcedRelease.decode(found.kvs[0].value) if found.kvs else None
@@ -496,7 +505,7 @@ class Entry:
         if self.state not in (State.WAITING, State.HELD):
             return
         if self.state is State.HELD and not isinstance(reason, SessionClosed):
-            what, name, _, _ = self.place
+            what, name, _, _ = self.queue_ref
             log.info("the %s %r (token %d) is lost: %s", what, name, self.token, reason, extra=self._facts())
             if telemetry.observers:
                 telemetry.tell("lost", what, name, clock.now() - self._since)
@@ -533,11 +542,11 @@ class Entry:
     def _gone(self, reusable: bool) -> None:
         """Its key is no longer in etcd."""
         if self._passes_on:
-            self.session.batons.written(self.session.layout.baton(self.key), clock.now())
+            self.local.release_markers.written(self.session.layout.baton(self.key), clock.now())
         if reusable:
-            self.free_nonce()
-        if self.session.places.get(self.key) is self:
-            del self.session.places[self.key]
+            self.free_key_slot()
+        if self.local.by_key.get(self.key) is self:
+            del self.local.by_key[self.key]
         self._tell_behind(gone=True)
 
     def _tell_behind(self, *, gone: bool) -> None:
@@ -546,39 +555,39 @@ class Entry:
         for waiting in behind or ():
             waiting.ahead_left(gone, alone)
 
-    def free_nonce(self) -> None:
-        self.session.nonces.give_back(self.place.queue, self._nonce)
+    def free_key_slot(self) -> None:
+        self.local.key_slots.give_back(self.queue_ref.queue, self._key_slot)
 
     def _finish(self, state: State) -> None:
-        if self.state is State.HELD and self.session.held.get(mine := (self.place.queue, self.by.who)) is self:
-            del self.session.held[mine]
+        if self.state is State.HELD and self.local.by_holder.get(mine := (self.queue_ref.queue, self.by.who)) is self:
+            del self.local.by_holder[mine]
         self.state = state
-        self.session.leave(self)
+        self.local.discard(self)
         if self._guard:
             self._guard.cancel()
         if self._alarm:
             self._alarm.cancel()
             if not self._lingers:
-                self.session.overstays().lift(self.key)
+                self.session.hold_limits().lift(self.key)
         if self._checking and self._checking is not asyncio.current_task():
             self._checking.cancel()
 
     def raise_if_lost(self) -> None:
         if self.state is State.LOST:
-            raise self.lost.reason or LockLost(f"{self.place.name!r} was lost")
+            raise self.lost.reason or LockLost(f"{self.queue_ref.name!r} was lost")
 
     def _facts(self) -> dict[str, object]:
         """For structured logs."""
         return {
-            "codomyrmex_kind": self.place.what,
-            "codomyrmex_name": self.place.name,
+            "codomyrmex_kind": self.queue_ref.what,
+            "codomyrmex_name": self.queue_ref.name,
             "codomyrmex_token": self.token,
             "codomyrmex_session": f"{self.session.id:016x}",
         }
 
     def _rejected(self) -> FencedWriteRejected:
         if telemetry.observers:
-            telemetry.tell("write_rejected", self.place.what, self.place.name)
+            telemetry.tell("write_rejected", self.queue_ref.what, self.queue_ref.name)
         return FencedWriteRejected(
-            f"{self.place.name!r} is no longer held with token {self.token}; nothing was written"
+            f"{self.queue_ref.name!r} is no longer held with token {self.token}; nothing was written"
         )

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
 )
 
 if TYPE_CHECKING:
-    from codomyrmex.concurrency.session import Loss
+    from codomyrmex.concurrency.loss import Loss
     from codomyrmex.concurrency.waitqueue.entry import Entry
 
 

@@ -10,7 +10,7 @@ from codomyrmex.concurrency.durations import check_number
 _LONGEST = 366 * 24 * 3600.0
 
 
-class Terms(NamedTuple):
+class HoldOptions(NamedTuple):
     """In seconds. ``max_hold``: how long a grant lasts at most. ``lock_delay``: how long the name stays closed if its
     holder dies rather than releases (Consul's lock delay)."""
 
@@ -18,7 +18,7 @@ class Terms(NamedTuple):
     lock_delay: float = 0.0
 
     @classmethod
-    def checked(cls, max_hold: float | None, lock_delay: float = 0.0) -> Terms:
+    def checked(cls, max_hold: float | None, lock_delay: float = 0.0) -> HoldOptions:
         """The terms; raises ``TypeError`` or ``ValueError`` for what cannot be one."""
         if max_hold is not None:
             check_number("max_hold", max_hold)

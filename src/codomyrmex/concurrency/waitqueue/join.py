@@ -37,13 +37,13 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
                 continue
             if not only_if_free:
                 entry.contended = True
-                warn_of_itself(entry.session, entry.place, entry.by)
+                warn_of_itself(entry.session, entry.queue_ref, entry.by)
                 await entry.wait(action)
             elif not await _granted_now(entry, patience):  # somebody was quicker
                 _leave(entries)
                 return None
         await _trusted(entries, patience)
-        if entries[0].terms.lock_delay:
+        if entries[0].hold_options.lock_delay:
             await _outlive_session(entries)
             await _trusted(entries, patience)
         for entry in entries:
@@ -63,25 +63,25 @@ async def _join(entries: Sequence[Entry]) -> list[Action]:
     actions = [action for entry, result in found if (action := entry.found_joined(reply.revision, result))]
     if len(actions) < len(entries):
         _remove(entries)
-        raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+        raise LockLost(f"the place of {entries[0].queue_ref.name!r} in its queue was deleted by somebody")
     return actions
 
 
 async def _put(entries: Sequence[Entry]) -> Reply:
     request = Request(
-        [entry.place.queue for entry in entries],
+        [entry.queue_ref.queue for entry in entries],
         [op for entry in entries for op in entry.ask()],
-        otherwise=[Get(entry.place.queue, entry.place.queue_end) for entry in entries],
+        otherwise=[Get(entry.queue_ref.queue, entry.queue_ref.queue_end) for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
-        unsent=lambda: _free_nonces(entries),
+        unsent=lambda: _free_key_slots(entries),
     )
     reply = request.reply
     try:
         return await entries[0].session.committer.commit(request)
     except BaseException as error:
         if isinstance(error, EtcdError) and error.applied == "no":
-            _free_nonces(entries)
+            _free_key_slots(entries)
         # Cancelled just as the answer arrived: the committer thinks it was taken.
         if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
             _remove(entries)
@@ -91,7 +91,7 @@ async def _put(entries: Sequence[Entry]) -> Reply:
 async def _outlive_session(entries: Sequence[Entry]) -> None:
     """Those who waited died with their session; those who hold leave their names closed for a while if they die."""
     session = entries[0].session
-    lease = await session.outliving(entries[0].terms.lock_delay)
+    lease = await session.delayed_lease(entries[0].hold_options.lock_delay)
     request = Request(
         [entry.key for entry in entries],
         [Put(entry.key, entry.value, lease) for entry in entries],
@@ -100,7 +100,7 @@ async def _outlive_session(entries: Sequence[Entry]) -> None:
         alone=True,
     )
     if not (await session.committer.commit(request)).succeeded:
-        raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+        raise LockLost(f"the place of {entries[0].queue_ref.name!r} in its queue was deleted by somebody")
     for entry in entries:
         entry.lease = lease
 
@@ -127,7 +127,7 @@ async def _granted_now(entry: Entry, patience: float | None) -> bool:
             return await entry.granted_now()
     except TimeoutError:
         raise EtcdUnavailable(
-            f"etcd did not tell within {patience:g} s whether {entry.place.name!r} is free", retryable=True
+            f"etcd did not tell within {patience:g} s whether {entry.queue_ref.name!r} is free", retryable=True
         ) from None
 
 
@@ -138,7 +138,7 @@ async def _all_grantable(entries: Sequence[Entry]) -> bool:
         grantable = all([await entry.grantable() for entry in entries])
     finally:
         if not grantable:
-            _free_nonces(entries)
+            _free_key_slots(entries)
     return grantable
 
 
@@ -152,6 +152,6 @@ def _remove(entries: Sequence[Entry]) -> None:
         entry.remove()
 
 
-def _free_nonces(entries: Sequence[Entry]) -> None:
+def _free_key_slots(entries: Sequence[Entry]) -> None:
     for entry in entries:
-        entry.free_nonce()
+        entry.free_key_slot()

@@ -32,7 +32,7 @@ async def tell_wait(entry: Entry, waited: float) -> None:
     put = Put(entry.key, with_wait(entry.value, waited), entry.lease)
     pause = _PAUSE
     while True:
-        async with entry.session.telling:
+        async with entry.local.recording:
             if not entry.holds():
                 return
             try:

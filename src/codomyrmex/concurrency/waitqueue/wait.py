@@ -64,7 +64,7 @@ class Waiting:
             while action is not Action.GRANT:
                 entry.raise_if_lost()
                 if action is Action.FAIL:
-                    raise LimitMismatch(f"{entry.place.what} {entry.place.name!r}: {self._turn.reason}")
+                    raise LimitMismatch(f"{entry.queue_ref.what} {entry.queue_ref.name!r}: {self._turn.reason}")
                 if self._watched != self._turn.key:  # that is what WATCH means, whatever else has happened since
                     action = self._watch()
                 elif action is Action.LOOK:
@@ -95,7 +95,7 @@ class Waiting:
     def _watch(self) -> Action:
         """Begin to follow what the turn wants watched."""
         self._end()
-        session, (_, _, queue, end) = self._entry.session, self._entry.place
+        session, (_, _, queue, end) = self._entry.session, self._entry.queue_ref
         key = self._watched = self._turn.key
         if ahead := self._entry.own_ahead():
             ahead.behind.add(self)
@@ -115,7 +115,7 @@ class Waiting:
         return self._turn.watching(self._follow.revision)
 
     def _end(self) -> None:
-        queue = self._entry.place.queue
+        queue = self._entry.queue_ref.queue
         if self._ahead:
             self._ahead.behind.discard(self)
         if self._follow:
@@ -183,7 +183,7 @@ class Waiting:
 
 async def look(entry: Entry) -> View:
     """The queue ahead as it is at ``Turn.needed`` or later; waits out an etcd that is away."""
-    _, _, queue, end = entry.place
+    _, _, queue, end = entry.queue_ref
     every = Get(queue, end, serializable=True)
     nearest = every._replace(limit=2, newest_first=True, before=entry.token)
     while True:
