@@ -22,10 +22,12 @@ from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue.entry import By, Entry, QueueRef, warn_of_itself
 from codomyrmex.concurrency.waitqueue.explain import READ, Wanted, describe, why
+from codomyrmex.concurrency.waitqueue.group import Group
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.join import acquire
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.rules import Rule
+from codomyrmex.concurrency.waitqueue.wait import local_predecessor
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
@@ -172,8 +174,7 @@ class Claim:
         for place, rule in zip(self._places, rules, strict=True):
             entries.append(Entry(session, place, value, rule, self._terms, by))
         if len(entries) > 1:
-            for entry in entries:
-                entry.fellows = entries
+            Group(entries)
         grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss) if grants else None
 
@@ -207,7 +208,7 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
 
 def _known(entries: Sequence[Entry]) -> str:
     """Why the names were not granted, as far as this process knows without etcd."""
-    ahead = [(entry.queue_ref.name, own) for entry in entries if (own := entry.own_ahead())]
+    ahead = [(entry.queue_ref.name, own) for entry in entries if (own := local_predecessor(entry))]
     told = [f"{name!r} was waited for behind {_described(own)}, in this process" for name, own in ahead]
     return "; ".join(["etcd does not answer, so who holds it is not known", *told])
 

@@ -45,13 +45,8 @@ class Hold:
     async def release(self) -> None:
         """Give everything back; as ``Entry.release``."""
         self.check_here()
-        if len(self.entries) == 1:
-            await self.entries[0].release()
-            return
-        # All of them at once, before anything can be cancelled; they travel in one transaction.
-        leaving = [(entry, removal) for entry in self.entries if (removal := entry.begin_release())]
-        for entry, removal in leaving:
-            await entry.confirmed(removal)
+        for entry in self.entries[:1]:
+            await (entry.group or entry).release()
 
     def protect(self) -> None:
         """From here on the current task is the body of the block; a loss cancels it."""
@@ -60,7 +55,7 @@ class Hold:
             self._cancelling = self.task.cancelling()
             for entry in self.entries:
                 entry.on_lost = self._cancel
-                if entry.state is State.LOST:
+                if entry.is_lost:
                     self._cancel()
 
     async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
@@ -86,7 +81,7 @@ class Hold:
                 "the release of the %s %r (token %d) is not confirmed yet, and goes on until etcd answers or the lease "
                 "ends: %s", first.queue_ref.what, first.queue_ref.name, first.token, failure,
             )  # fmt: skip
-        lost = next((entry for entry in self.entries if entry.state is State.LOST), None)
+        lost = next((entry for entry in self.entries if entry.is_lost), None)
         if lost is None or self.on_loss != "cancel":
             return
         if kind is None or ours:

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 from codomyrmex.concurrency import keys, skipped_keys
 from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
-from codomyrmex.concurrency.waitqueue.rules import Ahead, View
+from codomyrmex.concurrency.waitqueue.rules import Predecessor, View
 
 
-def entries_in(found: GetResult) -> list[Ahead]:
+def entries_in(found: GetResult) -> list[Predecessor]:
     """The entries among what was read. A key without a lease is nobody's place in a queue: it would never go away. Nor
     is one that can never be granted. They are skipped, with one warning each."""
     entries = []
     for kv in found.kvs:
         if is_entry(kv):
-            entries.append(Ahead(kv.key, kv.create_revision))
+            entries.append(Predecessor(kv.key, kv.create_revision))
         elif not is_limit(kv):
             skip(kv.key)
     return entries
@@ -47,3 +47,11 @@ def whole(found: GetResult, token: int = 0) -> View:
     if token:
         ahead = [entry for entry in ahead if entry.create_revision < token]
     return View(found.revision, ahead, len(ahead), limit_in(found.kvs))
+
+
+def nearest(found: GetResult, revision: int) -> View:
+    """The view at ``revision``, of which only the newest key was read."""
+    entries = entries_in(found)
+    if found.total and not entries:
+        return View(0, (Predecessor(found.kvs[0].key, 0),), 2)  # the key is no entry, so the queue must be read
+    return View(revision, entries, found.total)
