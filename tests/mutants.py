@@ -272,8 +272,8 @@ MUTANTS = (
     Mutant(
         "believe the release marker of another life of the key",
         "waitqueue/turn.py",
-        "if ahead and value == marker_value(ahead.create_revision) else",
-        "if ahead else",
+        "if entry and value == marker_value(entry.create_revision) else",
+        "if entry else",
         "tests/unit/waitqueue/test_rules.py",
     ),
     Mutant(
@@ -377,15 +377,15 @@ MUTANTS = (
     Mutant(
         "grant one permit too many",
         "waitqueue/rules.py",
-        "return Granted() if ahead + self.permits <= view.limit",
-        "return Granted() if ahead + self.permits <= view.limit + 1",
+        "return Granted() if taken + self.permits <= view.limit",
+        "return Granted() if taken + self.permits <= view.limit + 1",
         "tests/integration/test_kills.py -k permits",
     ),
     Mutant(
         "let small requests pass a large one",
         "waitqueue/rules.py",
-        "ahead = sum(permits_of(entry.key) for entry in view.entries)",
-        "ahead = sum(n for entry in view.entries if (n := permits_of(entry.key)) <= self.permits)",
+        "taken = sum(permits_of(entry.key) for entry in view.entries)",
+        "taken = sum(n for entry in view.entries if (n := permits_of(entry.key)) <= self.permits)",
         "tests/integration/test_kills.py -k permits",
     ),
     Mutant(

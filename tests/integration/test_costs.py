@@ -162,7 +162,7 @@ async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
 
 
 async def batons(session: Session) -> int:
-    prefix = session.layout.baton(session.layout.root)
+    prefix = session.layout.release_marker(session.layout.root)
     return (await session.transport.get(Get(prefix, prefix_end(prefix)))).total
 
 

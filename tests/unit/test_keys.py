@@ -142,5 +142,5 @@ def test_only_entries_of_exclusive_holders_and_waiters_are_writers() -> None:
 def test_a_baton_lies_outside_all_queues_and_tells_them_apart() -> None:
     layout = Layout("n")
     entry = layout.entry(layout.queue("a"), 7, 3)
-    assert layout.baton(entry) == b"/n/v1/baton/lock/a/0000000000000007-3"
-    assert layout.is_ours(layout.baton(entry)) and layout.name_of(layout.baton(entry)) is None
+    assert layout.release_marker(entry) == b"/n/v1/baton/lock/a/0000000000000007-3"
+    assert layout.is_ours(layout.release_marker(entry)) and layout.name_of(layout.release_marker(entry)) is None

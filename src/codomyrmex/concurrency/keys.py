@@ -193,7 +193,7 @@ class Layout:
     def entry(self, queue: bytes, lease_id: int, nonce: int, claim: bytes = b"") -> bytes:
         return queue + b"%016x-%x%b" % (lease_id, nonce, claim)
 
-    def baton(self, entry: bytes) -> bytes:
+    def release_marker(self, entry: bytes) -> bytes:
         """Where the entry says that it held and has released; of a queue, what those of its entries begin with."""
         return self.root + b"baton/" + entry.removeprefix(self.root)
 

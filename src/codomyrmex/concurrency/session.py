@@ -1,9 +1,9 @@
 """A session: one connection, one lease, one watch stream, shared by every primitive of a process.
 
-It decides until when the lease may be trusted and tells its members when that ends; it knows nothing of locks. Two
-things are told apart. Trust ends two thirds of a TTL after the last acknowledged keepalive was sent: from then on
-nothing that is held may be relied upon, though the lease may live on and waiters keep their place. The session is
-lost when the lease is known to be gone, and a lost session stays lost.
+It decides until when the lease may be trusted and tells its session members when that ends; it knows nothing of locks.
+The end of trust and the loss of the session are two things. Trust ends two thirds of a TTL after the last acknowledged
+keepalive was sent: from then on nothing that is held may be relied upon, though the lease may live on and waiters keep
+their entries. The session is lost when the lease is known to be gone, and a lost session stays lost.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_open_sessions: set[Session] = set()  # also those whose loop was closed under them: nobody can close what they have
-_ENDING = 1.0  # seconds for what works on the session to end when it is closed
+_open_sessions: set[Session] = set()  # also those whose loop was closed under them: nothing can close them any more
+_ENDING = 1.0  # seconds for the tasks of the session to end when it is closed
 
 M = TypeVar("M", bound=SessionMember)
 
 
 class Session(AsyncOnly):
-    """One lease in etcd and what hangs on it. Use ``async with Session(...) as session``, or ``open`` and ``close``.
+    """One lease in etcd. Use it as ``async with Session(...) as session``, or call ``open`` and ``close``.
 
     Args:
         settings: where etcd is; read from the environment when left out.
@@ -87,7 +87,7 @@ class Session(AsyncOnly):
 
     @property
     def alive(self) -> bool:
-        """Whether the lease may be trusted right now."""
+        """True if the lease may be trusted right now."""
         return self.deadline() > 0
 
     def deadline(self) -> float:
@@ -97,7 +97,7 @@ class Session(AsyncOnly):
         return max(0.0, self._keepalive.remaining())
 
     async def open(self) -> Session:
-        """Connect and take a lease; does nothing if that is done already."""
+        """Connect and take a lease; does nothing if the session is open. Raises ``SessionLost`` if it is over."""
         self.home.check("session")
         async with self._opening:
             if self.lost.is_set():
@@ -110,71 +110,9 @@ class Session(AsyncOnly):
                     raise
         return self
 
-    def usable_here(self) -> bool:
-        """Whether it is open, and in the process and the event loop that it belongs to."""
-        return self.is_open and self.home.is_here() and not self.lost.is_set()
-
-    def member(self, kind: type[M]) -> M:
-        """The one session member of ``kind``, which is made of the session, and joins it, at the first call.
-
-        A layer above keeps in it the state that it has for each session; so the session need not know that layer.
-        """
-        made: M | None = self._made.get(kind)
-        if made is None:
-            made = self._made[kind] = kind(self)  # type: ignore[call-arg]
-            self.join(made)
-        return made
-
-    def join(self, member: SessionMember) -> None:
-        """Tell ``member`` from now on what becomes of the session."""
-        self.members.add(member)
-
-    def leave(self, member: SessionMember) -> None:
-        """Tell ``member`` no more."""
-        self.members.discard(member)
-
-    def keep(self, task: asyncio.Task[Any]) -> None:
-        """Own a task that works on the session: it is cancelled when the session is closed."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Begin work in the background that the session owns: if it fails, the session ends with the reason."""
-        task = supervise(work, name, self._broken)
-        self.keep(task)
-        return task
-
-    async def delayed_lease(self, seconds: float) -> int:
-        """The id of a lease that is renewed with the session's and outlives it by ``seconds``."""
-        assert self._keepalive
-        ttl = math.ceil(self.ttl + seconds)
-        async with self._opening:
-            lease = self._keepalive.longer(ttl)
-            if lease is None:
-                asked_at = clock.now()
-                lease = await self.transport.grant(ttl)
-                # It must outlast the present trust in the session; from the next keepalive on it does.
-                if clock.now() - asked_at > self.ttl / 3:
-                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
-                self._keepalive.renew_too(ttl, lease)
-        return lease.id
-
-    def hold_limits(self) -> HoldLimits:
-        """What takes entries away in time, also when the event loop is blocked."""
-        assert self._keepalive
-        return self._keepalive.hold_limits
-
-    async def trusted(self) -> None:
-        """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
-        while not self.alive:
-            if self.lost.is_set():
-                raise self.lost.reason or SessionLost("the session is over")
-            self._trust.clear()  # each acknowledged keepalive sets it
-            await self._trust.wait()
-
     async def close(self) -> None:
         """Release everything held at once, then give the lease back. Calling it again does nothing."""
-        if not self.home.in_process:  # a copy in a forked child, of which nothing is to be given back
+        if not self.home.in_process:  # a copy in a forked child, which has nothing to give back
             self.lost.tell(SessionClosed("the session was closed"))
             return
         if self.is_open:
@@ -210,6 +148,93 @@ class Session(AsyncOnly):
         if self.lost.is_set():
             state = "closed" if isinstance(self.lost.reason, SessionClosed) else "lost"
         return f"<Session {self.id:016x} {state}>"
+
+    # From here on everything is for the library's own use. First: the state of the session
+
+    def usable_here(self) -> bool:
+        """True if the session is open and this is the process and the event loop that it belongs to."""
+        return self.is_open and self.home.is_here() and not self.lost.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        """True if the session was lost or closed, or its event loop was closed."""
+        return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
+
+    async def trusted(self) -> None:
+        """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
+        while not self.alive:
+            if self.lost.is_set():
+                raise self.lost.reason or SessionLost("the session is over")
+            self._trust.clear()  # each acknowledged keepalive sets it
+            await self._trust.wait()
+
+    def notice_distrust(self) -> None:
+        """Tell the members at once that the lease is not trusted, before the keepalive's callback runs."""
+        self._lease_changed()
+
+    # Its members and their work
+
+    def member(self, kind: type[M]) -> M:
+        """The session's one member of type ``kind``. The first call makes it, with the session as its argument.
+
+        A layer above keeps its state for each session in such a member, so the session need not know that layer.
+        """
+        made: M | None = self._made.get(kind)
+        if made is None:
+            made = self._made[kind] = kind(self)  # type: ignore[call-arg]
+            self.join(made)
+        return made
+
+    def join(self, member: SessionMember) -> None:
+        """Tell ``member`` from now on what becomes of the session."""
+        self.members.add(member)
+
+    def leave(self, member: SessionMember) -> None:
+        """Tell ``member`` no more."""
+        self.members.discard(member)
+
+    def waits(self) -> list[tuple[str, float]]:
+        """The kind of each thing that members wait for, and its time on ``clock``. Any thread may call it."""
+        return self.members.waits()
+
+    def holds(self) -> list[tuple[str, float]]:
+        """The kind of each thing that members hold, and its time on ``clock``. Any thread may call it."""
+        return self.members.holds()
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Cancel ``task`` when the session is closed."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run ``work`` in a task of the session; if it fails, the session ends with the reason."""
+        task = supervise(work, name, self._broken)
+        self.keep(task)
+        return task
+
+    # Its lease
+
+    async def delayed_lease(self, seconds: float) -> int:
+        """The id of a lease that is renewed with the session's and ends ``seconds`` after it."""
+        assert self._keepalive
+        ttl = math.ceil(self.ttl + seconds)
+        async with self._opening:
+            lease = self._keepalive.longer(ttl)
+            if lease is None:
+                asked_at = clock.now()
+                lease = await self.transport.grant(ttl)
+                # It must last longer than the present trust in the session; from the next keepalive on it does.
+                if clock.now() - asked_at > self.ttl / 3:
+                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
+                self._keepalive.renew_too(ttl, lease)
+        return lease.id
+
+    def hold_limits(self) -> HoldLimits:
+        """The limits of holds, which the keepalive's thread enforces, even if the event loop is blocked."""
+        assert self._keepalive
+        return self._keepalive.hold_limits
+
+    # Opening
 
     async def _start(self) -> None:
         settings = self.settings
@@ -252,8 +277,10 @@ class Session(AsyncOnly):
     def _describe(self) -> bytes:
         return json.dumps({"host": self.host, "pid": os.getpid()}).encode()
 
+    # Ends
+
     def _key_notice(self, notice: Notice) -> None:
-        """The session's own key is watched: its end is the lease's end, known at once. A gap may hide it; then the
+        """The session's own key is watched, since its end is the lease's end. A gap in the watch may hide it; then the
         next keepalive tells."""
         if isinstance(notice, Changed):
             self._end(SessionLost("the session's lease is gone: it expired or was revoked"))
@@ -271,25 +298,21 @@ class Session(AsyncOnly):
             )
             self.members.tell(lambda member: member.untrusted(reason), self.id)
 
-    def notice_distrust(self) -> None:
-        """Tell the members that the lease is not trusted, before the event loop comes to what the keepalive told."""
-        self._lease_changed()
-
     def _keepalive_failed(self, endpoint: str) -> None:
-        """What hangs for the keepalive hangs for the watches too, and they would not notice for long."""
+        """An endpoint that hangs for the keepalive hangs for the watches too, and they would not notice for long."""
         if len(self.transport.endpoints) > 1 and not self.lost.is_set():
             self.transport.suspect(endpoint)
             self.hub.leave(endpoint)
 
     def _give_up(self, reason: ConcurrencyError) -> None:
-        """What may be in flight cannot be fenced off: only the end of the lease takes it along."""
+        """A transaction may be in flight and cannot be fenced off; only the end of the lease undoes it."""
         if self._keepalive:
             self._keepalive.stop(revoke=True)
         self._end(SessionLost(f"the lease was given up, because a transaction's fate could not be settled: {reason}"))
 
     def _broken(self, name: str, error: BaseException) -> None:
-        """Something in the background has ended although nobody ended it: without it nothing that the session promises
-        holds. The lease is left to expire, so that those who are told now can come to an end before others begin."""
+        """Background work ended by an error, and the session cannot keep its promises without it. The lease is left to
+        expire, so that holders, which are told now, can come to an end before others begin."""
         if self.lost.is_set() and isinstance(self.lost.reason, SessionClosed):
             return
         log.error("%s of the session %016x failed", name, self.id, exc_info=error)
@@ -311,19 +334,6 @@ class Session(AsyncOnly):
         self.members.stop_ticks()
         if self._keepalive:
             self._keepalive.stop(revoke=False)
-
-    @property
-    def is_over(self) -> bool:
-        """True if it was lost or closed, or its event loop was."""
-        return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
-
-    def waits(self) -> list[tuple[str, float]]:
-        """The kind of each thing that members wait for, and the time on ``clock`` since when. Any thread may ask."""
-        return self.members.waits()
-
-    def holds(self) -> list[tuple[str, float]]:
-        """The kind of each thing that members hold, and the time on ``clock`` since when. Any thread may ask."""
-        return self.members.holds()
 
     async def _release_resources(self) -> None:
         _open_sessions.discard(self)
@@ -351,7 +361,7 @@ class Session(AsyncOnly):
 
 
 def make_settings(settings: EtcdSettings | None, overrides: Mapping[str, Any]) -> EtcdSettings:
-    """The settings given, else the environment's, with overrides; raises ``ValueError`` that says what is wrong."""
+    """The settings given, else the environment's, with overrides; raises ``ValueError`` that names the mistake."""
     if not (settings is None or isinstance(settings, EtcdSettings)):
         raise TypeError(f"settings must be EtcdSettings, not {settings!r}")
     if settings is None:
@@ -366,14 +376,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def open_sessions() -> list[Session]:
-    """The sessions of this process that are open, for those who look on. Any thread may ask."""
+    """The open sessions of this process, for observers. Any thread may call it."""
     return [session for session in list(_open_sessions) if not session.is_over]
 
 
 def default_session() -> Session:
     """The session of the running event loop, made from the environment at first use and anew after a loss.
 
-    It never starts an etcd by itself: a member of a fleet that cannot reach its cluster must fail, not lock alone.
+    It never starts an etcd by itself: a process of a fleet that cannot reach its cluster must fail, not lock alone.
     """
     loop = running_loop()
     session = _defaults.get(loop)

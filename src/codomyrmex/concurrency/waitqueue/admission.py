@@ -36,7 +36,7 @@ class Admission:
         self._closed: ConcurrencyError | None = None
 
     def is_full(self, queue: bytes) -> bool:
-        """Whether ``enter`` would have to wait now."""
+        """True if ``enter`` would have to wait now."""
         return self._admitted.get(queue, 0) >= ADMITTED
 
     async def enter(self, queue: bytes, what: str) -> None:

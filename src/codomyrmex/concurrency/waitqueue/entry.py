@@ -197,7 +197,7 @@ class Entry:
 
     @property
     def lives(self) -> bool:
-        """Whether it waits or holds."""
+        """True if it waits or holds."""
         return self.state is State.WAITING or self.state is State.HELD
 
     @property
@@ -300,7 +300,7 @@ class Entry:
         successor is local and is told."""
         if not self._long_queue or self._successors:
             return None
-        key = self.session.layout.baton(self.key)
+        key = self.session.layout.release_marker(self.key)
         self._has_marker = self.local.release_markers.begin(key)
         return Put(key, marker_value(self.token), self.session.id) if self._has_marker else None
 
@@ -311,7 +311,7 @@ class Entry:
     def _removed(self, reusable: bool) -> None:
         """Its key is no longer in etcd; ``reusable``: it may be used again."""
         if self._has_marker:
-            self.local.release_markers.written(self.session.layout.baton(self.key), clock.now())
+            self.local.release_markers.written(self.session.layout.release_marker(self.key), clock.now())
         if reusable:
             self.free_key_slot()
         if self.local.by_key.get(self.key) is self:

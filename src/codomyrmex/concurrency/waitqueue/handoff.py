@@ -28,7 +28,7 @@ class ReleaseMarkers:
         return bool(self._written)
 
     def begin(self, key: bytes) -> bool:
-        """Whether the marker may be written now. After True, ``written`` must follow."""
+        """Begin to write the marker. False if it may not be written now; after True, ``written`` must follow."""
         if key in self._written and self._written[key] is None:
             return False
         self._written[key] = None

@@ -103,8 +103,8 @@ async def _put(entries: Sequence[Entry]) -> Reply:
 def _operations(entry: Entry) -> tuple[Op, Op]:
     """Read the queue, then join it. The read comes first, so it shows the queue ahead."""
     _, _, queue, end = entry.queue_ref
-    ahead = Get(queue, end) if entry.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
-    return ahead, Put(entry.key, entry.value, entry.session.id)
+    reading = Get(queue, end) if entry.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
+    return reading, Put(entry.key, entry.value, entry.session.id)
 
 
 def _joined(entry: Entry, revision: int, found: OpResult) -> Action:
@@ -157,7 +157,7 @@ async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
 
 
 async def _granted_now(entry: Entry, patience: float | None) -> bool:
-    """Whether an entry that has joined is granted already; etcd has ``patience`` seconds to answer."""
+    """True if an entry that has joined is granted already; etcd has ``patience`` seconds to answer."""
     try:
         async with asyncio.timeout(patience):
             return entry.turn.seen(await look(entry)) is Action.GRANT
@@ -168,7 +168,7 @@ async def _granted_now(entry: Entry, patience: float | None) -> bool:
 
 
 async def _all_grantable(entries: Sequence[Entry]) -> bool:
-    """Whether all would be granted if they joined now; if not, their key slots are given back."""
+    """True if all would be granted if they joined now; if not, their key slots are given back."""
     grantable = False
     try:
         grantable = all([await _grantable(entry) for entry in entries])

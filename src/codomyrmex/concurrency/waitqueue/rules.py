@@ -36,7 +36,7 @@ class View:
 
     @property
     def complete(self) -> bool:
-        """Whether ``entries`` has all of them."""
+        """True if ``entries`` has all of them."""
         return len(self.entries) == self.total
 
     def without(self, key: bytes, revision: int) -> View:
@@ -72,7 +72,7 @@ class Rule(Protocol):
 
     @property
     def needs_all(self) -> bool:
-        """Whether it needs the whole queue, or just the nearest entry ahead and the number of them."""
+        """True if it needs the whole queue; False if the nearest entry ahead and the number of entries will do."""
 
     def __call__(self, view: View) -> Decision: ...
 
@@ -123,8 +123,8 @@ class Permits:
             return Never("the semaphore's limit was deleted from etcd; open it anew")
         if self.permits > view.limit:
             return Never(f"{self.permits} permits were asked for, but the limit is {view.limit} now")
-        ahead = sum(permits_of(entry.key) for entry in view.entries)
-        return Granted() if ahead + self.permits <= view.limit else WaitFor(b"")
+        taken = sum(permits_of(entry.key) for entry in view.entries)
+        return Granted() if taken + self.permits <= view.limit else WaitFor(b"")
 
 
 def holding(keys: Sequence[bytes], limit: int | None = None) -> int:

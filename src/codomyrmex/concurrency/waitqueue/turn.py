@@ -56,7 +56,7 @@ class Turn:
 
     @property
     def sees_all(self) -> bool:
-        """Whether its view has every entry ahead."""
+        """True if its view has every entry ahead."""
         return self._view.complete
 
     @property
@@ -107,8 +107,8 @@ class Turn:
     def handed_off(self, value: bytes) -> Action:
         """A release marker with ``value`` was read: an entry held the lock, alone, and has released it. If that entry
         is the predecessor, it was the first, and no entry can have come between."""
-        ahead = self.predecessor
-        return Action.GRANT if ahead and value == marker_value(ahead.create_revision) else Action.WAIT
+        entry = self.predecessor
+        return Action.GRANT if entry and value == marker_value(entry.create_revision) else Action.WAIT
 
     def missed(self) -> Action:
         """Events may have been missed."""

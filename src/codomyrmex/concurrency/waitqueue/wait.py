@@ -101,7 +101,7 @@ class Waiting:
         watch = WatchRequest(key or queue, b"" if key else end, deletes_only=True)
         self._follow = session.hub.follow(watch, self._notice)
         if key and not self._turn.sees_all and keys.is_writer(key):
-            self._marker = session.hub.follow(WatchRequest(session.layout.baton(key)), self._marker_notice)
+            self._marker = session.hub.follow(WatchRequest(session.layout.release_marker(key)), self._marker_notice)
         if not self._follow.in_step:
             return Action.LOOK  # while the watch is being set up: the entry may be granted already
         if self._marker and self._handed_off(self._marker) is Action.GRANT:
@@ -118,7 +118,7 @@ class Waiting:
         if self._follow:
             self._follow.end(queue)
         if self._marker:
-            self._marker.end(self._entry.session.layout.baton(queue))
+            self._marker.end(self._entry.session.layout.release_marker(queue))
         if self._grace:
             self._grace.cancel()
         self._local_predecessor = self._follow = self._marker = self._grace = None
@@ -192,9 +192,9 @@ async def wait_until_granted(entry: Entry, action: Action) -> None:
 
 def local_predecessor(entry: Entry) -> Entry | None:
     """The entry that ``entry`` waits for, if it is of the same session and will tell its end; etcd need not, then."""
-    ahead = entry.turn.predecessor
-    local = entry.local.by_key.get(ahead.key) if ahead else None
-    if ahead and isinstance(local, Entry) and local.token == ahead.create_revision:
+    predecessor = entry.turn.predecessor
+    local = entry.local.by_key.get(predecessor.key) if predecessor else None
+    if predecessor and isinstance(local, Entry) and local.token == predecessor.create_revision:
         return None if local.is_lost else local
     return None
 
