@@ -281,7 +281,7 @@ MUTANTS = (
         "waitqueue/local.py",
         "for key in self.release_markers.expired(clock.now()):",
         "for key in ():",
-        "tests/integration/test_costs.py -k batons",
+        "tests/integration/test_costs.py -k release_markers",
     ),
     Mutant(
         "read the queue although the release marker says it all",

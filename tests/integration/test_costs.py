@@ -158,20 +158,20 @@ async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
                 assert sum(call["events"] for call in calls) <= 2 * size
                 assert sum(call["range"] for call in calls) <= 2
                 if size > 2:
-                    assert await batons(session)
+                    assert await release_markers(session)
 
 
-async def batons(session: Session) -> int:
+async def release_markers(session: Session) -> int:
     prefix = session.layout.release_marker(session.layout.root)
     return (await session.transport.get(Get(prefix, prefix_end(prefix)))).total
 
 
 async def gone(session: Session) -> bool:
-    return not await batons(session)
+    return not await release_markers(session)
 
 
 @pytest.mark.usefixtures("patient")
-async def test_batons_are_removed_while_the_session_lives(
+async def test_release_markers_are_removed_while_the_session_lives(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_members, "TICK", 0.1)
@@ -185,7 +185,7 @@ async def test_batons_are_removed_while_the_session_lives(
     await blocking.release()
     for grant in waiting:
         await manager.release(await asyncio.wait_for(grant, 5))
-    assert await batons(session)
+    assert await release_markers(session)
     await eventually(lambda: gone(session))
     await eventually(lambda: not session.member(LocalQueues).release_markers)
 
