@@ -20,18 +20,19 @@ from codomyrmex.concurrency import (
     LockTimeout,
     Semaphore,
     Session,
+    session_members,
 )
-from codomyrmex.concurrency import session as session_module
 from codomyrmex.concurrency.etcd.transports.protocol import MAX_OPS, Get
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.waitqueue.admission import PLACES
+from codomyrmex.concurrency.waitqueue.admission import ADMITTED
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import Calls, counting, entries, eventually, queue_of
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No watch on own keys, which come by the clock and not by the handoff."""
-    monkeypatch.setattr(session_module, "PATROL", 600.0)
+    monkeypatch.setattr(session_members, "TICK", 600.0)
 
 
 async def drained(session: Session, name: str, count: int) -> Calls:
@@ -45,7 +46,7 @@ async def drained(session: Session, name: str, count: int) -> Calls:
     with counting(session) as calls:
         async with DistributedLock(name, session):
             tasks = [asyncio.create_task(wait(number)) for number in range(count)]
-            await queue_of(session, name, PLACES + 1, 20)
+            await queue_of(session, name, ADMITTED + 1, 20)
             calls["range"] = 0
         await asyncio.gather(*tasks)
     assert order == list(range(count))
@@ -64,37 +65,37 @@ async def test_a_handoff_in_a_crowd_costs_the_same_however_large_the_crowd(sessi
 
 async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Session, other: Session) -> None:
     async with DistributedLock("x", session):
-        tasks = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(3 * PLACES)]
-        await queue_of(session, "x", PLACES + 1, 20)
-        assert len(session.waits()) == 3 * PLACES
+        tasks = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(3 * ADMITTED)]
+        await queue_of(session, "x", ADMITTED + 1, 20)
+        assert len(session.waits()) == 3 * ADMITTED
         theirs = asyncio.create_task(DistributedLock("x", other).acquire())
-        await queue_of(session, "x", PLACES + 2)
+        await queue_of(session, "x", ADMITTED + 2)
         assert await DistributedLock("x", session).try_acquire() is None
         with pytest.raises(LockTimeout), pytest.warns(RuntimeWarning, match="the very task"):
             await DistributedLock("x", session).acquire(timeout=0.2)
-        assert len(await entries(session, "x")) == PLACES + 2
+        assert len(await entries(session, "x")) == ADMITTED + 2
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     assert await asyncio.wait_for(theirs, 5)
     await queue_of(session, "x", 1)
-    assert not session.waits() and not session.doors._inside
+    assert not session.waits() and not session.member(LocalQueues).admission._admitted
 
 
 async def test_who_waits_outside_is_told_of_the_end(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
     async with DistributedLock("x", session):
         crowded = Session(endpoints=etcd.endpoint, namespace=namespace)
         async with crowded:
-            tasks = [asyncio.create_task(DistributedLock("x", crowded).acquire()) for _ in range(2 * PLACES)]
-            await queue_of(session, "x", PLACES + 1, 20)
+            tasks = [asyncio.create_task(DistributedLock("x", crowded).acquire()) for _ in range(2 * ADMITTED)]
+            await queue_of(session, "x", ADMITTED + 1, 20)
         ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
         assert {type(end).__name__ for end in ends} == {"SessionClosed"}
         await queue_of(session, "x", 1)
 
 
 async def test_permits_held_take_no_places_from_those_who_wait(session: Session) -> None:
-    semaphore = Semaphore("many", max_concurrent=3 * PLACES, session=session)
-    holds = (semaphore.acquire() for _ in range(3 * PLACES))
+    semaphore = Semaphore("many", max_concurrent=3 * ADMITTED, session=session)
+    holds = (semaphore.acquire() for _ in range(3 * ADMITTED))
     granted = await asyncio.wait_for(asyncio.gather(*holds), 20)
     assert await semaphore.available() == 0
     await asyncio.gather(*(permit.release() for permit in granted))
@@ -123,7 +124,7 @@ async def test_a_waiter_takes_less_than_four_kib(session: Session) -> None:
         async def wait() -> None:
             await DistributedLock("x", session).acquire()
 
-        inside = await bytes_each(PLACES, wait, lambda: len(session.waits()) == PLACES)
+        inside = await bytes_each(ADMITTED, wait, lambda: len(session.waits()) == ADMITTED)
         crowd = await bytes_each(2_000, wait, lambda: len(session.waits()) == 2_000)
     assert crowd - bare < 4096, f"{crowd - bare:.0f} bytes"
     assert inside - bare < 4 * 4096, f"{inside - bare:.0f} bytes"  # with its entry, its key and its watch
@@ -157,23 +158,23 @@ async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
                 assert sum(call["events"] for call in calls) <= 2 * size
                 assert sum(call["range"] for call in calls) <= 2
                 if size > 2:
-                    assert await batons(session)
+                    assert await release_markers(session)
 
 
-async def batons(session: Session) -> int:
+async def release_markers(session: Session) -> int:
     prefix = session.layout.release_marker(session.layout.root)
     return (await session.transport.get(Get(prefix, prefix_end(prefix)))).total
 
 
 async def gone(session: Session) -> bool:
-    return not await batons(session)
+    return not await release_markers(session)
 
 
 @pytest.mark.usefixtures("patient")
-async def test_batons_are_removed_while_the_session_lives(
+async def test_release_markers_are_removed_while_the_session_lives(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "PATROL", 0.1)
+    monkeypatch.setattr(session_members, "TICK", 0.1)
     blocking = DistributedLock("x", other)
     await blocking.acquire()
     manager = LockManager(session)
@@ -184,9 +185,9 @@ async def test_batons_are_removed_while_the_session_lives(
     await blocking.release()
     for grant in waiting:
         await manager.release(await asyncio.wait_for(grant, 5))
-    assert await batons(session)
+    assert await release_markers(session)
     await eventually(lambda: gone(session))
-    await eventually(lambda: not session.batons)
+    await eventually(lambda: not session.member(LocalQueues).release_markers)
 
 
 @pytest.mark.usefixtures("patient")
@@ -218,7 +219,7 @@ async def test_only_a_hold_that_lasts_costs_one_write_more(session: Session) -> 
     async with DistributedLock("x", session):
         with counting(session) as calls:
             await eventually(lambda: calls["txn"])
-            await asyncio.sleep(3 * session_module.PATROL)
+            await asyncio.sleep(3 * session_members.TICK)
             assert calls["txn"] == 1 and not calls["delete"]
     await queue_of(session, "x", 0)
 

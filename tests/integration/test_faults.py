@@ -23,6 +23,7 @@ from codomyrmex.concurrency import (
     SessionLost,
 )
 from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import entries, eventually, queue_of
 from tests.proxy import TcpProxy
 from tests.stepping import AtStep
@@ -106,7 +107,10 @@ async def test_a_straggler_is_fenced_off(etcd: EmbeddedEtcd, namespace: str, oth
     """The connection breaks, the transaction arrives at etcd a second later: it must not commit any more."""
     async with behind_proxy(etcd, namespace) as (proxy, session):
         proxy.delay_next_request(session.layout.queue("x"), 1.0)
-        async with session.telling, DistributedLock("x", session) as grant:  # the holder writes nothing more meanwhile
+        async with (
+            session.member(LocalQueues).recording,
+            DistributedLock("x", session) as grant,
+        ):  # the holder writes nothing more meanwhile
             before = [kv.create_revision for kv in await entries(other, "x")]
             assert before == [grant.token]
             delivered = proxy.delivered

@@ -14,6 +14,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.keys import SEMAPHORE
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import Entry
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import entries, eventually, queue_of
 from tests.integration.command_line import Cli
 
@@ -71,11 +72,11 @@ async def test_what_is_told_too_late_brings_no_lock_back(session: Session, monke
         return "lock", 0.0
 
     monkeypatch.setattr(Entry, "holds", holds)  # so that it goes to etcd, as if the release had overtaken it
-    async with session.telling:
+    async with session.member(LocalQueues).recording:
         await lock.acquire()
-        await eventually(lambda: session.telling._waiters)
+        await eventually(lambda: session.member(LocalQueues).recording._waiters)
         await lock.release()
-    await eventually(lambda: asked and not session.telling.locked())
+    await eventually(lambda: asked and not session.member(LocalQueues).recording.locked())
     assert await entries(session, "x") == []
 
 

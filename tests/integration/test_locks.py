@@ -23,8 +23,8 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
     Target,
+    session_members,
 )
-from codomyrmex.concurrency import session as session_module
 from tests.helpers import counting, entries, eventually, queue_of
 
 
@@ -337,7 +337,7 @@ async def test_a_handoff_is_one_release_and_one_event(session: Session, other: S
 async def test_an_acquire_that_waits_costs_a_transaction_a_watch_and_two_looks(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "PATROL", 60.0)  # else a slow machine adds the watch on its own key
+    monkeypatch.setattr(session_members, "TICK", 60.0)  # else a slow machine adds the watch on its own key
     await eventually(lambda: all(watch.in_step for watch in other.hub._sinks))
     async with DistributedLock("x", session):
         with counting(other) as calls:

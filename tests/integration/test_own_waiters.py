@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session
-from codomyrmex.concurrency import session as session_module
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session, session_members
 from codomyrmex.concurrency.etcd.transports.protocol import Delete
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import counting, entries, eventually, queue_of
 
 Waiters = Callable[..., Awaitable[list[asyncio.Future[Any]]]]
@@ -40,7 +40,7 @@ async def waiters(session: Session, other: Session) -> AsyncIterator[Waiters]:
 async def test_they_need_no_watch_and_no_look(
     session: Session, monkeypatch: pytest.MonkeyPatch, waiters: Waiters
 ) -> None:
-    monkeypatch.setattr(session_module, "PATROL", 600.0)
+    monkeypatch.setattr(session_members, "TICK", 600.0)
     manager = LockManager(session)
     grant = await manager.acquire("x")
     with counting(session) as calls:
@@ -176,4 +176,4 @@ async def test_a_release_whose_answer_is_lost_makes_way_all_the_same(
     monkeypatch.setattr(session.transport, "delete", losing)
     await grant._entry.release()
     assert (await asyncio.wait_for(waiting, 5)).token > grant.token and lost == 1
-    assert grant.key not in session.places
+    assert grant.key not in session.member(LocalQueues).by_key

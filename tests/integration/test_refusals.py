@@ -8,7 +8,7 @@ import os
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, LockTimeout, Semaphore, Session
-from codomyrmex.concurrency.waitqueue.admission import PLACES
+from codomyrmex.concurrency.waitqueue.admission import ADMITTED
 from tests.helpers import counting, queue_of
 from tests.integration.test_faults import behind_proxy
 
@@ -46,8 +46,8 @@ async def test_a_semaphores_timeout_counts_permits(session: Session, other: Sess
 
 async def test_one_that_never_came_to_join_is_told_so(session: Session, other: Session) -> None:
     async with DistributedLock("x", other):
-        tasks = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(PLACES)]
-        await queue_of(session, "x", PLACES + 1, 20)
+        tasks = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(ADMITTED)]
+        await queue_of(session, "x", ADMITTED + 1, 20)
         with pytest.raises(LockTimeout, match=r"it is held by pid .*; this request had not joined the queue yet"):
             await DistributedLock("x", session).acquire(timeout=0.1)
         for task in tasks:

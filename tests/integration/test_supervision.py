@@ -82,8 +82,8 @@ def kill_the_keepalive(session: Any) -> None:
 
 
 def kill_the_tick(session: Any) -> None:
-    session._members.add(_Member())
-    session._members.add(_Member())
+    session.members.add(_Member())
+    session.members.add(_Member())
 
 
 async def _unavailable(*_: Any, **__: Any) -> Any:
@@ -102,13 +102,13 @@ def _harmless(session: Session) -> Any:
 class _Member:
     """A member of the session that fails at everything it is told."""
 
-    def holds(self) -> None:
-        pass
+    def holds(self) -> tuple[()]:
+        return ()
 
-    def waits(self) -> None:
-        return None
+    def waits(self) -> tuple[()]:
+        return ()
 
-    looked_after = untrusted = session_closing = session_lost = failing
+    tick = untrusted = session_closing = session_lost = failing
 
 
 DEATHS = [
@@ -190,10 +190,10 @@ async def test_a_sink_that_raises_ends_its_own_watch_and_nothing_else(
 async def test_a_member_that_fails_keeps_nobody_else_from_being_told(session: Session, other: Session) -> None:
     anyone: Any = session
     for _ in range(3):
-        anyone._members.add(_Member())
+        anyone.members.add(_Member())
     grant = await DistributedLock("x", session).acquire()
     for _ in range(3):
-        anyone._members.add(_Member())
-    anyone._patrolling.cancel()
+        anyone.members.add(_Member())
+    anyone.members.stop_ticks()
     anyone._end(SessionLost("the end"))
     assert grant.lost.is_set()

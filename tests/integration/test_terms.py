@@ -76,7 +76,7 @@ async def test_a_block_that_holds_too_long_is_cancelled_and_the_next_is_granted_
 async def test_a_block_that_ends_in_time_loses_nothing(session: Session) -> None:
     async with DistributedLock("x", session, max_hold=0.3):
         pass
-    assert not session.overstays()._limits  # nothing is kept, and no call made, for a hold that is over
+    assert not session.hold_limits()._limits  # nothing is kept, and no call made, for a hold that is over
     async with DistributedLock("x", session) as again:
         await asyncio.sleep(0.3 + session.ttl / 3 + 0.6)  # the first one's limit means nothing to the second
         assert again.deadline() > 0

@@ -7,6 +7,7 @@ import asyncio
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, EtcdQuotaExceeded, LockManager, Session
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import counting, entries, queue_of
 from tests.integration.test_faults import behind_proxy
 
@@ -80,7 +81,7 @@ async def test_joins_that_are_cancelled_before_they_are_sent_leave_nothing_behin
             grant = await asyncio.wait_for(task, 2)
             await grant._entry.release()
     await session.committer.idle()
-    assert not session.nonces._queues
+    assert not session.member(LocalQueues).key_slots._queues
 
 
 async def test_a_full_database_lets_a_crowd_take_turns(namespace: str) -> None:

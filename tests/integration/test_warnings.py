@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, LockTimeout, Semaphore, Session, sync
-from codomyrmex.concurrency.waitqueue.admission import PLACES
+from codomyrmex.concurrency.waitqueue.admission import ADMITTED
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import queue_of
 
 
@@ -45,8 +46,8 @@ async def _awaited(manager: LockManager) -> None:
 async def test_who_waits_for_itself_outside_a_crowded_queue_is_warned_too(session: Session) -> None:
     lock = DistributedLock("x", session)
     async with lock:
-        tasks = [asyncio.create_task(lock.acquire()) for _ in range(PLACES)]
-        await queue_of(session, "x", PLACES + 1, 20)
+        tasks = [asyncio.create_task(lock.acquire()) for _ in range(ADMITTED)]
+        await queue_of(session, "x", ADMITTED + 1, 20)
         with pytest.raises(LockTimeout), pytest.warns(RuntimeWarning, match="'x' is waited for by the very"):
             await lock.acquire(timeout=0.1)
         for task in tasks:
@@ -70,7 +71,7 @@ async def test_who_waits_for_another_task_or_after_its_release_is_not(session: S
         async with permits:
             with pytest.raises(LockTimeout):
                 await permits.acquire(timeout=0.1)
-    assert not session.held
+    assert not session.member(LocalQueues).by_holder
 
 
 def test_a_thread_that_waits_for_its_own_lock_is_warned(etcd: EmbeddedEtcd, namespace: str) -> None:

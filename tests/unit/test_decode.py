@@ -21,7 +21,7 @@ from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, to_json
 from codomyrmex.concurrency.pool.cluster import _ADAPTER, ClusterPoolStats, _summed
 from codomyrmex.concurrency.recipes.metadata import encode_metadata
-from codomyrmex.concurrency.waitqueue.rules import Ahead, Granted, Permits, View, WaitFor, holding
+from codomyrmex.concurrency.waitqueue.rules import Granted, Permits, Predecessor, View, WaitFor, holding
 from tests import garbage
 
 LAYOUT = keys.Layout("fleet")
@@ -88,7 +88,7 @@ def test_a_claim_of_what_nobody_can_have_is_nobodys(number: bytes) -> None:
     key = ENTRY + b"." + number
     assert keys.permits_of(key) == 0 and keys.is_never_granted(key)
     assert not keys.is_never_granted(LAYOUT.queue("x") + b"%016x-0." % 7 + number)  # of a lock it takes its turn
-    assert Permits(1)(View(5, (Ahead(key, 2),), 1, limit=1)) == Granted()
+    assert Permits(1)(View(5, (Predecessor(key, 2),), 1, limit=1)) == Granted()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_claim_of_what_nobody_can_have_is_nobodys(number: bytes) -> None:
 )
 def test_who_may_hold_counts(claim: bytes, permits: int) -> None:
     assert keys.permits_of(ENTRY + claim) == permits and not keys.is_never_granted(ENTRY + claim)
-    assert Permits(1)(View(5, (Ahead(ENTRY + claim, 2),), 1, limit=permits)) == WaitFor(b"")
+    assert Permits(1)(View(5, (Predecessor(ENTRY + claim, 2),), 1, limit=permits)) == WaitFor(b"")
     assert holding([ENTRY + claim, ENTRY], permits) == 1
 
 

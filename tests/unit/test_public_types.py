@@ -22,8 +22,9 @@ PUBLIC = {*ASYNC.values(), *SYNC.values(), telemetry.Observer}
 GIVEN = {"Acquisition", "Attempt", "Grant", "Grants", "Holding", "JointAcquisition", "Loss", "Permit", "Worker"}
 INSIDE = {
     "Session.join",
+    "Session.member",
     "Session.leave",
-    "Session.overstays",
+    "Session.hold_limits",
 }  # for the library's own use, and not in API_SPECIFICATION.md
 CLASSES = [
     pytest.param(one, id=f"{one.__module__}.{one.__name__}")

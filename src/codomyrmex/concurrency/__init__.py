@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.transports.protocol import Put as Put
     from codomyrmex.concurrency.etcd.transports.protocol import Target as Target
     from codomyrmex.concurrency.etcd.transports.protocol import TxnResult as TxnResult
+    from codomyrmex.concurrency.loss import Loss as Loss
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.recipes.semaphore import Permit as Permit
     from codomyrmex.concurrency.recipes.semaphore import Semaphore as Semaphore
     from codomyrmex.concurrency.retry import RetryPolicy as RetryPolicy
-    from codomyrmex.concurrency.session import Loss as Loss
     from codomyrmex.concurrency.session import Session as Session
     from codomyrmex.concurrency.settings import EtcdOptions as EtcdOptions
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
@@ -138,7 +138,8 @@ _HOME = {
     "recipes.manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
     "models": ("SemaphoreInfo", "Routed", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
     "waitqueue.grant": ("Grant",),
-    "session": ("Loss", "Session"),
+    "loss": ("Loss",),
+    "session": ("Session",),
     "settings": ("EtcdOptions", "EtcdSettings"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -1,4 +1,4 @@
-"""The process and the event loop that something belongs to, and the error for its use anywhere else."""
+"""``Home``: the process and the event loop that an object belongs to, and the error for its use anywhere else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from codomyrmex.concurrency.errors import UsedElsewhere
 
-_process = os.getpid()  # asked of the system once and after a fork: it is needed at every step of a lock
+_process = os.getpid()  # read once, and again after a fork, since each step of a lock needs it
 
 
 def _forked() -> None:
@@ -30,7 +30,7 @@ class Home:
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def settle(self) -> None:
-        """From here on it belongs to the running loop."""
+        """Bind the object to the running loop."""
         self.loop = asyncio.get_running_loop()
 
     @property
@@ -38,11 +38,11 @@ class Home:
         return self.pid == _process
 
     def is_here(self) -> bool:
-        """True if it belongs to this process and, if it has one, to the running event loop."""
+        """True in the process of the object and, once it has one, in its event loop."""
         return self.pid == _process and (self.loop is None or self.loop is asyncio.get_running_loop())
 
     def check(self, what: str, name: str = "") -> None:
-        """Raise ``UsedElsewhere``, of ``what`` with that name, unless it is used where it belongs."""
+        """Raise ``UsedElsewhere`` unless ``is_here``. ``what`` and ``name`` are the kind and name for its message."""
         if self.is_here():
             return
         subject = f"the {what} {name!r}" if name else f"this {what}"

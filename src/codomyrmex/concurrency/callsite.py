@@ -1,7 +1,7 @@
 """The line of a user's code that called the library, and warnings that name it.
 
-The line is taken at every acquisition, so it is kept as a code object and an offset; the number of the line is worked
-out only for a warning.
+Every acquisition keeps its line, so the line is stored as a code object and an offset. The line number is computed only
+for a warning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SAME_TASK = ("tasks.py", "timeouts.py")  # of asyncio: these await in the task 
 
 
 class Line(NamedTuple):
-    """A place in a user's code."""
+    """A line of a user's code."""
 
     code: CodeType
     offset: int
@@ -34,9 +34,8 @@ class Line(NamedTuple):
 
 
 def users_line() -> Line | None:
-    """The line outside the library that this call comes from; None where a task was begun with a call of the library.
-
-    There the frames below are the event loop's, and belong to nobody.
+    """The line outside the library that this call comes from; None where a task was begun with a call of the library,
+    since the frames below are the event loop's then.
     """
     frame = sys._getframe(1)
     while True:
@@ -52,7 +51,7 @@ def users_line() -> Line | None:
 
 
 def warn(line: Line | None, text: str, category: type[Warning]) -> None:
-    """Warn of what ``line`` did."""
+    """Warn with ``text`` at ``line``, or at the program where there is none."""
     if line is None:
         warnings.warn_explicit(text, category, Path(sys.argv[0]).name or "python", 1)
     else:

@@ -1,6 +1,6 @@
-"""``with`` where ``async with`` is meant, and the other way round: an error that says so.
+"""Base classes that raise a helpful error for ``with`` where ``async with`` is meant, and the other way round.
 
-Type checkers are not shown these methods, so that they go on to refuse the wrong kind of block.
+Type checkers do not see these methods, so they go on to refuse the wrong kind of block.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 
 class AsyncOnly:
-    """A class whose blocks are ``async with``."""
+    """The base of classes that are used with ``async with``."""
 
     __slots__ = ()
 
@@ -22,11 +22,11 @@ class AsyncOnly:
             )
 
         def __exit__(self, *_: object) -> None:
-            """Python asks for it before ``__enter__`` is called."""
+            """Python looks it up before it calls ``__enter__``."""
 
 
 class BlockingOnly:
-    """A class whose blocks are ``with``."""
+    """The base of classes that are used with ``with``."""
 
     __slots__ = ()
 
@@ -39,4 +39,4 @@ class BlockingOnly:
             )
 
         async def __aexit__(self, *_: object) -> None:
-            """Python asks for it before ``__aenter__`` is called."""
+            """Python looks it up before it calls ``__aenter__``."""

@@ -1,9 +1,9 @@
 """A session: one connection, one lease, one watch stream, shared by every primitive of a process.
 
-It decides until when the lease may be trusted and tells its members when that ends; it knows nothing of locks. Two
-things are told apart. Trust ends two thirds of a TTL after the last acknowledged keepalive was sent: from then on
-nothing that is held may be relied upon, though the lease may live on and waiters keep their place. The session is
-lost when the lease is known to be gone, and a lost session stays lost.
+It decides until when the lease may be trusted and tells its session members when that ends; it knows nothing of locks.
+The end of trust and the loss of the session are two things. Trust ends two thirds of a TTL after the last acknowledged
+keepalive was sent: from then on nothing that is held may be relied upon, though the lease may live on and waiters keep
+their entries. The session is lost when the lease is known to be gone, and a lost session stays lost.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.affinity import Home, running_loop
@@ -27,15 +27,14 @@ from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.deletion import Remover
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.max_hold import HoldLimits
-from codomyrmex.concurrency.etcd.supervision import guarded, supervise
+from codomyrmex.concurrency.etcd.supervision import supervise
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
 from codomyrmex.concurrency.keys import Layout
+from codomyrmex.concurrency.loss import Loss, SessionClosed
+from codomyrmex.concurrency.session_members import SessionMember, SessionMembers
 from codomyrmex.concurrency.settings import EMBEDDED, EtcdOptions, EtcdSettings
-from codomyrmex.concurrency.waitqueue.admission import Doors
-from codomyrmex.concurrency.waitqueue.handoff import Batons
-from codomyrmex.concurrency.waitqueue.key_slots import Nonces
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
@@ -43,61 +42,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_open_sessions: set[Session] = set()  # also those whose loop was closed under them: nobody can close what they have
-_ENDING = 1.0  # seconds for what works on the session to end when it is closed
-PATROL = 0.5  # seconds; one timer for all members, since most of them are gone before it rings
+_open_sessions: set[Session] = set()  # also those whose loop was closed under them: nothing can close them any more
+_ENDING = 1.0  # seconds for the tasks of the session to end when it is closed
 
-
-class Loss(asyncio.Event):
-    """An event that is set when something is gone; it can be awaited directly. ``reason`` says why."""
-
-    def __init__(self, home: Home) -> None:
-        super().__init__()
-        self.reason: ConcurrencyError | None = None
-        self._home = home
-
-    async def wait(self) -> Literal[True]:
-        """Wait until it is set."""
-        self._home.check("event")
-        return await super().wait()
-
-    def __await__(self) -> Generator[Any, None, bool]:
-        return self.wait().__await__()
-
-    def tell(self, reason: ConcurrencyError) -> None:
-        if not self.is_set():
-            self.reason = reason
-            self.set()
-
-
-class SessionClosed(SessionLost):
-    """The session ended in good order."""
-
-
-class Member(Protocol):
-    """Something whose life depends on the session."""
-
-    def waits(self) -> tuple[str, float] | None:
-        """What kind of thing it waits for, and since when on ``clock``; None if for nothing."""
-
-    def holds(self) -> tuple[str, float] | None:
-        """The kind of thing it holds, and since when on ``clock``; None if nothing."""
-
-    def looked_after(self) -> None:
-        """Called every ``PATROL`` seconds while the member lasts."""
-
-    def untrusted(self, reason: ConcurrencyError) -> None:
-        """The lease can no longer be relied upon, though it may live."""
-
-    def session_closing(self, reason: ConcurrencyError) -> None:
-        """The session is about to end in good order."""
-
-    def session_lost(self, reason: ConcurrencyError) -> None:
-        """The lease is gone, and every key with it."""
+M = TypeVar("M", bound=SessionMember)
 
 
 class Session(AsyncOnly):
-    """One lease in etcd and what hangs on it. Use ``async with Session(...) as session``, or ``open`` and ``close``.
+    """One lease in etcd. Use it as ``async with Session(...) as session``, or call ``open`` and ``close``.
 
     Args:
         settings: where etcd is; read from the environment when left out.
@@ -113,14 +65,9 @@ class Session(AsyncOnly):
         self.home = Home()
         self.lost = Loss(self.home)
         self.host = socket.gethostname()
-        self._members: set[Member] = set()
+        self.members = SessionMembers(self._broken)
+        self._made: dict[type[SessionMember], Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._patrolling: asyncio.TimerHandle | None = None
-        self._patrol = guarded(self._look_after_members, "looking after what is held", self._broken)
-        self.nonces = Nonces()
-        self.doors = Doors()
-        self.batons = Batons()
-        self.places: dict[bytes, Member] = {}  # those of its members that stand in a queue, by key
         self.transport: Transport
         self.hub: WatchHub
         self.committer: Committer
@@ -131,9 +78,7 @@ class Session(AsyncOnly):
         self._keepalive: Keepalive | None = None
         self._embedded: EmbeddedEtcd | None = None
         self._opening = asyncio.Lock()
-        self.telling = asyncio.Lock()  # what members tell for people to read is sent one at a time
         self._trust = asyncio.Event()
-        self.held: dict[tuple[bytes, object], Any] = {}  # entries of its members that hold, by queue and by who holds
 
     @property
     def id(self) -> int:
@@ -142,7 +87,7 @@ class Session(AsyncOnly):
 
     @property
     def alive(self) -> bool:
-        """Whether the lease may be trusted right now."""
+        """True if the lease may be trusted right now."""
         return self.deadline() > 0
 
     def deadline(self) -> float:
@@ -152,7 +97,7 @@ class Session(AsyncOnly):
         return max(0.0, self._keepalive.remaining())
 
     async def open(self) -> Session:
-        """Connect and take a lease; does nothing if that is done already."""
+        """Connect and take a lease; does nothing if the session is open. Raises ``SessionLost`` if it is over."""
         self.home.check("session")
         async with self._opening:
             if self.lost.is_set():
@@ -165,70 +110,9 @@ class Session(AsyncOnly):
                     raise
         return self
 
-    def usable_here(self) -> bool:
-        """Whether it is open, and in the process and the event loop that it belongs to."""
-        return self.is_open and self.home.is_here() and not self.lost.is_set()
-
-    def join(self, member: Member) -> None:
-        """From here on ``member`` is told what becomes of the session."""
-        self._members.add(member)
-        if self._patrolling is None:
-            self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol)
-
-    def keep(self, task: asyncio.Task[Any]) -> None:
-        """Own a task that works on the session: it is cancelled when the session is closed."""
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Begin work in the background that the session owns: if it fails, the session ends with the reason."""
-        task = supervise(work, name, self._broken)
-        self.keep(task)
-        return task
-
-    def leave(self, member: Member) -> None:
-        self._members.discard(member)
-
-    def _look_after_members(self) -> None:
-        for member in list(self._members):
-            member.looked_after()
-        if not self.lost.is_set():
-            for key in self.batons.stale(clock.now()):
-                self.remover.remove(key, lambda _, key=key: self.batons.gone(key))  # type: ignore[misc]
-        again = (self._members or self.batons) and not self.lost.is_set()
-        self._patrolling = asyncio.get_running_loop().call_later(PATROL, self._patrol) if again else None
-
-    async def outliving(self, seconds: float) -> int:
-        """The id of a lease that is renewed with the session's and outlives it by ``seconds``."""
-        assert self._keepalive
-        ttl = math.ceil(self.ttl + seconds)
-        async with self._opening:
-            lease = self._keepalive.longer(ttl)
-            if lease is None:
-                asked_at = clock.now()
-                lease = await self.transport.grant(ttl)
-                # It must outlast the present trust in the session; from the next keepalive on it does.
-                if clock.now() - asked_at > self.ttl / 3:
-                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
-                self._keepalive.renew_too(ttl, lease)
-        return lease.id
-
-    def overstays(self) -> HoldLimits:
-        """What takes entries away in time, also when the event loop is blocked."""
-        assert self._keepalive
-        return self._keepalive.hold_limits
-
-    async def trusted(self) -> None:
-        """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
-        while not self.alive:
-            if self.lost.is_set():
-                raise self.lost.reason or SessionLost("the session is over")
-            self._trust.clear()  # each acknowledged keepalive sets it
-            await self._trust.wait()
-
     async def close(self) -> None:
         """Release everything held at once, then give the lease back. Calling it again does nothing."""
-        if not self.home.in_process:  # a copy in a forked child, of which nothing is to be given back
+        if not self.home.in_process:  # a copy in a forked child, which has nothing to give back
             self.lost.tell(SessionClosed("the session was closed"))
             return
         if self.is_open:
@@ -238,8 +122,7 @@ class Session(AsyncOnly):
             await self._release_resources()
             return
         reason = SessionClosed("the session was closed")
-        self.doors.close(reason)
-        self._tell_members(lambda member: member.session_closing(reason))
+        self.members.tell(lambda member: member.session_closing(reason), self.id)
         try:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
                 await self.committer.idle()
@@ -265,6 +148,93 @@ class Session(AsyncOnly):
         if self.lost.is_set():
             state = "closed" if isinstance(self.lost.reason, SessionClosed) else "lost"
         return f"<Session {self.id:016x} {state}>"
+
+    # From here on everything is for the library's own use. First: the state of the session
+
+    def usable_here(self) -> bool:
+        """True if the session is open and this is the process and the event loop that it belongs to."""
+        return self.is_open and self.home.is_here() and not self.lost.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        """True if the session was lost or closed, or its event loop was closed."""
+        return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
+
+    async def trusted(self) -> None:
+        """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
+        while not self.alive:
+            if self.lost.is_set():
+                raise self.lost.reason or SessionLost("the session is over")
+            self._trust.clear()  # each acknowledged keepalive sets it
+            await self._trust.wait()
+
+    def notice_distrust(self) -> None:
+        """Tell the members at once that the lease is not trusted, before the keepalive's callback runs."""
+        self._lease_changed()
+
+    # Its members and their work
+
+    def member(self, kind: type[M]) -> M:
+        """The session's one member of type ``kind``. The first call makes it, with the session as its argument.
+
+        A layer above keeps its state for each session in such a member, so the session need not know that layer.
+        """
+        made: M | None = self._made.get(kind)
+        if made is None:
+            made = self._made[kind] = kind(self)  # type: ignore[call-arg]
+            self.join(made)
+        return made
+
+    def join(self, member: SessionMember) -> None:
+        """Tell ``member`` from now on what becomes of the session."""
+        self.members.add(member)
+
+    def leave(self, member: SessionMember) -> None:
+        """Tell ``member`` no more."""
+        self.members.discard(member)
+
+    def waits(self) -> list[tuple[str, float]]:
+        """The kind of each thing that members wait for, and its time on ``clock``. Any thread may call it."""
+        return self.members.waits()
+
+    def holds(self) -> list[tuple[str, float]]:
+        """The kind of each thing that members hold, and its time on ``clock``. Any thread may call it."""
+        return self.members.holds()
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Cancel ``task`` when the session is closed."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run ``work`` in a task of the session; if it fails, the session ends with the reason."""
+        task = supervise(work, name, self._broken)
+        self.keep(task)
+        return task
+
+    # Its lease
+
+    async def delayed_lease(self, seconds: float) -> int:
+        """The id of a lease that is renewed with the session's and ends ``seconds`` after it."""
+        assert self._keepalive
+        ttl = math.ceil(self.ttl + seconds)
+        async with self._opening:
+            lease = self._keepalive.longer(ttl)
+            if lease is None:
+                asked_at = clock.now()
+                lease = await self.transport.grant(ttl)
+                # It must last longer than the present trust in the session; from the next keepalive on it does.
+                if clock.now() - asked_at > self.ttl / 3:
+                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
+                self._keepalive.renew_too(ttl, lease)
+        return lease.id
+
+    def hold_limits(self) -> HoldLimits:
+        """The limits of holds, which the keepalive's thread enforces, even if the event loop is blocked."""
+        assert self._keepalive
+        return self._keepalive.hold_limits
+
+    # Opening
 
     async def _start(self) -> None:
         settings = self.settings
@@ -307,8 +277,10 @@ class Session(AsyncOnly):
     def _describe(self) -> bytes:
         return json.dumps({"host": self.host, "pid": os.getpid()}).encode()
 
+    # Ends
+
     def _key_notice(self, notice: Notice) -> None:
-        """The session's own key is watched: its end is the lease's end, known at once. A gap may hide it; then the
+        """The session's own key is watched, since its end is the lease's end. A gap in the watch may hide it; then the
         next keepalive tells."""
         if isinstance(notice, Changed):
             self._end(SessionLost("the session's lease is gone: it expired or was revoked"))
@@ -324,39 +296,27 @@ class Session(AsyncOnly):
             reason = SessionLost(
                 f"no keepalive was answered for two thirds of the lease's {self.ttl} s; it can no longer be trusted"
             )
-            self._tell_members(lambda member: member.untrusted(reason))
-
-    def notice_distrust(self) -> None:
-        """Tell the members that the lease is not trusted, before the event loop comes to what the keepalive told."""
-        self._lease_changed()
+            self.members.tell(lambda member: member.untrusted(reason), self.id)
 
     def _keepalive_failed(self, endpoint: str) -> None:
-        """What hangs for the keepalive hangs for the watches too, and they would not notice for long."""
+        """An endpoint that hangs for the keepalive hangs for the watches too, and they would not notice for long."""
         if len(self.transport.endpoints) > 1 and not self.lost.is_set():
             self.transport.suspect(endpoint)
             self.hub.leave(endpoint)
 
     def _give_up(self, reason: ConcurrencyError) -> None:
-        """What may be in flight cannot be fenced off: only the end of the lease takes it along."""
+        """A transaction may be in flight and cannot be fenced off; only the end of the lease undoes it."""
         if self._keepalive:
             self._keepalive.stop(revoke=True)
         self._end(SessionLost(f"the lease was given up, because a transaction's fate could not be settled: {reason}"))
 
     def _broken(self, name: str, error: BaseException) -> None:
-        """Something in the background has ended although nobody ended it: without it nothing that the session promises
-        holds. The lease is left to expire, so that those who are told now can come to an end before others begin."""
+        """Background work ended by an error, and the session cannot keep its promises without it. The lease is left to
+        expire, so that holders, which are told now, can come to an end before others begin."""
         if self.lost.is_set() and isinstance(self.lost.reason, SessionClosed):
             return
         log.error("%s of the session %016x failed", name, self.id, exc_info=error)
         self._end(SessionLost(f"{name} of this session failed: {type(error).__name__}: {text_of(error)}"))
-
-    def _tell_members(self, tell: Callable[[Member], None]) -> None:
-        """One that fails at being told keeps nobody else from it."""
-        for member in list(self._members):
-            try:
-                tell(member)
-            except Exception:
-                log.exception("a member of the session %016x failed when it was told", self.id)
 
     def _end(self, reason: SessionLost) -> None:
         if self.lost.is_set():
@@ -370,29 +330,14 @@ class Session(AsyncOnly):
                 telemetry.tell("session_lost", self.id)
         self._trust.set()
         self.committer.abandon(reason)
-        self.doors.close(reason)
-        self._tell_members(lambda member: member.session_lost(reason))
+        self.members.tell(lambda member: member.session_lost(reason), self.id)
+        self.members.stop_ticks()
         if self._keepalive:
             self._keepalive.stop(revoke=False)
 
-    @property
-    def is_over(self) -> bool:
-        """True if it was lost or closed, or its event loop was."""
-        return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
-
-    def waits(self) -> list[tuple[str, float]]:
-        """What its members wait for, and since when on ``clock``. Any thread may ask."""
-        inside = [waits for member in list(self._members) if (waits := member.waits())]
-        return [*inside, *self.doors.waits()]
-
-    def holds(self) -> list[tuple[str, float]]:
-        """The kinds of things its members hold, and since when on ``clock``. Any thread may ask."""
-        return [holds for member in list(self._members) if (holds := member.holds())]
-
     async def _release_resources(self) -> None:
         _open_sessions.discard(self)
-        if self._patrolling:
-            self._patrolling.cancel()
+        self.members.stop_ticks()
         if self._keepalive:
             self._keepalive.stop(revoke=not self.is_open)
         if self._tasks:
@@ -416,7 +361,7 @@ class Session(AsyncOnly):
 
 
 def make_settings(settings: EtcdSettings | None, overrides: Mapping[str, Any]) -> EtcdSettings:
-    """The settings given, else the environment's, with overrides; raises ``ValueError`` that says what is wrong."""
+    """The settings given, else the environment's, with overrides; raises ``ValueError`` that names the mistake."""
     if not (settings is None or isinstance(settings, EtcdSettings)):
         raise TypeError(f"settings must be EtcdSettings, not {settings!r}")
     if settings is None:
@@ -431,14 +376,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def open_sessions() -> list[Session]:
-    """The sessions of this process that are open, for those who look on. Any thread may ask."""
+    """The open sessions of this process, for observers. Any thread may call it."""
     return [session for session in list(_open_sessions) if not session.is_over]
 
 
 def default_session() -> Session:
     """The session of the running event loop, made from the environment at first use and anew after a loss.
 
-    It never starts an etcd by itself: a member of a fleet that cannot reach its cluster must fail, not lock alone.
+    It never starts an etcd by itself: a process of a fleet that cannot reach its cluster must fail, not lock alone.
     """
     loop = running_loop()
     session = _defaults.get(loop)

@@ -17,19 +17,18 @@ from hypothesis import strategies as st
 
 from codomyrmex.concurrency.keys import is_reader, permits_of
 from codomyrmex.concurrency.waitqueue.rules import (
-    Action,
-    Ahead,
     Decision,
     Granted,
     Permits,
+    Predecessor,
     Rule,
-    Turn,
     View,
     WaitFor,
     exclusive,
     holding,
     shared,
 )
+from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 
 LIMIT = b"/fleet/v1/semaphore/q/limit-%d"
 
@@ -39,12 +38,12 @@ class Queue:
 
     def __init__(self, seed: int, limit: int | None) -> None:
         self.random = random.Random(seed)
-        self.entries: list[Ahead] = []
+        self.entries: list[Predecessor] = []
         self.limit = limit
         self.lossy = seed % 2 == 0  # then waiters also look without a reason; else they must get along without
-        self.history: list[tuple[list[Ahead], int | None]] = [([], limit)]
+        self.history: list[tuple[list[Predecessor], int | None]] = [([], limit)]
         self.deleted: list[tuple[bytes, int]] = []
-        self.batons: list[tuple[bytes, int]] = []
+        self.markers: list[tuple[bytes, int]] = []
 
     @property
     def revision(self) -> int:
@@ -53,24 +52,24 @@ class Queue:
     def happened(self) -> None:
         self.history.append((list(self.entries), self.limit))
 
-    def join(self, claim: bytes) -> Ahead:
-        """Keys are used again as soon as they are free, as nonces are."""
+    def join(self, key_suffix: bytes) -> Predecessor:
+        """Keys are used again as soon as they are free, as key slots are."""
         taken = {entry.key for entry in self.entries}
-        key = self.random.choice([key for n in range(12) if (key := b"q/%d%b" % (n, claim)) not in taken])
-        entry = Ahead(key, self.revision + 1)
+        key = self.random.choice([key for n in range(12) if (key := b"q/%d%b" % (n, key_suffix)) not in taken])
+        entry = Predecessor(key, self.revision + 1)
         self.entries.append(entry)
         self.happened()
         return entry
 
-    def remove(self, entry: Ahead) -> None:
+    def remove(self, entry: Predecessor) -> None:
         self.entries.remove(entry)
         self.happened()
         self.deleted.append((entry.key, self.revision))
 
-    def pass_on(self, entry: Ahead) -> None:
+    def release(self, entry: Predecessor) -> None:
         """A writer that held alone says so in the transaction of its release; not each of them does."""
         if not is_reader(entry.key) and self.random.random() < 0.7:
-            self.batons.append(entry)
+            self.markers.append(entry)
         self.remove(entry)
 
     def resize(self, limit: int) -> None:
@@ -87,7 +86,7 @@ class Waiter:
         self.queue = queue
         self.rule = rule
         ahead, limit = queue.history[-1]
-        self.entry = queue.join(rule.claim)
+        self.entry = queue.join(rule.key_suffix)
         self.turn = Turn(rule)
         self.watched_from: int | None = None
         self.granted = False
@@ -108,8 +107,8 @@ class Waiter:
         if self.watched_from is None:
             return [self.watch] if self.action is Action.WATCH else [self.look]
         steps: list[Callable[[], None]] = [self.look] if self.action is Action.LOOK else []
-        # Of a key's batons any may be the last that was heard, those of its earlier lives too.
-        steps += [partial(self.hear, token) for key, token in self.queue.batons if key == self.turn.key][-2:]
+        # Any marker of a key may be the last one read, those of its earlier lives too.
+        steps += [partial(self.hear, token) for key, token in self.queue.markers if key == self.turn.key][-2:]
         for key, revision in self.queue.deleted:
             if revision > self.watched_from and revision not in self.told and self.turn.key in (b"", key):
                 return [*steps, partial(self.tell, key, revision)]
@@ -138,7 +137,7 @@ class Waiter:
             self.apply(action)
 
     def hear(self, token: int) -> None:
-        if self.turn.passed_on(b"%d" % token) is Action.GRANT:
+        if self.turn.handed_off(b"%d" % token) is Action.GRANT:
             self.apply(Action.GRANT)
 
     def miss(self) -> None:
@@ -162,7 +161,7 @@ def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, round
             def leave(waiter: Waiter = waiter) -> None:
                 living.remove(waiter)
                 if waiter.granted:
-                    queue.pass_on(waiter.entry)
+                    queue.release(waiter.entry)
                 else:
                     queue.remove(waiter.entry)
 
@@ -185,7 +184,7 @@ def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, round
         done = [w for w in living if w.granted]
         if done and queue.random.random() < 0.5:
             living.remove(done[0])
-            queue.pass_on(done[0].entry)
+            queue.release(done[0].entry)
     return "somebody waits for ever"
 
 
@@ -219,11 +218,11 @@ def test_never_more_permits_than_the_limit_and_all_served_in_order(seed: int) ->
 
 
 class _Broken:
-    claim = b""
+    key_suffix = b""
     needs_all = False
 
-    def __init__(self, decide: Callable[[View], Decision], claim: bytes = b"", needs_all: bool = False) -> None:
-        self.decide, self.claim, self.needs_all = decide, claim, needs_all
+    def __init__(self, decide: Callable[[View], Decision], key_suffix: bytes = b"", needs_all: bool = False) -> None:
+        self.decide, self.key_suffix, self.needs_all = decide, key_suffix, needs_all
 
     def __call__(self, view: View) -> Decision:
         return self.decide(view)
@@ -276,42 +275,42 @@ def test_the_checker_catches_a_turn_that_believes_old_news(monkeypatch: pytest.M
 
 
 class _Credulous(Turn):
-    """Takes any baton of the key that it watches for one of the entry ahead."""
+    """Takes any release marker of the key that it watches for its predecessor's."""
 
     __slots__ = ()
 
-    def passed_on(self, baton: bytes) -> Action:
+    def handed_off(self, value: bytes) -> Action:
         return Action.GRANT
 
 
-def test_the_checker_catches_a_turn_that_believes_an_earlier_lifes_baton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_catches_a_turn_that_believes_an_earlier_lifes_marker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "Turn", _Credulous)
     assert any(violations(seed, [exclusive]) for seed in range(200))
 
 
-def test_the_checker_catches_a_baton_of_one_that_did_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Queue, "remove", _passes_on_whatever_it_was)
+def test_the_checker_catches_a_marker_of_one_that_did_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Queue, "remove", _marks_any_removal)
     assert any(violations(seed, [exclusive]) for seed in range(200))
 
 
-def _passes_on_whatever_it_was(queue: Queue, entry: Ahead) -> None:
+def _marks_any_removal(queue: Queue, entry: Predecessor) -> None:
     queue.entries.remove(entry)
     queue.happened()
     queue.deleted.append((entry.key, queue.revision))
-    queue.batons.append(entry)
+    queue.markers.append(entry)
 
 
 def test_a_view_older_than_the_watch_is_read_again() -> None:
     turn = Turn(exclusive)
-    assert turn.seen(View(5, [Ahead(b"a", 1)], 1)) is Action.WATCH
+    assert turn.seen(View(5, [Predecessor(b"a", 1)], 1)) is Action.WATCH
     assert turn.watching(7) is Action.LOOK and turn.needed == 7
-    assert turn.seen(View(7, [Ahead(b"a", 1)], 1)) is Action.WAIT
+    assert turn.seen(View(7, [Predecessor(b"a", 1)], 1)) is Action.WAIT
     assert turn.deleted(b"a", 9) is Action.GRANT
 
 
 def test_the_end_of_a_keys_earlier_life_means_nothing() -> None:
     turn = Turn(exclusive)
-    assert turn.seen(View(5, [Ahead(b"a", 4)], 1)) is Action.WATCH
+    assert turn.seen(View(5, [Predecessor(b"a", 4)], 1)) is Action.WATCH
     assert turn.watching(1) is Action.WAIT
     assert turn.deleted(b"a", 3) is Action.WAIT and turn.deleted(b"a", 5) is Action.WAIT
     assert turn.deleted(b"a", 6) is Action.GRANT
@@ -319,26 +318,29 @@ def test_the_end_of_a_keys_earlier_life_means_nothing() -> None:
 
 def test_the_end_of_a_predecessor_in_mid_queue_grants_nothing() -> None:
     turn = Turn(exclusive)
-    assert turn.seen(View(5, [Ahead(b"b", 2)], 2)) is Action.WATCH
+    assert turn.seen(View(5, [Predecessor(b"b", 2)], 2)) is Action.WATCH
     assert turn.watching(5) is Action.WAIT
     assert turn.deleted(b"b", 6) is Action.LOOK and turn.needed == 6
 
 
-def test_the_baton_of_the_one_ahead_is_the_grant_however_many_were_ahead() -> None:
+def test_the_predecessors_release_marker_is_the_grant_however_many_were_ahead() -> None:
     turn = Turn(exclusive)
-    assert turn.seen(View(5, [Ahead(b"b", 2)], 7)) is Action.WATCH and not turn.sees_all
+    assert turn.seen(View(5, [Predecessor(b"b", 2)], 7)) is Action.WATCH and not turn.sees_all
     for other in (b"1", b"", b"02", b"2 ", b"9" * 5000, b"\xff"):
-        assert turn.passed_on(other) is Action.WAIT
-    assert turn.passed_on(b"2") is Action.GRANT
+        assert turn.handed_off(other) is Action.WAIT
+    assert turn.handed_off(b"2") is Action.GRANT
 
 
 def test_a_changed_limit_is_read_before_anything_else_counts() -> None:
     turn = Turn(Permits(1))
-    assert turn.seen(View(5, [Ahead(b"q/a.1", 1), Ahead(b"q/b.1", 2)], 2, 2)) is Action.WATCH and turn.key == b""
+    assert (
+        turn.seen(View(5, [Predecessor(b"q/a.1", 1), Predecessor(b"q/b.1", 2)], 2, 2)) is Action.WATCH
+        and turn.key == b""
+    )
     assert turn.watching(5) is Action.WAIT
     assert turn.deleted(LIMIT % 2, 6) is Action.LOOK
     assert turn.deleted(b"q/a.1", 7) is Action.LOOK and turn.needed == 7
-    assert turn.seen(View(7, [Ahead(b"q/b.1", 2)], 1, 1)) is Action.WAIT
+    assert turn.seen(View(7, [Predecessor(b"q/b.1", 2)], 1, 1)) is Action.WAIT
     assert turn.deleted(b"q/b.1", 8) is Action.GRANT
 
 

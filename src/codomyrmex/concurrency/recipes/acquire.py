@@ -20,12 +20,14 @@ from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_metadata, with_agent
 from codomyrmex.concurrency.recipes.timeout_reason import timeout_reason
 from codomyrmex.concurrency.session import Session, ready
-from codomyrmex.concurrency.waitqueue.entry import By, Entry, Place, warn_of_itself
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.entry import By, Entry, QueueRef, warn_of_itself
+from codomyrmex.concurrency.waitqueue.group import Group
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.join import acquire
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.rules import Rule
 
-_NO_OPTIONS = Terms()
+_NO_OPTIONS = HoldOptions()
 
 
 @lru_cache(maxsize=1024)
@@ -62,7 +64,7 @@ class AcquireRequest:
         names: Sequence[str],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
-        options: Terms = _NO_OPTIONS,
+        options: HoldOptions = _NO_OPTIONS,
         prepare: Callable[[Session], Awaitable[None]] | None = None,
     ) -> None:
         check_session(session)
@@ -76,7 +78,7 @@ class AcquireRequest:
         self.on_loss: OnLoss = on_loss
         self._metadata = encode_metadata(with_agent(metadata))
         self._used: Session | None = None
-        self._queue_refs: list[Place] = []
+        self._queue_refs: list[QueueRef] = []
         self._owner = ""
 
     async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: By | None = None) -> Hold:
@@ -118,7 +120,7 @@ class AcquireRequest:
             if self._prepare:
                 await self._prepare(session)
             layout, kind = session.layout, self._kind
-            self._queue_refs = [Place.of(kind, layout.queue(name, kind), name) for name in self.names]
+            self._queue_refs = [QueueRef.of(kind, layout.queue(name, kind), name) for name in self.names]
             self._owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
             self._used = session
         return session
@@ -137,17 +139,17 @@ class AcquireRequest:
         if not self.names:
             return Hold((), (), self.on_loss)
         session = await self.session()
-        queue = self._queue_refs[0].queue
-        if session.doors.crowded(queue):
+        queue, admission = self._queue_refs[0].queue, session.member(LocalQueues).admission
+        if admission.is_full(queue):
             if only_if_free:
                 return None
             warn_of_itself(session, self._queue_refs[0], by)
         since, started = time.time(), clock.now()
-        await session.doors.enter(queue, self._kind.what)
+        await admission.enter(queue, self._kind.what)
         try:
             return await self._join(session, rules, by, entries, since, started, only_if_free)
         finally:
-            session.doors.leave(queue)
+            admission.leave(queue)
 
     async def _join(
         self,
@@ -166,8 +168,7 @@ class AcquireRequest:
         for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
             entries.append(Entry(session, queue_ref, value, rule, self._options, by))
         if len(entries) > 1:
-            for entry in entries:
-                entry.fellows = entries
+            Group(entries)
         grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss) if grants else None
 

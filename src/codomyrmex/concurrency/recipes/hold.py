@@ -45,13 +45,8 @@ class Hold:
     async def release(self) -> None:
         """Release every entry, as ``Entry.release`` does."""
         self.check_here()
-        if len(self.entries) == 1:
-            await self.entries[0].release()
-            return
-        # All releases begin before anything can be cancelled, so they travel in one transaction.
-        leaving = [(entry, removal) for entry in self.entries if (removal := entry.begin_release())]
-        for entry, removal in leaving:
-            await entry.confirmed(removal)
+        for entry in self.entries[:1]:
+            await (entry.group or entry).release()
 
     def protect(self) -> None:
         """Make the current task the body of the block, which a loss cancels."""
@@ -60,7 +55,7 @@ class Hold:
             self._cancelling = self.task.cancelling()
             for entry in self.entries:
                 entry.on_lost = self._cancel
-                if entry.state is State.LOST:
+                if entry.is_lost:
                     self._cancel()
 
     async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
@@ -84,22 +79,24 @@ class Hold:
             first = self.entries[0]
             log.warning(
                 "the release of the %s %r (token %d) is not confirmed yet, and goes on until etcd answers or the lease "
-                "ends: %s", first.place.what, first.place.name, first.token, failure,
+                "ends: %s", first.queue_ref.what, first.queue_ref.name, first.token, failure,
             )  # fmt: skip
-        lost = next((entry for entry in self.entries if entry.state is State.LOST), None)
+        lost = next((entry for entry in self.entries if entry.is_lost), None)
         if lost is None or self.on_loss != "cancel":
             return
         if kind is None or ours:
             raise LockLost(await lost.explain()) from (error or lost.lost.reason)
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            error.add_note(f"{lost.place.what} {lost.place.name!r} was lost while this happened: {lost.lost.reason}")
+            error.add_note(
+                f"{lost.queue_ref.what} {lost.queue_ref.name!r} was lost while this happened: {lost.lost.reason}"
+            )
             if self._cancelled:
                 _insert(LockLost(str(lost.lost.reason)), error)
 
     def _cancel(self) -> None:
         if self.task and not self._cancelled:
             self._cancelled = True
-            self.task.cancel(f"{self.entries[0].place.what} {self.entries[0].place.name!r} was lost")
+            self.task.cancel(f"{self.entries[0].queue_ref.what} {self.entries[0].queue_ref.name!r} was lost")
 
     async def _take_back_cancel(self, kind: type[BaseException] | None) -> bool:
         """Undo the cancel of this hold; returns True if the block ended by this cancel alone."""

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import exclusive
 
 _RULES = (exclusive,)
@@ -66,7 +66,7 @@ class DistributedLock(AsyncOnly):
             names=(self._name,),
             on_loss=on_loss,
             metadata=metadata,
-            options=Terms.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay),
         )
         self._holds: dict[Grant, Hold] = {}
 

@@ -22,7 +22,7 @@ from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By, Entry
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
 from codomyrmex.concurrency.waitqueue.rules import shared as shared_rule
 
@@ -147,7 +147,7 @@ class LockManager:
             names=(check_name(name),),
             on_loss=on_loss,
             metadata=metadata,
-            options=Terms.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay),
         )
         return Acquisition(self, request, (shared_rule if shared else exclusive,), timeout)
 
@@ -181,7 +181,7 @@ class LockManager:
             names=tuple(rules),
             on_loss=on_loss,
             metadata=metadata,
-            options=Terms.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay),
         )
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
 

@@ -25,7 +25,7 @@ from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import Permits
 
 
@@ -134,7 +134,7 @@ class Semaphore(AsyncOnly):
             names=(self._name,),
             on_loss=on_loss,
             metadata=metadata,
-            options=Terms.checked(max_hold),
+            options=HoldOptions.checked(max_hold),
             prepare=self._agree,
         )
         self._blocks: dict[asyncio.Task[object] | None, list[Permit]] = {}

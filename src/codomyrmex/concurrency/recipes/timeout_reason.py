@@ -9,15 +9,16 @@ from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult
 from codomyrmex.concurrency.models import Owner
 from codomyrmex.concurrency.session import Session
-from codomyrmex.concurrency.waitqueue.entry import Entry, Place
+from codomyrmex.concurrency.waitqueue.entry import Entry, QueueRef
 from codomyrmex.concurrency.waitqueue.explain import READ, Wanted, describe, why
 from codomyrmex.concurrency.waitqueue.rules import Rule
+from codomyrmex.concurrency.waitqueue.wait import local_predecessor
 
 _PATIENCE = 0.5  # seconds that etcd has to tell the reason
 
 
 async def timeout_reason(
-    session: Session | None, queues: Sequence[Place], rules: Sequence[Rule], entries: Sequence[Entry]
+    session: Session | None, queues: Sequence[QueueRef], rules: Sequence[Rule], entries: Sequence[Entry]
 ) -> str:
     """The reason, by one reading of the queues. ``entries`` is empty if the request had not joined them yet."""
     if session is None or not session.usable_here():
@@ -36,7 +37,7 @@ async def timeout_reason(
 
 def _without_etcd(entries: Sequence[Entry]) -> str:
     """The reason as far as this process knows it."""
-    waits = [(entry.place.name, local) for entry in entries if (local := entry.own_ahead())]
+    waits = [(entry.queue_ref.name, local) for entry in entries if (local := local_predecessor(entry))]
     told = [f"{name!r} was waited for behind {_described(local)}, in this process" for name, local in waits]
     return "; ".join(["etcd does not answer, so the holder is not known", *told])
 

@@ -28,7 +28,7 @@ from codomyrmex.concurrency.sync.session import Loss, Session, unwrapped
 from codomyrmex.concurrency.waitqueue import grant as grants
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import exclusive
 
 OnLoss = Literal["raise", "notify"]
@@ -167,7 +167,7 @@ class DistributedLock(BlockingOnly):
     ) -> None:
         self._name = check_name(name)
         self._session = unwrapped(session)
-        terms = Terms.checked(max_hold, lock_delay)
+        terms = HoldOptions.checked(max_hold, lock_delay)
         self._request = AcquireRequest(
             session=self._session,
             kind=LOCK,

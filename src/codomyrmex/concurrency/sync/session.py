@@ -10,6 +10,7 @@ from codomyrmex.concurrency import session as twin
 from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import ConcurrencyError
+from codomyrmex.concurrency.loss import Loss as AsyncLoss
 from codomyrmex.concurrency.settings import EtcdOptions, EtcdSettings
 from codomyrmex.concurrency.sync.portal import portal
 
@@ -17,7 +18,7 @@ from codomyrmex.concurrency.sync.portal import portal
 class Loss:
     """Set when something is gone; any thread may ask or wait. ``reason`` says why."""
 
-    def __init__(self, loss: twin.Loss) -> None:
+    def __init__(self, loss: AsyncLoss) -> None:
         self._loss = loss
 
     @property

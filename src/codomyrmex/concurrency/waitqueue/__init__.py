@@ -1,1 +1,15 @@
-"""One engine for everything that waits: ordered entries under a prefix, and a grant rule over them."""
+"""One engine for everything that waits: ordered entries under a prefix, and a grant rule over them.
+
+The way of one lock, from ``LockManager.acquire`` to etcd and back:
+
+1. ``recipes/acquire.py`` finds the session and its ``LocalQueues`` (``local.py``), and passes admission
+   (``admission.py``).
+2. It makes one ``Entry`` (``entry.py``) for each name, whose key has a slot from ``key_slots.py``.
+3. ``join.py`` sends one transaction, which reads each queue and puts each key; its revision is the fencing token.
+4. ``turn.py`` judges the reading by a rule of ``rules.py``: granted, or wait for the predecessor.
+5. ``wait.py`` follows the predecessor's deletion and release marker, or is told by it if it is local, until the grant.
+6. ``join.py`` checks that the session is trusted, and returns a ``Grant`` (``grant.py``) for each entry.
+7. While it is held, ``own_key.py`` watches the key and ``hold_limit.py`` the time; one loss takes a whole group along
+   (``group.py``).
+8. ``Entry.release`` deletes the key, with a release marker (``handoff.py``) if many wait; so the successor is granted.
+"""

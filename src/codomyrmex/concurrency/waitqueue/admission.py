@@ -1,8 +1,8 @@
-"""At most so many tasks of one process wait in a queue in etcd; the others wait here, in order of arrival.
+"""Admission: at most ``ADMITTED`` tasks of one process have entries in a queue; its other tasks wait in the process.
 
-To read the newest entry of a queue etcd reads them all, so every place taken in it makes joining and looking dearer for
-everybody: with 3,000 waiters of one process a join took 11 ms instead of 3. Beyond ``PLACES`` a process therefore waits
-in itself, at no cost to others. Its tasks are served in order; between processes the order is that of joining.
+To read the newest entry of a queue etcd reads them all, so each entry makes every join and every reading of the queue
+slower: with 3,000 waiters of one process a join took 11 ms instead of 3. A task that is not admitted yet costs etcd
+nothing. The tasks of a process are admitted in order of arrival; between processes the order is that of joining.
 """
 
 from __future__ import annotations
@@ -13,79 +13,80 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from codomyrmex.concurrency import clock
-from codomyrmex.concurrency.errors import SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError
 
-PLACES = 64
+ADMITTED = 64
 
 
 @dataclass(slots=True)
-class _Outside:
-    """Who waits before one door, by number; the lowest is first."""
+class _Line:
+    """The tasks of the process that wait for admission to one queue, by number. The lowest number is admitted first."""
 
     waiters: dict[int, tuple[asyncio.Future[None], str, float]] = field(default_factory=dict)
     first: int = 0
     next: int = 0
 
 
-class Doors:
-    """One before each queue that this process wants to join. Who is granted or gives up leaves by it."""
+class Admission:
+    """The admission of one session's tasks to its queues. Each ``enter`` that returns is followed by one ``leave``."""
 
     def __init__(self) -> None:
-        self._inside: dict[bytes, int] = {}
-        self._outside: dict[bytes, _Outside] = {}
-        self._closed: SessionLost | None = None
+        self._admitted: dict[bytes, int] = {}
+        self._lines: dict[bytes, _Line] = {}
+        self._closed: ConcurrencyError | None = None
 
-    def crowded(self, queue: bytes) -> bool:
-        """Whether who came now would have to wait outside."""
-        return self._inside.get(queue, 0) >= PLACES
+    def is_full(self, queue: bytes) -> bool:
+        """True if ``enter`` would have to wait now."""
+        return self._admitted.get(queue, 0) >= ADMITTED
 
     async def enter(self, queue: bytes, what: str) -> None:
-        """Wait for a place, of which ``leave`` must be told; raises when the session is over."""
-        inside = self._inside.get(queue, 0)
-        if inside < PLACES:  # then nobody waits
-            self._inside[queue] = inside + 1
+        """Wait for admission to ``queue``; ``what`` is its kind. Raises ``SessionLost`` when the session is over."""
+        admitted = self._admitted.get(queue, 0)
+        if admitted < ADMITTED:  # then no task waits in line
+            self._admitted[queue] = admitted + 1
             return
         if self._closed:
             raise self._closed
-        outside = self._outside.get(queue)
-        if outside is None:
-            outside = self._outside[queue] = _Outside()
-        number, outside.next = outside.next, outside.next + 1
-        place = asyncio.get_running_loop().create_future()
-        outside.waiters[number] = place, what, clock.now()
+        line = self._lines.get(queue)
+        if line is None:
+            line = self._lines[queue] = _Line()
+        number, line.next = line.next, line.next + 1
+        turn = asyncio.get_running_loop().create_future()
+        line.waiters[number] = turn, what, clock.now()
         try:
-            await place
+            await turn
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and not place.exception():
-                self.leave(queue)  # it was given just as its waiter was cancelled
+            if turn.done() and not turn.cancelled() and not turn.exception():
+                self.leave(queue)  # it was admitted just as it was cancelled
             raise
         finally:
-            outside.waiters.pop(number, None)
+            line.waiters.pop(number, None)
 
     def leave(self, queue: bytes) -> None:
-        """Give the place to who has waited longest."""
-        outside = self._outside.get(queue)
-        while outside and outside.first < outside.next:
-            place, _, _ = outside.waiters.pop(outside.first, (None, "", 0.0))
-            outside.first += 1
-            if place and not place.done():
-                place.set_result(None)
+        """End one admission to ``queue``, and admit the task that has waited longest."""
+        line = self._lines.get(queue)
+        while line and line.first < line.next:
+            turn, _, _ = line.waiters.pop(line.first, (None, "", 0.0))
+            line.first += 1
+            if turn and not turn.done():
+                turn.set_result(None)
                 return
-        self._outside.pop(queue, None)
-        if self._inside[queue] > 1:
-            self._inside[queue] -= 1
+        self._lines.pop(queue, None)
+        if self._admitted[queue] > 1:
+            self._admitted[queue] -= 1
         else:
-            del self._inside[queue]
+            del self._admitted[queue]
 
     def waits(self) -> Iterator[tuple[str, float]]:
-        """What is waited for outside, and since when. Any thread may ask."""
-        lines = (list(outside.waiters.values()) for outside in list(self._outside.values()))
+        """For each task in line: the kind of its queue, and the time on ``clock`` since when it waits. Any thread may
+        call it."""
+        lines = (list(line.waiters.values()) for line in list(self._lines.values()))
         return ((what, since) for _, what, since in chain.from_iterable(lines))
 
-    def close(self, reason: SessionLost) -> None:
-        """The session is over: nobody outside will come in."""
+    def close(self, reason: ConcurrencyError) -> None:
+        """End every wait with ``reason``: the session is over, and no further task is admitted."""
         self._closed = reason
-        for outside in self._outside.values():
-            for place, _, _ in outside.waiters.values():
-                if not place.done():
-                    place.set_exception(reason)
+        for line in self._lines.values():
+            for turn, _, _ in line.waiters.values():
+                if not turn.done():
+                    turn.set_exception(reason)

@@ -1,82 +1,86 @@
-"""One entry's life in a queue: joined, granted, and gone. ``rules.py`` says when, ``waiting.py`` waits for it.
+"""One entry's life in a queue, as a table of states and events.
 
-    state       on                                   becomes
-    NEW         its put is committed                 WAITING
-    WAITING     the rule grants, the lease trusted   HELD
-    WAITING     withdrawn (timeout, cancel)          OVER
-    HELD        released                             OVER
-    HELD        held for longer than its terms say   LOST
-    WAITING     own key deleted, session lost        LOST
-    HELD        the same, or the lease untrusted     LOST
+``rules.py`` and ``turn.py`` decide when an entry is granted, ``wait.py`` waits for that.
 
 Every way out of WAITING and HELD that leaves the key in etcd removes it, in the background if need be, whatever becomes
-of the task that asked for it. Only when trust ends while the lease may live does the key stay until the holder lets
-go, so that nobody is granted while a cancelled block still cleans up.
+of the task that asked for it. Only in LINGERING does the key of a lost entry stay, until its holder lets go: no other
+entry is granted while a cancelled block still cleans up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from codomyrmex.concurrency import callsite, clock, keys, telemetry
-from codomyrmex.concurrency.errors import (
-    ConcurrencyError,
-    EtcdError,
-    FencedWriteRejected,
-    LockLost,
-    SessionLost,
-)
-from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transports.protocol import (
-    Compare,
-    Delete,
-    Get,
-    GetResult,
-    Op,
-    OpResult,
-    Put,
-    Target,
-    TxnResult,
-    WatchRequest,
-)
-from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started, Subscription
-from codomyrmex.concurrency.models import ForcedRelease
-from codomyrmex.concurrency.session import Loss, Session, SessionClosed
-from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.hold_options import Terms
-from codomyrmex.concurrency.waitqueue.record_wait import LASTING, tell_wait
-from codomyrmex.concurrency.waitqueue.rules import Action, Ahead, Rule, Turn, View
-from codomyrmex.concurrency.waitqueue.view import entries_in, whole
-from codomyrmex.concurrency.waitqueue.wait import Waiting, look
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, LockLost, SessionLost
+from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.loss import Loss, SessionClosed
+from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.waitqueue.group import Group
+from codomyrmex.concurrency.waitqueue.handoff import marker_value
+from codomyrmex.concurrency.waitqueue.hold_limit import HoldLimit
+from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
+from codomyrmex.concurrency.waitqueue.own_key import KeyDeleted, OwnKey, explain_deletion
+from codomyrmex.concurrency.waitqueue.record_wait import LASTING, record_wait
+from codomyrmex.concurrency.waitqueue.rules import Rule, View
+from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
-
 
 class State(Enum):
-    NEW = auto()
+    """The states of an entry."""
+
+    NEW = auto()  # it has not joined its queue
     WAITING = auto()
     HELD = auto()
+    LINGERING = auto()  # it is lost, but its key stays in etcd until the holder lets go
     LOST = auto()
-    OVER = auto()
+    OVER = auto()  # it was released, or has stopped waiting
 
 
-class _Deleted(LockLost):
-    """Its key was deleted by somebody, who may have said why."""
+class Event(Enum):
+    """The events in the life of an entry."""
+
+    JOINED = auto()  # its put is committed
+    GRANTED = auto()  # the rule grants it, and the lease is trusted
+    WITHDRAWN = auto()  # its waiter gave up: a timeout, a cancel
+    RELEASED = auto()  # its holder let go
+    TRUST_ENDED = auto()  # the lease is untrusted, max_hold is over, or another entry of its group is lost
+    KEY_LOST = auto()  # its key is deleted or about to be, or the session is lost
+
+
+TRANSITIONS = {
+    (State.NEW, Event.JOINED): State.WAITING,
+    (State.WAITING, Event.GRANTED): State.HELD,
+    (State.WAITING, Event.WITHDRAWN): State.OVER,
+    (State.WAITING, Event.KEY_LOST): State.LOST,
+    (State.HELD, Event.RELEASED): State.OVER,
+    (State.HELD, Event.TRUST_ENDED): State.LINGERING,
+    (State.HELD, Event.KEY_LOST): State.LOST,
+    (State.LINGERING, Event.RELEASED): State.LOST,
+    (State.LINGERING, Event.KEY_LOST): State.LOST,
+}
+
+
+def next_state(state: State, event: Event) -> State:
+    """The state after ``event``; raises ``RuntimeError`` for an event that is impossible in ``state``."""
+    after = TRANSITIONS.get((state, event))
+    if after is None:
+        raise RuntimeError(f"{event.name} is impossible for an entry that is {state.name}")
+    return after
 
 
 class By(NamedTuple):
-    """A requester: a task, or a thread of the blocking twin, held weakly; and the line of code that asked."""
+    """The requester of an entry: a task, or a thread of the blocking twin, held weakly; and the line that asked."""
 
     who: weakref.ref[object] | None
     line: callsite.Line | None
@@ -86,8 +90,8 @@ class By(NamedTuple):
         return cls(weakref.ref(who) if who else None, line)
 
 
-class Place(NamedTuple):
-    """The queue that an entry joins: what it is to people, its name, its keys."""
+class QueueRef(NamedTuple):
+    """The queue that an entry joins: its kind in words, its name, and the range of its keys."""
 
     what: str
     name: str
@@ -95,173 +99,181 @@ class Place(NamedTuple):
     queue_end: bytes
 
     @classmethod
-    def of(cls, kind: keys.Kind, queue: bytes, name: str) -> Place:
+    def of(cls, kind: keys.Kind, queue: bytes, name: str) -> QueueRef:
         return cls(kind.what, name, queue, keys.prefix_end(queue))
 
 
-def warn_of_itself(session: Session, place: Place, by: By) -> None:
-    """Warn if what is about to be waited for is held by the task, or thread, that waits."""
-    held = session.held.get((place.queue, by.who)) if by.who else None
-    if held and place.what == keys.LOCK.what:
+class LocalSuccessor(Protocol):
+    """A waiter of the same session that waits for the end of an entry. The entry tells it, so it needs no watch."""
+
+    def predecessor_left(self, gone: bool, granted: bool) -> None:
+        """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it had held, alone."""
+
+
+def warn_of_itself(session: Session, queue_ref: QueueRef, by: By) -> None:
+    """Warn if the lock that ``by`` is about to wait for is held by ``by``."""
+    held = session.member(LocalQueues).by_holder.get((queue_ref.queue, by.who)) if by.who else None
+    if isinstance(held, Entry) and queue_ref.what == keys.LOCK.what:
         since = f", since {held.by.line}" if held.by.line else ""
         callsite.warn(
             by.line,
-            f"the lock {place.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
+            f"the lock {queue_ref.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
             "reentrant, so it waits for itself until another one releases it",
             RuntimeWarning,
         )
 
 
 class Entry:
-    """A place in a queue, and what it is granted there. Used by one acquisition, once."""
+    """One entry in a queue, and its hold once it is granted. It serves one acquisition, once."""
 
     __slots__ = (
-        "_aged",
-        "_alarm",
-        "_behind",
-        "_checking",
-        "_guard",
-        "_in_a_crowd",
-        "_lingers",
+        "_has_marker",
+        "_key_slot",
+        "_limit",
+        "_long_queue",
         "_loss",
-        "_lost_with",
-        "_nonce",
-        "_passes_on",
+        "_own_key",
+        "_recorded",
         "_since",
-        "_told",
-        "_until",
+        "_successors",
+        "_ticks",
         "_waited",
-        "_waiting",
         "by",
         "contended",
-        "fellows",
         "granted",
+        "group",
+        "hold_options",
         "key",
         "lease",
+        "local",
         "on_lost",
         "on_release",
-        "place",
+        "queue_ref",
         "rule",
         "session",
         "state",
-        "terms",
         "token",
         "turn",
         "value",
     )
 
-    def __init__(self, session: Session, place: Place, value: bytes, rule: Rule, terms: Terms, by: By) -> None:
+    def __init__(
+        self, session: Session, queue_ref: QueueRef, value: bytes, rule: Rule, hold_options: HoldOptions, by: By
+    ) -> None:
         self.session = session
-        self.by = by
-        self.place = place
+        self.local = session.member(LocalQueues)
+        self.queue_ref = queue_ref
         self.value = value
-        self.terms = terms
-        self.lease = session.id
-        self._since = 0.0  # when it joined; once it holds, when it was granted
-        self._waited = 0.0
-        self._told = False
-        self._until = math.inf
-        self._alarm: asyncio.TimerHandle | None = None
         self.rule = rule
+        self.hold_options = hold_options
+        self.by = by
         self.turn = Turn(rule)
-        self._loss: Loss | None = None
-        self._waiting: Waiting | None = None
-        self._in_a_crowd = self._passes_on = False
-        self._guard: Subscription | None = None
-        self._aged = False
-        self._checking: asyncio.Task[None] | None = None
-        self._behind: set[Waiting] | None = None
-        self._nonce = session.nonces.take(place.queue)
-        self.key = session.layout.entry(place.queue, session.id, self._nonce, rule.claim)
+        self._key_slot = self.local.key_slots.take(queue_ref.queue)
+        self.key = session.layout.entry(queue_ref.queue, session.id, self._key_slot, rule.key_suffix)
+        self.lease = session.id
         self.token = 0
         self.state = State.NEW
-        self.granted = False
-        self.contended = False
-        self.fellows: Sequence[Entry] = ()  # held with it, all or none
-        self._lost_with: Entry | None = None
-        self._lingers = False
+        self.granted = self.contended = False
+        self.group: Group | None = None  # the entries that are held together with it
         self.on_lost: Callable[[], None] | None = None
         self.on_release: Callable[[Entry], object] | None = None
+        self._since = 0.0  # when it joined; once it is granted, when it was granted
+        self._waited = 0.0
+        self._limit: HoldLimit | None = None
+        self._loss: Loss | None = None
+        self._own_key: OwnKey | None = None
+        self._successors: set[LocalSuccessor] | None = None
+        self._ticks = 0
+        self._recorded = self._long_queue = self._has_marker = False
+
+    # Its state
 
     @property
     def lost(self) -> Loss:
+        """The event that is set when it is lost."""
         if self._loss is None:
             self._loss = Loss(self.session.home)
         return self._loss
 
+    @property
+    def lives(self) -> bool:
+        """True if it waits or holds."""
+        return self.state is State.WAITING or self.state is State.HELD
+
+    @property
+    def is_lost(self) -> bool:
+        return self.state is State.LOST or self.state is State.LINGERING
+
     def remaining(self) -> float:
+        """Seconds for which its grant may still be trusted; 0 if it may not."""
         if self.state is not State.HELD:
             return 0.0
         left = self.session.deadline()
-        return left if self._until == math.inf else max(0.0, min(left, self._until - clock.now()))
+        return left if self._limit is None else max(0.0, min(left, self._limit.until - clock.now()))
 
-    def grant(self, waited: float) -> Grant:
-        """It is granted: hold it."""
-        self.state = State.HELD
+    def raise_if_lost(self) -> None:
+        if self.is_lost:
+            raise self.lost.reason or LockLost(f"{self.queue_ref.name!r} was lost")
+
+    def check_here(self) -> None:
+        """Raise ``UsedElsewhere`` unless this is the process and the event loop of the session."""
+        self.session.home.check(self.queue_ref.what, self.queue_ref.name)
+
+    # Joining, waiting, holding
+
+    def joined(self, token: int, view: View) -> Action:
+        """Its put was applied at the revision ``token``, behind the entries in ``view``."""
+        self.token = token
+        self.state = next_state(self.state, Event.JOINED)
+        self._since = clock.now()
+        self._long_queue = view.total > 1 and not self.rule.needs_all
+        self.local.add(self.key, self)
+        if self.session.lost.is_set():
+            self._lose(Event.KEY_LOST, self.session.lost.reason or SessionLost("the session is over"))
+        return self.turn.seen(view)
+
+    def grant(self, waited: float) -> None:
+        """Hold from now on. ``waited`` is in seconds."""
+        self.state = next_state(self.state, Event.GRANTED)
         self.granted = True
         self._since = clock.now()
         self._waited = waited
-        self.session.held[self.place.queue, self.by.who] = self
+        self.local.by_holder[self.queue_ref.queue, self.by.who] = self
         if telemetry.observers:
-            telemetry.tell("granted", self.place.what, self.place.name, waited, self.contended)
-        if self.terms.max_hold is not None:
-            self._limit_hold(self.terms.max_hold)
-        return Grant(self.place.name, self.token, self.key.decode(), datetime.now(UTC), waited, self)
+            telemetry.tell("granted", self.queue_ref.what, self.queue_ref.name, waited, self.contended)
+        if (seconds := self.hold_options.max_hold) is not None:
+            self._limit = HoldLimit(self.session, self.key, self.token, self._since + seconds, self._held_too_long)
 
-    def _limit_hold(self, seconds: float) -> None:
-        """Trust in the grant ends after ``seconds``. As with a session's, a third of the TTL is left then for the
-        holder to come to an end and release; after that the key is deleted, even if the event loop is blocked."""
-        self._until = self._since + seconds
-        self._alarm = asyncio.get_running_loop().call_later(seconds, self._overstayed)
-        self.session.overstays().limit(self.key, self.token, self._until + self.session.ttl / 3)
+    def withdraw(self) -> None:
+        """Stop waiting, and leave the queue."""
+        if self.state is State.WAITING:
+            self._finish(Event.WITHDRAWN)
+            self.remove()
 
-    def _overstayed(self) -> None:
-        if self.state is State.HELD:
-            self._lingers = True
-            held = f"{self.place.what} {self.place.name!r} (token {self.token})"
-            self._lose(LockLost(f"the {held} was held for longer than its max_hold of {self.terms.max_hold:g} s"))
-
-    def notice_loss(self) -> None:
-        """Lose what it holds if that can no longer be trusted and nobody has told yet: the event loop was blocked, or
-        the process stopped."""
-        if self.state is not State.HELD or self.remaining() > 0:
-            return
-        if clock.now() >= self._until:
-            self._overstayed()
-        else:
-            self.session.notice_distrust()
+    # Releasing
 
     async def release(self) -> None:
-        """Give the lock back, and return when etcd has confirmed it; what is gone needs nothing.
+        """Give the hold back, and return when etcd has confirmed it; does nothing for an entry that is gone.
 
         Raises ``EtcdError`` if etcd does not confirm it in time, unless it was lost before. The removal goes on all the
         same, also if this is cancelled.
         """
         self.check_here()
-        if self.state is not State.HELD or self.fellows:
+        if self.state is not State.HELD or self.group:
             if removal := self.begin_release():
                 await self.confirmed(removal)
         elif self._let_go():
             with suppress(SessionLost):  # then the lease took the key along
-                await self.session.remover.removed(self.key, self._gone, self._baton())
-
-    def _baton(self) -> Put | None:
-        """What says, in the transaction of a release, that it held: whoever waits behind it need not read the queue to
-        tell this from a departure in mid-queue. Only worth it where many wait, and the next is not of this session."""
-        if not self._in_a_crowd or self._behind:
-            return None
-        key = self.session.layout.release_marker(self.key)
-        self._passes_on = self.session.batons.take(key)
-        return Put(key, b"%d" % self.token, self.session.id) if self._passes_on else None
+                await self.session.remover.removed(self.key, self._removed, self._release_marker())
 
     def begin_release(self) -> asyncio.Future[bool] | None:
-        """The same for one of several that are released together: it has begun when this returns."""
+        """Give the hold back, as one of a group; the removal has begun when this returns. None if it had none."""
         return self.remove() if self._let_go() else None
 
     async def confirmed(self, removal: asyncio.Future[bool]) -> None:
-        """Wait until etcd has confirmed a removal that was begun. A loss has been told already: after one an error is
-        no news, and while the session is not trusted, which means that etcd does not answer, nothing is waited for."""
-        lost = self.state is State.LOST
+        """Wait until etcd has confirmed ``removal``. A loss has been told already, so after one an error is no news.
+        An untrusted session means that etcd does not answer, so after a loss nothing is waited for."""
+        lost = self.is_lost
         if lost and not self.session.alive:
             return
         try:
@@ -273,312 +285,184 @@ class Entry:
                 raise
 
     def _let_go(self) -> bool:
-        """Whether there is anything to give back."""
-        if self.state is not State.HELD and not self._lingers:
+        """End the hold; False if there is none."""
+        if self.state is not State.HELD and self.state is not State.LINGERING:
             return False
-        self._lingers = False
         if self.on_release:
             self.on_release(self)
         if telemetry.observers and self.state is State.HELD:
-            telemetry.tell("released", self.place.what, self.place.name, clock.now() - self._since)
-        self._finish(State.OVER if self.state is State.HELD else self.state)
+            telemetry.tell("released", self.queue_ref.what, self.queue_ref.name, clock.now() - self._since)
+        self._finish(Event.RELEASED)
         return True
 
-    async def fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
-        """Run ``ops`` in a transaction that commits only if this entry still holds."""
-        self.check_here()
-        self._check_keys(ops)
-        if self.state is not State.HELD:
-            raise self._rejected() from (self._loss.reason if self._loss else None)
-        holds = Compare(self.key, Target.CREATE_REVISION, self.token)
-        request = Request((self.key,), ops, compares=(holds, *compares), otherwise=(Get(self.key),), alone=True)
-        try:
-            reply = await self.session.committer.commit(request)
-        except SessionLost as error:
-            raise self._rejected() from error
-        if not reply.succeeded:
-            own = reply.results[0]
-            assert isinstance(own, GetResult)
-            if not any(kv.create_revision == self.token for kv in own.kvs):
-                self._own_key_gone()
-                raise self._rejected()
-            return TxnResult(False, reply.revision, ())
-        return TxnResult(True, reply.revision, reply.results)
+    def _release_marker(self) -> Put | None:
+        """The release marker that is written with the release; None where it does not pay: few entries wait, or the
+        successor is local and is told."""
+        if not self._long_queue or self._successors:
+            return None
+        key = self.session.layout.release_marker(self.key)
+        self._has_marker = self.local.release_markers.begin(key)
+        return Put(key, marker_value(self.token), self.session.id) if self._has_marker else None
 
-    def _check_keys(self, ops: Sequence[Op]) -> None:
-        layout = self.session.layout
-        for op in ops:
-            end = op.end if isinstance(op, Delete) else b""
-            if not isinstance(op, Get) and layout.is_ours(op.key, end):
-                raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
+    def remove(self) -> asyncio.Future[bool]:
+        """Remove its key from etcd."""
+        return self.session.remover.remove(self.key, self._removed)
 
-    # Wrong uses
+    def _removed(self, reusable: bool) -> None:
+        """Its key is no longer in etcd; ``reusable``: it may be used again."""
+        if self._has_marker:
+            self.local.release_markers.written(self.session.layout.release_marker(self.key), clock.now())
+        if reusable:
+            self.free_key_slot()
+        if self.local.by_key.get(self.key) is self:
+            del self.local.by_key[self.key]
+        self._tell_successors(gone=True)
 
-    def check_here(self) -> None:
-        """Raise ``UsedElsewhere`` unless this is the process and the event loop of the session."""
-        self.session.home.check(self.place.what, self.place.name)
+    def free_key_slot(self) -> None:
+        self.local.key_slots.give_back(self.queue_ref.queue, self._key_slot)
 
-    def forgotten(self) -> None:
-        """Warn if it still holds now that nobody can release it any more."""
-        if self.remaining() <= 0 or self.session.is_over or sys.is_finalizing():
+    # Its local successors
+
+    @property
+    def successors(self) -> set[LocalSuccessor]:
+        """The waiters of this session that wait for its end."""
+        if self._successors is None:
+            self._successors = set()
+        return self._successors
+
+    def _tell_successors(self, *, gone: bool) -> None:
+        successors, self._successors = self._successors, None
+        alone = self.granted and not keys.is_reader(self.key)
+        for successor in successors or ():
+            successor.predecessor_left(gone, alone)
+
+    # The calls of its session
+
+    def waits(self) -> tuple[str, float] | None:
+        return (self.queue_ref.what, self._since) if self.state is State.WAITING else None
+
+    def holds(self) -> tuple[str, float] | None:
+        return (self.queue_ref.what, self._since) if self.state is State.HELD else None
+
+    def tick(self) -> None:
+        """At the second tick it is old enough for a watch on its own key to pay."""
+        self.notice_loss()
+        if not self.lives:
             return
-        callsite.warn(
-            self.by.line,
-            f"the grant of the {self.place.what} {self.place.name!r} (token {self.token}) was dropped and never "
-            "released: it is held until its session ends; use `async with` or `with`, or keep the grant and release it",
-            RuntimeWarning,
-        )
+        self._ticks += 1
+        if self._ticks == 2:
+            self._own_key = OwnKey(self.session, self.key, self.token, self.key_deleted)
+        if self.state is State.HELD and not self._recorded and clock.now() - self._since >= LASTING:
+            self._recorded = True
+            self.session.start(record_wait(self, self._waited), "recording for how long a holder waited")
+
+    def untrusted(self, reason: ConcurrencyError) -> None:
+        """A waiter keeps its entry, and is granted when the session is trusted again; ``join.py`` checks that."""
+        if self.state is State.HELD:
+            self._lose(Event.TRUST_ENDED, reason)
+
+    def session_closing(self, reason: ConcurrencyError) -> None:
+        if self.lives:
+            self.remove()
+            self._lose(Event.KEY_LOST, reason)
+
+    def session_lost(self, reason: ConcurrencyError) -> None:
+        if self.lives:
+            self._lose(Event.KEY_LOST, reason)
+        elif self.state is State.LINGERING:
+            self._finish(Event.KEY_LOST)
+
+    # Other losses
+
+    def key_deleted(self) -> None:
+        """Its key is gone from etcd, though this session has not removed it."""
+        if self.lives:
+            self.remove()  # there is nothing to remove, but only this frees the key slot for certain
+            what = self.queue_ref.what if self.state is State.HELD else "place in the queue of"
+            text = f"the {what} {self.queue_ref.name!r} (token {self.token}) was deleted in etcd"
+            self._lose(Event.KEY_LOST, KeyDeleted(text))
+
+    def lose_with_group(self, reason: ConcurrencyError) -> None:
+        """Another entry of its group is lost."""
+        if self.state is State.WAITING:
+            self.remove()
+            self._lose(Event.KEY_LOST, reason)
+        elif self.state is State.HELD:
+            self._lose(Event.TRUST_ENDED, reason)
+
+    def _held_too_long(self) -> None:
+        if self.state is State.HELD:
+            held = f"{self.queue_ref.what} {self.queue_ref.name!r} (token {self.token})"
+            text = f"the {held} was held for longer than its max_hold of {self.hold_options.max_hold:g} s"
+            self._lose(Event.TRUST_ENDED, LockLost(text))
+
+    def notice_loss(self) -> None:
+        """Lose a hold that can no longer be trusted and was not told yet: the event loop was blocked, or the process
+        stopped."""
+        if self.state is not State.HELD or self.remaining() > 0:
+            return
+        if self._limit and clock.now() >= self._limit.until:
+            self._held_too_long()
+        else:
+            self.session.notice_distrust()
+
+    def _lose(self, event: Event, reason: ConcurrencyError) -> None:
+        if self.state is State.HELD and not isinstance(reason, SessionClosed):
+            self._report_loss(reason)
+        self._finish(event)
+        self._tell_successors(gone=False)
+        self.lost.tell(reason)
+        if self.on_lost:
+            self.on_lost()
+        if self.group:
+            self.group.lose(self, reason)
+
+    def _report_loss(self, reason: ConcurrencyError) -> None:
+        what, name, _, _ = self.queue_ref
+        facts = {
+            "codomyrmex_kind": what,
+            "codomyrmex_name": name,
+            "codomyrmex_token": self.token,
+            "codomyrmex_session": f"{self.session.id:016x}",
+        }
+        log.info("the %s %r (token %d) is lost: %s", what, name, self.token, reason, extra=facts)
+        if telemetry.observers:
+            telemetry.tell("lost", what, name, clock.now() - self._since)
+
+    def _finish(self, event: Event) -> None:
+        """Go to the state after ``event``, in which it neither waits nor holds."""
+        if self.state is State.HELD and self.local.by_holder.get(mine := (self.queue_ref.queue, self.by.who)) is self:
+            del self.local.by_holder[mine]
+        self.state = next_state(self.state, event)
+        self.local.discard(self)
+        if self._own_key:
+            self._own_key.stop()
+        if self._limit:
+            self._limit.stop(lift=self.state is not State.LINGERING)
+
+    async def explain(self) -> str:
+        """The reason of its loss, with the operator's reason if the lock was released by force."""
+        first = self.group.first_lost if self.group else self
+        if isinstance(first, Entry) and isinstance(first.lost.reason, KeyDeleted):
+            return await explain_deletion(first.session, first.queue_ref.name, first.token, first.lost.reason)
+        return str(self.lost.reason)
 
     def describe(self) -> str:
-        """The state, in a word."""
+        """Its state as text, for a repr."""
         if not self.session.home.in_process:
             return "of another process"
         if self.state is State.HELD:
             return "held" if self.remaining() > 0 else "not trusted any more"
-        return "lost" if self.state is State.LOST else "released"
+        return "lost" if self.is_lost else "released"
 
-    # What the session tells its members, and asks them
-
-    def waits(self) -> tuple[str, float] | None:
-        return (self.place.what, self._since) if self.state is State.WAITING else None
-
-    def holds(self) -> tuple[str, float] | None:
-        return (self.place.what, self._since) if self.state is State.HELD else None
-
-    def untrusted(self, reason: ConcurrencyError) -> None:
-        """One that waits keeps its place, and is granted when the session is trusted again: ``joining.py`` looks."""
-        if self.state is State.HELD:
-            self._lingers = True
-            self._lose(reason)
-
-    def session_closing(self, reason: ConcurrencyError) -> None:
-        if self.state in (State.WAITING, State.HELD):
-            self.remove()
-            self._lose(reason)
-
-    def session_lost(self, reason: ConcurrencyError) -> None:
-        self._lingers = False
-        self._lose(reason)
-
-    # Joining; ``joining.py`` sends it, maybe together with others
-
-    def ask(self) -> tuple[Op, Op]:
-        """Read the queue, then join it. The read comes first, so it shows the queue as it is ahead."""
-        _, _, queue, end = self.place
-        ahead = Get(queue, end) if self.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
-        return ahead, Put(self.key, self.value, self.session.id)
-
-    def joined(self, revision: int, found: OpResult) -> Action:
-        """The put was applied at ``revision``, behind what was found."""
-        assert isinstance(found, GetResult)
-        self.token = revision
-        if self.rule.needs_all:
-            return self._enter(whole(found, revision))
-        nearest = entries_in(found)
-        if found.total and not nearest:
-            return self._enter(View(0, (Ahead(found.kvs[0].key, 0),), 2))  # not an entry: the queue must be read
-        return self._enter(View(revision, nearest, found.total))
-
-    def found_joined(self, revision: int, found: OpResult) -> Action | None:
-        """The put may have been applied before, and the whole queue was read; None if it was not."""
-        assert isinstance(found, GetResult)
-        own = next((kv for kv in found.kvs if kv.key == self.key), None)
-        if own is None:
-            return None
-        self.token = own.create_revision
-        return self._enter(whole(found, self.token))
-
-    async def grantable(self) -> bool:
-        """Whether it would be granted if it joined now; for a try."""
-        _, _, queue, end = self.place
-        return Turn(self.rule).seen(whole(await self.session.transport.get(Get(queue, end)))) is Action.GRANT
-
-    async def granted_now(self) -> bool:
-        """Whether it is granted already, having joined."""
-        return self.turn.seen(await look(self)) is Action.GRANT
-
-    def _enter(self, view: View) -> Action:
-        self.state = State.WAITING
-        self._since = clock.now()
-        self.session.join(self)
-        self.session.places[self.key] = self
-        self._in_a_crowd = view.total > 1 and not self.rule.needs_all
-        if self.session.lost.is_set():
-            self._lose(self.session.lost.reason or SessionLost("the session is over"))
-        return self.turn.seen(view)
-
-    # Waiting; ``waiting.py`` does it
-
-    async def wait(self, action: Action) -> None:
-        """Until it is granted; raises when it is lost, or never will be."""
-        self._waiting = Waiting(self)
-        try:
-            await self._waiting.until_granted(action)
-        finally:
-            self._waiting = None
-
-    def own_ahead(self) -> Entry | None:
-        """The entry to wait for, if it is one of this session's: it will tell, and etcd need not."""
-        ahead = self.turn.ahead
-        entry = self.session.places.get(ahead.key) if ahead else None
-        if ahead and isinstance(entry, Entry) and entry.token == ahead.create_revision:
-            return None if entry.state is State.LOST else entry
-        return None
-
-    @property
-    def behind(self) -> set[Waiting]:
-        """Those of this session that wait for the end of this one, and need no watch for it."""
-        if self._behind is None:
-            self._behind = set()
-        return self._behind
-
-    # Its own key
-
-    def looked_after(self) -> None:
-        """The second patrol finds it alive for long enough that a watch on its own key pays."""
-        self.notice_loss()
-        if self.state not in (State.WAITING, State.HELD):
+    def dropped(self) -> None:
+        """Warn if it still holds now that its grant is gone and nothing can release it any more."""
+        if self.remaining() <= 0 or self.session.is_over or sys.is_finalizing():
             return
-        if self._aged and self._guard is None:
-            request = WatchRequest(self.key, deletes_only=True)
-            self._guard = self.session.hub.subscribe(request, self._own_notice)
-        self._aged = True
-        if self.state is State.HELD and not self._told and clock.now() - self._since >= LASTING:
-            self._told = True
-            self.session.start(tell_wait(self, self._waited), "telling since when something is held")
-
-    def _own_notice(self, notice: Notice) -> None:
-        if isinstance(notice, Changed):
-            self._own_key_gone()
-        elif isinstance(notice, Started) and (notice.revision > self.token or notice.resumed or notice.gap):
-            if self._checking:
-                self._checking.cancel()
-            self._checking = self.session.start(self._check_own_key(), "the look for an entry's key")
-
-    async def _check_own_key(self) -> None:
-        """Was the key still there when the watch on it began?"""
-        pause = _PAUSE
-        while True:
-            try:
-                found = await self.session.transport.get(Get(self.key))
-                break
-            except EtcdError:  # it looks again for as long as the entry lasts, and nothing else depends on it
-                await asyncio.sleep(pause)
-                pause = min(_LONGEST_PAUSE, pause * 2)
-        if not any(kv.create_revision == self.token for kv in found.kvs):
-            self._own_key_gone()
-
-    def _own_key_gone(self) -> None:
-        if self.state in (State.WAITING, State.HELD):
-            self.remove()  # there is nothing to remove, but only this frees the nonce for certain
-            what = self.place.what if self.state is State.HELD else "place in the queue of"
-            self._lose(_Deleted(f"the {what} {self.place.name!r} (token {self.token}) was deleted in etcd"))
-
-    async def explain(self) -> str:
-        """Why the lock was lost, with the operator's reason if it was released by force."""
-        if self._lost_with:
-            return await self._lost_with.explain()
-        reason = str(self.lost.reason)
-        if not isinstance(self.lost.reason, _Deleted):
-            return reason
-        try:
-            found = await self.session.transport.get(Get(self.session.layout.audit(self.place.name)))
-        except ConcurrencyError:
-            return reason
-        record = ForcedRelease.decode(found.kvs[0].value) if found.kvs else None
-        if record and record.token == self.token:
-            return f"{reason}: released by force by {record.by}: {record.reason}"
-        return reason
-
-    # Ends
-
-    def _lose(self, reason: ConcurrencyError) -> None:
-        if self.state not in (State.WAITING, State.HELD):
-            return
-        if self.state is State.HELD and not isinstance(reason, SessionClosed):
-            what, name, _, _ = self.place
-            log.info("the %s %r (token %d) is lost: %s", what, name, self.token, reason, extra=self._facts())
-            if telemetry.observers:
-                telemetry.tell("lost", what, name, clock.now() - self._since)
-        self._finish(State.LOST)
-        self._tell_behind(gone=False)
-        self.lost.tell(reason)
-        if self._waiting:
-            self._waiting.wake()
-        if self.on_lost:
-            self.on_lost()
-        for fellow in self.fellows:
-            fellow.lose_with(self, reason)
-
-    def lose_with(self, fellow: Entry, reason: ConcurrencyError) -> None:
-        """An entry that is held together with this one was lost."""
-        if self.state is State.WAITING:
-            self.remove()
-        elif self.state is State.HELD:
-            self._lingers = True
-        else:
-            return
-        self._lost_with = fellow
-        self._lose(reason)
-
-    def leave(self) -> None:
-        """Withdraw from the queue."""
-        if self.state is State.WAITING:
-            self._finish(State.OVER)
-            self.remove()
-
-    def remove(self) -> asyncio.Future[bool]:
-        return self.session.remover.remove(self.key, self._gone)
-
-    def _gone(self, reusable: bool) -> None:
-        """Its key is no longer in etcd."""
-        if self._passes_on:
-            self.session.batons.written(self.session.layout.release_marker(self.key), clock.now())
-        if reusable:
-            self.free_nonce()
-        if self.session.places.get(self.key) is self:
-            del self.session.places[self.key]
-        self._tell_behind(gone=True)
-
-    def _tell_behind(self, *, gone: bool) -> None:
-        behind, self._behind = self._behind, None
-        alone = self.granted and not keys.is_reader(self.key)
-        for waiting in behind or ():
-            waiting.ahead_left(gone, alone)
-
-    def free_nonce(self) -> None:
-        self.session.nonces.give_back(self.place.queue, self._nonce)
-
-    def _finish(self, state: State) -> None:
-        if self.state is State.HELD and self.session.held.get(mine := (self.place.queue, self.by.who)) is self:
-            del self.session.held[mine]
-        self.state = state
-        self.session.leave(self)
-        if self._guard:
-            self._guard.cancel()
-        if self._alarm:
-            self._alarm.cancel()
-            if not self._lingers:
-                self.session.overstays().lift(self.key)
-        if self._checking and self._checking is not asyncio.current_task():
-            self._checking.cancel()
-
-    def raise_if_lost(self) -> None:
-        if self.state is State.LOST:
-            raise self.lost.reason or LockLost(f"{self.place.name!r} was lost")
-
-    def _facts(self) -> dict[str, object]:
-        """For structured logs."""
-        return {
-            "codomyrmex_kind": self.place.what,
-            "codomyrmex_name": self.place.name,
-            "codomyrmex_token": self.token,
-            "codomyrmex_session": f"{self.session.id:016x}",
-        }
-
-    def _rejected(self) -> FencedWriteRejected:
-        if telemetry.observers:
-            telemetry.tell("write_rejected", self.place.what, self.place.name)
-        return FencedWriteRejected(
-            f"{self.place.name!r} is no longer held with token {self.token}; nothing was written"
+        callsite.warn(
+            self.by.line,
+            f"the grant of the {self.queue_ref.what} {self.queue_ref.name!r} (token {self.token}) was dropped and "
+            "never released: it is held until its session ends; use `async with` or `with`, or keep the grant and "
+            "release it",
+            RuntimeWarning,
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
 from codomyrmex.concurrency.models import Owner
-from codomyrmex.concurrency.waitqueue.rules import Ahead, Granted, Rule, View, holding
+from codomyrmex.concurrency.waitqueue.rules import Granted, Predecessor, Rule, View, holding
 from codomyrmex.concurrency.waitqueue.view import is_entry, limit_in
 
 _TOLD = 3  # holders, and names
@@ -40,7 +40,7 @@ def _why(what: str, wanted: Wanted, *, named: bool) -> str:
     name, rule, token, found = wanted
     earlier = [kv for kv in _in_order(found) if not token or kv.create_revision < token]
     limit = limit_in(found.kvs)
-    view = View(found.revision, [Ahead(kv.key, kv.create_revision) for kv in earlier], len(earlier), limit)
+    view = View(found.revision, [Predecessor(kv.key, kv.create_revision) for kv in earlier], len(earlier), limit)
     if isinstance(rule(view), Granted):
         return ""
     held = holding([kv.key for kv in earlier], limit)

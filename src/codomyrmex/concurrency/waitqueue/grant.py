@@ -1,12 +1,14 @@
-"""What a holder is given: the fencing token, the time left, and writes that commit only while the grant holds."""
+"""``Grant``, which a holder is given: the fencing token, the time left, and writes that commit only while it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from codomyrmex.concurrency import telemetry
+from codomyrmex.concurrency.errors import FencedWriteRejected, SessionLost
+from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import (
     Compare,
     Delete,
@@ -15,12 +17,11 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     GetResult,
     Op,
     Put,
+    Target,
     TxnResult,
 )
-
-if TYPE_CHECKING:
-    from codomyrmex.concurrency.session import Loss
-    from codomyrmex.concurrency.waitqueue.entry import Entry
+from codomyrmex.concurrency.loss import Loss
+from codomyrmex.concurrency.waitqueue.entry import Entry, State
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -57,19 +58,19 @@ class Grant:
 
     async def put(self, key: str | bytes, value: str | bytes) -> int:
         """Write ``value`` if the grant still holds; returns the revision written."""
-        result = await self._entry.fenced((Put(_bytes(key), _bytes(value)),))
+        result = await _fenced(self._entry, (Put(_bytes(key), _bytes(value)),))
         return result.revision
 
     async def get(self, key: str | bytes) -> bytes | None:
         """The value of ``key``, read only if the grant still holds; None if there is none."""
-        result = await self._entry.fenced((Get(_bytes(key)),))
+        result = await _fenced(self._entry, (Get(_bytes(key)),))
         found = result.results[0]
         assert isinstance(found, GetResult)
         return found.kvs[0].value if found.kvs else None
 
     async def delete(self, key: str | bytes) -> bool:
         """Delete ``key`` if the grant still holds; returns whether it existed."""
-        result = await self._entry.fenced((Delete(_bytes(key)),))
+        result = await _fenced(self._entry, (Delete(_bytes(key)),))
         deleted = result.results[0]
         assert isinstance(deleted, Deleted)
         return deleted.keys > 0
@@ -81,13 +82,50 @@ class Grant:
         """
         if not ops:
             raise ValueError("a transaction needs at least one Put, Get or Delete")
-        return await self._entry.fenced(ops, compare)
+        return await _fenced(self._entry, ops, compare)
 
     def __repr__(self) -> str:
         return f"<Grant of {self.name!r} with token {self.token}, {self._entry.describe()}>"
 
     def __del__(self) -> None:
-        self._entry.forgotten()
+        self._entry.dropped()
+
+
+async def _fenced(entry: Entry, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
+    """Run ``ops`` in a transaction that commits only if ``entry`` still holds."""
+    entry.check_here()
+    _check_keys(entry, ops)
+    if entry.state is not State.HELD:
+        raise _rejected(entry) from entry.lost.reason
+    holds = Compare(entry.key, Target.CREATE_REVISION, entry.token)
+    request = Request((entry.key,), ops, compares=(holds, *compares), otherwise=(Get(entry.key),), alone=True)
+    try:
+        reply = await entry.session.committer.commit(request)
+    except SessionLost as error:
+        raise _rejected(entry) from error
+    if reply.succeeded:
+        return TxnResult(True, reply.revision, reply.results)
+    own = reply.results[0]
+    assert isinstance(own, GetResult)
+    if not any(kv.create_revision == entry.token for kv in own.kvs):
+        entry.key_deleted()
+        raise _rejected(entry)
+    return TxnResult(False, reply.revision, ())
+
+
+def _check_keys(entry: Entry, ops: Sequence[Op]) -> None:
+    layout = entry.session.layout
+    for op in ops:
+        end = op.end if isinstance(op, Delete) else b""
+        if not isinstance(op, Get) and layout.is_ours(op.key, end):
+            raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
+
+
+def _rejected(entry: Entry) -> FencedWriteRejected:
+    name = entry.queue_ref.name
+    if telemetry.observers:
+        telemetry.tell("write_rejected", entry.queue_ref.what, name)
+    return FencedWriteRejected(f"{name!r} is no longer held with token {entry.token}; nothing was written")
 
 
 def _bytes(text: str | bytes) -> bytes:

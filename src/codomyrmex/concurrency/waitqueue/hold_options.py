@@ -1,4 +1,4 @@
-"""The terms on which something is held, beyond "until it is released or the session is lost"."""
+"""Hold options: the conditions of a hold, beyond "until it is released or the session is lost"."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from codomyrmex.concurrency.durations import check_number
 _LONGEST = 366 * 24 * 3600.0
 
 
-class Terms(NamedTuple):
-    """In seconds. ``max_hold``: how long a grant lasts at most. ``lock_delay``: how long the name stays closed if its
-    holder dies rather than releases (Consul's lock delay)."""
+class HoldOptions(NamedTuple):
+    """The options of a hold, in seconds. ``max_hold``: a grant lasts so long at most. ``lock_delay``: the name stays
+    closed for so long if its holder dies rather than releases (Consul's lock delay)."""
 
     max_hold: float | None = None
     lock_delay: float = 0.0
 
     @classmethod
-    def checked(cls, max_hold: float | None, lock_delay: float = 0.0) -> Terms:
-        """The terms; raises ``TypeError`` or ``ValueError`` for what cannot be one."""
+    def checked(cls, max_hold: float | None, lock_delay: float = 0.0) -> HoldOptions:
+        """The options; raises ``TypeError`` or ``ValueError`` for a value that cannot be one."""
         if max_hold is not None:
             check_number("max_hold", max_hold)
         check_number("lock_delay", lock_delay)

@@ -1,31 +1,36 @@
 """Entries join their queues, all in one transaction, and are granted together or not at all.
 
-The session is trusted at the moment of the grant: that is looked at last, and nothing is awaited between the two. If
-trust ends before, the entries keep their places and wait for its return; if it ends after, they are held, and are lost.
+The session is trusted at the moment of the grant: that is checked last, and nothing is awaited between the two. If
+trust ends before, the entries stay in their queues and wait for its return; if it ends after, they are held, and are
+lost.
 
-All entries of one acquisition have the same create revision, so any two acquisitions stand in the same order in every
-queue that they share: their waits cannot form a cycle, and no ordering of names is needed to avoid deadlock.
+All entries of one acquisition have the same create revision, so any two acquisitions have the same order in every queue
+that they share: their waits cannot form a cycle, and no ordering of names is needed to avoid deadlock.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, Put, Target
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, GetResult, Op, OpResult, Put, Target
 from codomyrmex.concurrency.waitqueue.entry import Entry, warn_of_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.rules import Action
+from codomyrmex.concurrency.waitqueue.rules import View
+from codomyrmex.concurrency.waitqueue.turn import Action, Turn
+from codomyrmex.concurrency.waitqueue.view import nearest, whole
+from codomyrmex.concurrency.waitqueue.wait import look, wait_until_granted
 
 
 async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: bool = False) -> list[Grant] | None:
-    """Join the queues and wait until each entry is granted; None if ``only_if_free`` and one was not. ``started``: when
-    on ``clock`` the caller began to want them.
+    """Join the queues and wait until each entry is granted; None if ``only_if_free`` and one was not. ``started`` is
+    the time on ``clock`` at which the caller began.
 
-    However this ends otherwise, by an error or a cancel, no key stays behind.
+    If this ends otherwise, by an error or a cancel, no key stays in etcd.
     """
     if only_if_free and not await _all_grantable(entries):
         return None
@@ -37,61 +42,92 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
                 continue
             if not only_if_free:
                 entry.contended = True
-                warn_of_itself(entry.session, entry.place, entry.by)
-                await entry.wait(action)
-            elif not await _granted_now(entry, patience):  # somebody was quicker
-                _leave(entries)
+                warn_of_itself(entry.session, entry.queue_ref, entry.by)
+                await wait_until_granted(entry, action)
+            elif not await _granted_now(entry, patience):  # another client was quicker
+                _withdraw(entries)
                 return None
         await _trusted(entries, patience)
-        if entries[0].terms.lock_delay:
-            await _outlive_session(entries)
+        if entries[0].hold_options.lock_delay:
+            await _keep_after_session(entries)
             await _trusted(entries, patience)
         for entry in entries:
             entry.raise_if_lost()
     except BaseException:
-        _leave(entries)
+        _withdraw(entries)
         raise
     waited = clock.now() - started
-    return [entry.grant(waited) for entry in entries]
+    return [_grant(entry, waited) for entry in entries]
+
+
+def _grant(entry: Entry, waited: float) -> Grant:
+    entry.grant(waited)
+    return Grant(entry.queue_ref.name, entry.token, entry.key.decode(), datetime.now(UTC), waited, entry)
 
 
 async def _join(entries: Sequence[Entry]) -> list[Action]:
+    """The first step of each entry's turn."""
     reply = await _put(entries)
     if reply.succeeded:
-        return [entry.joined(reply.revision, reply.results[2 * n]) for n, entry in enumerate(entries)]
+        results = reply.results[::2]  # of each entry's reading; the others are those of the puts
+        return [_joined(entry, reply.revision, found) for entry, found in zip(entries, results, strict=True)]
     found = zip(entries, reply.results, strict=True)
-    actions = [action for entry, result in found if (action := entry.found_joined(reply.revision, result))]
+    actions = [action for entry, result in found if (action := _joined_before(entry, result))]
     if len(actions) < len(entries):
         _remove(entries)
-        raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+        raise LockLost(f"the entry of {entries[0].queue_ref.name!r} in its queue was deleted by another client")
     return actions
 
 
 async def _put(entries: Sequence[Entry]) -> Reply:
     request = Request(
-        [entry.place.queue for entry in entries],
-        [op for entry in entries for op in entry.ask()],
-        otherwise=[Get(entry.place.queue, entry.place.queue_end) for entry in entries],
+        [entry.queue_ref.queue for entry in entries],
+        [op for entry in entries for op in _operations(entry)],
+        otherwise=[Get(entry.queue_ref.queue, entry.queue_ref.queue_end) for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
-        unsent=lambda: _free_nonces(entries),
+        unsent=lambda: _free_key_slots(entries),
     )
     reply = request.reply
     try:
         return await entries[0].session.committer.commit(request)
     except BaseException as error:
         if isinstance(error, EtcdError) and error.applied == "no":
-            _free_nonces(entries)
+            _free_key_slots(entries)
         # Cancelled just as the answer arrived: the committer thinks it was taken.
         if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
             _remove(entries)
         raise
 
 
-async def _outlive_session(entries: Sequence[Entry]) -> None:
-    """Those who waited died with their session; those who hold leave their names closed for a while if they die."""
+def _operations(entry: Entry) -> tuple[Op, Op]:
+    """Read the queue, then join it. The read comes first, so it shows the queue ahead."""
+    _, _, queue, end = entry.queue_ref
+    reading = Get(queue, end) if entry.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
+    return reading, Put(entry.key, entry.value, entry.session.id)
+
+
+def _joined(entry: Entry, revision: int, found: OpResult) -> Action:
+    """The entry's put was applied at ``revision``, behind the entries that were found."""
+    assert isinstance(found, GetResult)
+    view = whole(found, revision) if entry.rule.needs_all else nearest(found, revision)
+    return entry.joined(revision, view)
+
+
+def _joined_before(entry: Entry, found: OpResult) -> Action | None:
+    """The put may have been applied by an earlier attempt, and the whole queue was read; None if it was not."""
+    assert isinstance(found, GetResult)
+    own = next((kv for kv in found.kvs if kv.key == entry.key), None)
+    if own is None:
+        return None
+    return entry.joined(own.create_revision, whole(found, own.create_revision))
+
+
+async def _keep_after_session(entries: Sequence[Entry]) -> None:
+    """Move the entries to a lease that ends ``lock_delay`` after the session's: a waiter's entry ends with its session,
+    but a holder that dies leaves its names closed for a while."""
     session = entries[0].session
-    lease = await session.outliving(entries[0].terms.lock_delay)
+    lease = await session.delayed_lease(entries[0].hold_options.lock_delay)
     request = Request(
         [entry.key for entry in entries],
         [Put(entry.key, entry.value, lease) for entry in entries],
@@ -100,13 +136,13 @@ async def _outlive_session(entries: Sequence[Entry]) -> None:
         alone=True,
     )
     if not (await session.committer.commit(request)).succeeded:
-        raise LockLost(f"the place of {entries[0].place.name!r} in its queue was deleted by somebody")
+        raise LockLost(f"the entry of {entries[0].queue_ref.name!r} in its queue was deleted by another client")
     for entry in entries:
         entry.lease = lease
 
 
 async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
-    """Until the session may be trusted; for at most ``patience`` seconds."""
+    """Wait until the session may be trusted, for at most ``patience`` seconds."""
     session = entries[0].session
     if session.alive:
         return
@@ -121,30 +157,36 @@ async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
 
 
 async def _granted_now(entry: Entry, patience: float | None) -> bool:
-    """True if it is granted already, having joined; etcd has ``patience`` seconds to tell."""
+    """True if an entry that has joined is granted already; etcd has ``patience`` seconds to answer."""
     try:
         async with asyncio.timeout(patience):
-            return await entry.granted_now()
+            return entry.turn.seen(await look(entry)) is Action.GRANT
     except TimeoutError:
         raise EtcdUnavailable(
-            f"etcd did not tell within {patience:g} s whether {entry.place.name!r} is free", retryable=True
+            f"etcd did not tell within {patience:g} s whether {entry.queue_ref.name!r} is free", retryable=True
         ) from None
 
 
 async def _all_grantable(entries: Sequence[Entry]) -> bool:
-    """Whether all would be granted if they joined now; those that are not to join give back what they took."""
+    """True if all would be granted if they joined now; if not, their key slots are given back."""
     grantable = False
     try:
-        grantable = all([await entry.grantable() for entry in entries])
+        grantable = all([await _grantable(entry) for entry in entries])
     finally:
         if not grantable:
-            _free_nonces(entries)
+            _free_key_slots(entries)
     return grantable
 
 
-def _leave(entries: Sequence[Entry]) -> None:
+async def _grantable(entry: Entry) -> bool:
+    _, _, queue, end = entry.queue_ref
+    view: View = whole(await entry.session.transport.get(Get(queue, end)))
+    return Turn(entry.rule).seen(view) is Action.GRANT
+
+
+def _withdraw(entries: Sequence[Entry]) -> None:
     for entry in entries:
-        entry.leave()
+        entry.withdraw()
 
 
 def _remove(entries: Sequence[Entry]) -> None:
@@ -152,6 +194,6 @@ def _remove(entries: Sequence[Entry]) -> None:
         entry.remove()
 
 
-def _free_nonces(entries: Sequence[Entry]) -> None:
+def _free_key_slots(entries: Sequence[Entry]) -> None:
     for entry in entries:
-        entry.free_nonce()
+        entry.free_key_slot()

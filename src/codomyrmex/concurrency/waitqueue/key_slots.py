@@ -1,9 +1,9 @@
-"""Which nonce an entry's key gets: the smallest one free in its queue, so that a busy lock uses the same few keys.
+"""Key slots: the numbers in the keys of a session's entries. The smallest one free in the queue is used again.
 
 etcd keeps a deleted key in its index until the history is compacted, and walks over it whenever the queue's range is
-read. With a new key for every acquisition a lock taken a thousand times a second would slow down by the minute. A
-nonce is free again once the removal of its key was answered and no other attempt at it can be under way; one whose
-removal was ever in doubt is never used again by this session, so a late removal cannot meet a newer entry.
+read. With a new key for every acquisition, a lock taken a thousand times a second would slow down by the minute. A slot
+is free again once the removal of its key was answered and no other attempt at the removal can be under way. A slot
+whose removal was ever in doubt is never used again by this session, so a late removal cannot meet a newer entry.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class _Queue:
         self.used = 0
 
 
-class Nonces:
-    """The nonces in use by one session, by queue; remembers nothing of queues where none is."""
+class KeySlots:
+    """The key slots of one session, by queue. It keeps nothing of a queue in which no slot is taken."""
 
     def __init__(self) -> None:
         self._queues: dict[bytes, _Queue] = {}
 
     def take(self, queue: bytes) -> int:
-        """The smallest nonce that is free in ``queue``."""
+        """Take the smallest slot that is free in ``queue``."""
         known = self._queues.get(queue)
         if known is None:
             known = self._queues[queue] = _Queue()
@@ -37,10 +37,11 @@ class Nonces:
         known.next += 1
         return known.next - 1
 
-    def give_back(self, queue: bytes, nonce: int) -> None:
+    def give_back(self, queue: bytes, slot: int) -> None:
+        """Free ``slot``, which was taken in ``queue``."""
         known = self._queues[queue]
         known.used -= 1
         if known.used:
-            heapq.heappush(known.free, nonce)
+            heapq.heappush(known.free, slot)
         else:
             del self._queues[queue]

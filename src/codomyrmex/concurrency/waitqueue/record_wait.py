@@ -1,24 +1,34 @@
-"""A holder tells in etcd for how long it had waited, so that those who look on know since when it holds.
+"""A holder records in etcd for how long it had waited, so that onlookers know since when it holds.
 
-Nobody else can know it: etcd tells when an entry joined, and only those who watched learned when the one ahead left.
-It costs one write, and only for what is held for half a second. It is for people to read. So it goes beside group
-commit, one at a time in a session, and a refusal is final. A late one does no harm, for it compares the entry's create
-revision.
+No other process can know it: etcd tells when an entry joined, and only watchers learn when its predecessor left. The
+record costs one write, and is written only for holds that last half a second. It is for people to read. So it goes
+beside group commit, one at a time in a session, and a refusal is final. A late write does no harm, for it compares the
+entry's create revision.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from codomyrmex.concurrency.errors import EtcdError
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Put, Target
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
 
-if TYPE_CHECKING:
-    from codomyrmex.concurrency.waitqueue.entry import Entry
-
-LASTING = 0.5  # seconds of a hold after which it is told
+LASTING = 0.5  # seconds of a hold after which its wait is recorded
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+
+
+class Holder(Protocol):
+    """An entry that holds, as far as the record of its wait needs it."""
+
+    key: bytes
+    value: bytes
+    token: int
+    lease: int
+    local: LocalQueues
+
+    def holds(self) -> tuple[str, float] | None: ...
 
 
 def with_wait(value: bytes, waited: float) -> bytes:
@@ -26,17 +36,17 @@ def with_wait(value: bytes, waited: float) -> bytes:
     return value[:-1] + b',"waited":%.3f}' % waited
 
 
-async def tell_wait(entry: Entry, waited: float) -> None:
-    """Write it, for as long as the entry holds and etcd may yet take it."""
-    same = Compare(entry.key, Target.CREATE_REVISION, entry.token)
-    put = Put(entry.key, with_wait(entry.value, waited), entry.lease)
+async def record_wait(holder: Holder, waited: float) -> None:
+    """Write the record; tries again while ``holder`` holds and etcd may yet take it. ``waited`` is in seconds."""
+    same = Compare(holder.key, Target.CREATE_REVISION, holder.token)
+    put = Put(holder.key, with_wait(holder.value, waited), holder.lease)
     pause = _PAUSE
     while True:
-        async with entry.session.telling:
-            if not entry.holds():
+        async with holder.local.recording:
+            if not holder.holds():
                 return
             try:
-                await entry.session.transport.txn((same,), (put,))
+                await holder.local.session.transport.txn((same,), (put,))
                 return
             except EtcdError as error:
                 if not error.retryable:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from codomyrmex.concurrency import keys, skipped_keys
 from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
-from codomyrmex.concurrency.waitqueue.rules import Ahead, View
+from codomyrmex.concurrency.waitqueue.rules import Predecessor, View
 
 
-def entries_in(found: GetResult) -> list[Ahead]:
+def entries_in(found: GetResult) -> list[Predecessor]:
     """The entries of a reading. Other keys are skipped, with one warning each.
 
     A key without a lease is no entry, since it would never go away; nor is a key that can never be granted.
@@ -17,7 +17,7 @@ def entries_in(found: GetResult) -> list[Ahead]:
     entries = []
     for kv in found.kvs:
         if is_entry(kv):
-            entries.append(Ahead(kv.key, kv.create_revision))
+            entries.append(Predecessor(kv.key, kv.create_revision))
         elif not is_limit(kv):
             skip(kv.key)
     return entries
@@ -49,3 +49,11 @@ def whole(found: GetResult, token: int = 0) -> View:
     if token:
         entries = [entry for entry in entries if entry.create_revision < token]
     return View(found.revision, entries, len(entries), limit_in(found.kvs))
+
+
+def nearest(found: GetResult, revision: int) -> View:
+    """The view at ``revision``, of which only the newest key was read."""
+    entries = entries_in(found)
+    if found.total and not entries:
+        return View(0, (Predecessor(found.kvs[0].key, 0),), 2)  # the key is no entry, so the queue must be read
+    return View(revision, entries, found.total)

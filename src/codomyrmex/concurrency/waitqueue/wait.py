@@ -1,43 +1,40 @@
-"""How an entry waits: what it watches, when it reads the queue, who tells it. The thin shell that runs ``rules.Turn``
-over a session.
+"""A waiter's shell: it runs a ``Turn`` over a session's watches and readings until the entry is granted.
 
-An entry of the same session tells by itself that it has gone. Any other is watched. If there are more ahead than that
-one, its end alone does not say whether it held or left from mid-queue; what says so is its baton, written in the
-transaction of its release. Where none comes, the queue is read.
+A local predecessor tells by itself that it has gone. Any other one is watched. With several entries ahead, a deletion
+is ambiguous: the predecessor may have released the lock or stopped waiting. The release marker, written in the
+transaction of a release, resolves that. Where no marker comes, the queue is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from codomyrmex.concurrency import keys
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, LimitMismatch
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Follow, Notice, Refused, Started
-from codomyrmex.concurrency.waitqueue.rules import Action, View
+from codomyrmex.concurrency.waitqueue.entry import Entry
+from codomyrmex.concurrency.waitqueue.rules import View
+from codomyrmex.concurrency.waitqueue.turn import Action
 from codomyrmex.concurrency.waitqueue.view import entries_in, whole
-
-if TYPE_CHECKING:
-    from codomyrmex.concurrency.waitqueue.entry import Entry
 
 _LOOK_AGAIN = 10.0  # seconds; etcd may lose a delete at a compacted revision (etcd#18089)
 _LOOK_SOON = 0.005  # seconds
-_BATON_FOLLOWS = 0.002  # seconds; it comes in the next message, if at all
+_MARKER_FOLLOWS = 0.002  # seconds; the release marker comes in the next message, if at all
 _PAUSE = 0.1
 
 
 class Waiting:
-    """One entry's wait."""
+    """One entry's wait. It is a local successor of the entry that it waits for, if that one is of the same session."""
 
     __slots__ = (
-        "_ahead",
-        "_baton",
         "_entry",
         "_failure",
         "_follow",
         "_grace",
         "_hurry",
+        "_local_predecessor",
+        "_marker",
         "_news",
         "_turn",
         "_waiter",
@@ -48,9 +45,9 @@ class Waiting:
         self._entry = entry
         self._turn = entry.turn
         self._watched: bytes | None = None
-        self._ahead: Entry | None = None
+        self._local_predecessor: Entry | None = None
         self._follow: Follow | None = None
-        self._baton: Follow | None = None
+        self._marker: Follow | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._news: Action | None = None
@@ -64,8 +61,8 @@ class Waiting:
             while action is not Action.GRANT:
                 entry.raise_if_lost()
                 if action is Action.FAIL:
-                    raise LimitMismatch(f"{entry.place.what} {entry.place.name!r}: {self._turn.reason}")
-                if self._watched != self._turn.key:  # that is what WATCH means, whatever else has happened since
+                    raise LimitMismatch(f"{entry.queue_ref.what} {entry.queue_ref.name!r}: {self._turn.reason}")
+                if self._watched != self._turn.key:  # the meaning of WATCH, whatever else has happened since
                     action = self._watch()
                 elif action is Action.LOOK:
                     action = self._turn.seen(await look(entry))
@@ -83,31 +80,31 @@ class Waiting:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def ahead_left(self, gone: bool, granted: bool) -> None:
-        """The entry of this session that it waited for is gone from the queue, or can tell no more.
+    def predecessor_left(self, gone: bool, granted: bool) -> None:
+        """The local predecessor can tell no more. ``gone``: its key is no longer in etcd.
 
-        One that was granted alone had nobody ahead, and nobody can have come between.
+        If it was granted, alone, it was the first, and no entry can have come between: its end is the grant.
         """
-        self._ahead = self._watched = None
+        self._local_predecessor = self._watched = None
         self._news = Action.GRANT if gone and granted else self._turn.forget()
         self.wake()
 
     def _watch(self) -> Action:
-        """Begin to follow what the turn wants watched."""
+        """Follow the key that the turn wants watched."""
         self._end()
-        session, (_, _, queue, end) = self._entry.session, self._entry.place
+        session, (_, _, queue, end) = self._entry.session, self._entry.queue_ref
         key = self._watched = self._turn.key
-        if ahead := self._entry.own_ahead():
-            ahead.behind.add(self)
-            self._ahead = ahead
+        if predecessor := local_predecessor(self._entry):
+            predecessor.successors.add(self)
+            self._local_predecessor = predecessor
             return Action.WAIT
         watch = WatchRequest(key or queue, b"" if key else end, deletes_only=True)
         self._follow = session.hub.follow(watch, self._notice)
         if key and not self._turn.sees_all and keys.is_writer(key):
-            self._baton = session.hub.follow(WatchRequest(session.layout.release_marker(key)), self._baton_notice)
+            self._marker = session.hub.follow(WatchRequest(session.layout.release_marker(key)), self._marker_notice)
         if not self._follow.in_step:
-            return Action.LOOK  # while the watch is being set up: the way may have become free already
-        if self._baton and self._passed_on(self._baton) is Action.GRANT:
+            return Action.LOOK  # while the watch is being set up: the entry may be granted already
+        if self._marker and self._handed_off(self._marker) is Action.GRANT:
             return Action.GRANT
         last = self._follow.last
         if key and last and last.kv.mod_revision > self._turn.revision:
@@ -115,19 +112,19 @@ class Waiting:
         return self._turn.watching(self._follow.revision)
 
     def _end(self) -> None:
-        queue = self._entry.place.queue
-        if self._ahead:
-            self._ahead.behind.discard(self)
+        queue = self._entry.queue_ref.queue
+        if self._local_predecessor:
+            self._local_predecessor.successors.discard(self)
         if self._follow:
             self._follow.end(queue)
-        if self._baton:
-            self._baton.end(self._entry.session.layout.release_marker(queue))
+        if self._marker:
+            self._marker.end(self._entry.session.layout.release_marker(queue))
         if self._grace:
             self._grace.cancel()
-        self._ahead = self._follow = self._baton = self._grace = None
+        self._local_predecessor = self._follow = self._marker = self._grace = None
 
     async def _wait_for_news(self) -> Action:
-        """After some seconds without any, what is known is read again.
+        """Wait until there are news; after some seconds without any, the queue is to be read again.
 
         The first wait after a watch began is a short one. etcd takes "from now" as the revision after the one it read
         just before, and a write that slips in between leaves the watch behind: its events come up to 100 ms late.
@@ -144,7 +141,7 @@ class Waiting:
         return Action.WAIT
 
     def _notice(self, notice: Notice) -> None:
-        """What happened to the key, or queue, that is watched; what means nothing to this entry wakes nobody."""
+        """News of the key, or queue, that is watched. News that mean nothing to this entry do not wake it."""
         action = Action.WAIT
         if isinstance(notice, Changed):
             for event in notice.events:
@@ -164,26 +161,47 @@ class Waiting:
             self._failure = notice.error
         if self._news is not Action.GRANT:
             self._news = action
-        if action is Action.LOOK and isinstance(notice, Changed) and self._baton and self._baton.in_step:
+        if action is Action.LOOK and isinstance(notice, Changed) and self._marker and self._marker.in_step:
             if self._grace:
                 self._grace.cancel()
-            self._grace = asyncio.get_running_loop().call_later(_BATON_FOLLOWS, self.wake)
+            self._grace = asyncio.get_running_loop().call_later(_MARKER_FOLLOWS, self.wake)
         else:
             self.wake()
 
-    def _baton_notice(self, notice: Notice) -> None:
-        if isinstance(notice, Changed) and self._baton and self._passed_on(self._baton) is Action.GRANT:
+    def _marker_notice(self, notice: Notice) -> None:
+        if isinstance(notice, Changed) and self._marker and self._handed_off(self._marker) is Action.GRANT:
             self._news = Action.GRANT
             self.wake()
 
-    def _passed_on(self, baton: Follow) -> Action:
-        """What the baton's last life says; another entry's life of the same key has another token."""
-        return self._turn.passed_on(baton.last.kv.value) if baton.last else Action.WAIT
+    def _handed_off(self, marker: Follow) -> Action:
+        """The step that the last value of the release marker means. An earlier entry's marker under the same key has
+        another token."""
+        return self._turn.handed_off(marker.last.kv.value) if marker.last else Action.WAIT
+
+
+async def wait_until_granted(entry: Entry, action: Action) -> None:
+    """Wait until ``entry`` is granted; ``action`` is the first step of its turn. Raises the reason when the entry is
+    lost, and ``LimitMismatch`` when it never will be granted."""
+    waiting = Waiting(entry)
+    entry.on_lost = waiting.wake
+    try:
+        await waiting.until_granted(action)
+    finally:
+        entry.on_lost = None
+
+
+def local_predecessor(entry: Entry) -> Entry | None:
+    """The entry that ``entry`` waits for, if it is of the same session and will tell its end; etcd need not, then."""
+    predecessor = entry.turn.predecessor
+    local = entry.local.by_key.get(predecessor.key) if predecessor else None
+    if predecessor and isinstance(local, Entry) and local.token == predecessor.create_revision:
+        return None if local.is_lost else local
+    return None
 
 
 async def look(entry: Entry) -> View:
-    """The queue ahead as it is at ``Turn.needed`` or later; waits out an etcd that is away."""
-    _, _, queue, end = entry.place
+    """Read the queue ahead, as it is at ``Turn.needed`` or later; waits while etcd is unavailable."""
+    _, _, queue, end = entry.queue_ref
     every = Get(queue, end, serializable=True)
     nearest = every._replace(limit=2, newest_first=True, before=entry.token)
     while True:
@@ -196,7 +214,7 @@ async def look(entry: Entry) -> View:
             await asyncio.sleep(_PAUSE)
             continue
         view = whole(found, entry.token)
-        # The nearest two tell whether there is one ahead or more; how many more, nobody needs to know.
+        # The nearest two tell whether there is one ahead or more; the number beyond that does not matter.
         return view if entry.rule.needs_all or view.total < 2 else View(view.revision, view.entries[-1:], 2)
 
 
