@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.pool.executors import Call
-from codomyrmex.concurrency.pool.results import TaskResult
+from codomyrmex.concurrency.pool.results import Status, TaskResult
 
 
 class Work(NamedTuple):
-    """What is done with every item of a source."""
+    """The function that a source runs on every item, with its lock and its semaphore."""
 
     call: Call
     operation: str
@@ -27,19 +28,25 @@ class Work(NamedTuple):
 
 
 class Job:
-    """One task on its way."""
+    """One task: its arguments, and the state of its run."""
 
     __slots__ = (
         "args",
+        "attempts",
         "began",
+        "began_at",
         "cancelled",
         "context",
+        "failure",
         "index",
         "item",
         "kwargs",
         "queued_at",
+        "routed",
         "source",
+        "status",
         "task_id",
+        "value",
         "worker",
     )
 
@@ -54,7 +61,13 @@ class Job:
         self.queued_at = source.began
         self.worker: asyncio.Task[None] | None = None
         self.began = False
+        self.began_at = 0.0
         self.cancelled = False
+        self.attempts = 0
+        self.status: Status = "cancelled"
+        self.value: Any = None
+        self.failure: BaseException | None = None
+        self.routed: Routed | None = None
 
 
 class Source:
@@ -92,7 +105,7 @@ class Source:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing more will."""
+        """True when nothing runs and nothing more will run."""
         return self.exhausted and not self.running and not self._arrived
 
     def take(self) -> Job | None:
