@@ -9,7 +9,7 @@ import click
 from codomyrmex.concurrency import ClusterPoolStats, Session
 from codomyrmex.concurrency.cli import live, tables, views
 from codomyrmex.concurrency.cli.options import common_options, output, run, settings, where
-from codomyrmex.concurrency.pool import cluster
+from codomyrmex.concurrency.pool import cluster, reporting
 from codomyrmex.concurrency.watching import snapshots
 
 
@@ -50,7 +50,7 @@ async def _list(context: click.Context, prefix: str, sort: str) -> None:
 
 async def _watch(context: click.Context, prefix: str, sort: str) -> int:
     def pictures(session: Session) -> AsyncGenerator[list[ClusterPoolStats], None]:
-        return snapshots(session, cluster.reports(session), lambda: cluster.pools(session, prefix))
+        return snapshots(session, reporting.reports(session), lambda: cluster.pools(session, prefix))
 
     return await live.watch_changes(
         context,

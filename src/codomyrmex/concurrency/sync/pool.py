@@ -176,12 +176,13 @@ def _inner(semaphore: Semaphore | None) -> Any:
 
 
 def _without_blocking(items: Iterable[Any]) -> Any:
-    """What takes time to give its next item (a file, a generator) is asked in a thread, not on the event loop."""
+    """An async form of items that may block (a file, a generator): a thread takes them, not the event loop."""
     return items if isinstance(items, Sized) or not isinstance(items, Iterable) else _threaded(iter(items))
 
 
 async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    """``items``, each asked for in a thread. What they raise comes as a value: it could end the portal's loop."""
+    """Yield ``items``, each taken in a thread. An error of theirs travels as a value: raised, it could end the portal's
+    loop."""
     asked = _ask(lambda: next(items, _END))
     try:
         while True:
@@ -203,7 +204,7 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 async def _close(items: Generator[Any, Any, Any], asked: asyncio.Future[Outcome]) -> None:
-    """Close ``items``, so that they give back what they hold, and not from the event loop."""
+    """Close ``items`` in a thread, so that they release their resources without blocking the event loop."""
     await asyncio.wait([asked])
     closed = await _ask(items.close)
     if closed.error is not None:
