@@ -40,7 +40,9 @@ async def by_hand(endpoint: str, seconds: float, telling: bool = False) -> Sampl
                     results[item] = await _nothing(item)
                     if telling:
                         elapsed, waited = 1000 * (time.perf_counter() - began), 1000 * (began - queued_at)
-                        results[item] = TaskResult(f"task-{item}", True, item, elapsed_ms=elapsed, wait_ms=waited)
+                        results[item] = TaskResult(
+                            task_id=f"task-{item}", success=True, result=item, elapsed_ms=elapsed, wait_ms=waited
+                        )
                 except Exception as error:
                     results[item] = error
                 finally:

@@ -645,14 +645,14 @@ MUTANTS = (
     ),
     Mutant(
         "let a pool's reporter die of what it does not know",
-        "pool/cluster.py",
+        "pool/reporting.py",
         "            except Exception as error:  # whatever it is, the tasks",
         "            except ConcurrencyError as error:  # whatever it is, the tasks",
         "tests/integration/test_fleet_pools.py -k says_why",
     ),
     Mutant(
         "begin no reporter again",
-        "pool/cluster.py",
+        "pool/reporting.py",
         "            task.get_loop().call_later(self._interval, self._again, task, why)",
         "            pass",
         "tests/integration/test_fleet_pools.py -k begins_again",

@@ -18,7 +18,8 @@ from codomyrmex.concurrency import (
     Semaphore,
     Session,
 )
-from codomyrmex.concurrency.pool.cluster import Reporter, pools
+from codomyrmex.concurrency.pool.cluster import pools
+from codomyrmex.concurrency.pool.reporting import Reporter
 from tests.helpers import counting, eventually
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import pydoc
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +107,25 @@ def _same(theirs: type, ours: type) -> None:
             assert found == expected, f"{ours.__name__}.{name}"
     if theirs.__name__ not in ("Attempt", "Permit", "Grant"):
         assert list(inspect.signature(theirs).parameters) == list(inspect.signature(ours).parameters)
+
+
+_ASYNCIO_WORDS = re.compile(r"\b(await|awaits|awaitable|async|coroutine|current task)\b")
+
+
+@pytest.mark.parametrize("name", [name for name in sync.__all__ if hasattr(twin, name)])
+def test_every_text_is_true_of_blocking_code(name: str) -> None:
+    """A method may take its text from its asyncio twin; then no word of asyncio may be left in it."""
+    for member_name, member in inspect.getmembers(getattr(sync, name)):
+        if not member_name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+            assert not _ASYNCIO_WORDS.search(inspect.getdoc(member) or ""), f"{name}.{member_name}"
+
+
+def test_a_forwarding_method_shows_its_twins_signature_and_text() -> None:
+    shown = pydoc.render_doc(LockManager, renderer=pydoc.plaintext)
+    assert "force_release(self, name: 'str', *, reason: 'str', token: 'int | None' = None) -> 'Owner'" in shown
+    assert "watch(self, prefix: 'str' = '') -> collections.abc.Iterator[" in shown
+    assert "``with manager.acquire(name) as grant``" in shown
+    assert inspect.getdoc(LockManager.locks) == inspect.getdoc(twin.LockManager.locks)
 
 
 # Locks

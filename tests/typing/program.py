@@ -30,6 +30,7 @@ from codomyrmex.concurrency import (
     LockEvent,
     LockInfo,
     LockManager,
+    LockStats,
     Loss,
     Owner,
     Park,
@@ -186,4 +187,20 @@ def blocking(session: sync.Session, queue: sync.DeadLetterQueue) -> None:
     with queue.worker() as worker:
         assert_type(worker, sync.Worker)
         worker.settled(timeout=5)
-    sync.Session(endpoints="http://a:2379", session_ttl=5)
+    assert_type(sync.Session(endpoints="http://a:2379", session_ttl=5).deadline(), float)
+
+
+def forwarded(manager: sync.LockManager, grant: sync.Grant, queue: sync.DeadLetterQueue, since: datetime) -> None:
+    """Methods that ``blocking`` makes: a coroutine, an async generator, a plain method."""
+    assert_type(manager.locks("file_edit:"), list[LockInfo])
+    assert_type(manager.force_release("index", reason="its host is gone", token=7), Owner)
+    for event in manager.watch(prefix="file_edit:"):
+        assert_type(event, LockEvent)
+    assert_type(manager.stats(), LockStats)
+    assert_type(grant.put("/files/main.py", "text"), int)
+    assert_type(grant.txn(Get(b"/b"), compare=[Compare(b"/a", Target.VERSION, 0)]), TxnResult)
+    assert_type(sync.Semaphore("calls", max_concurrent=3).info(), SemaphoreInfo)
+    assert_type(queue.add(operation="send", args={"to": "ops"}, error="the server was away"), str)
+    assert_type(queue.list_entries(since=since, state="parked"), list[DeadLetter])
+    for entry in queue.entries("send", since):
+        assert_type(entry, DeadLetter)

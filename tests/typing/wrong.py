@@ -24,5 +24,9 @@ async def wrong(pool: AsyncWorkerPool, manager: LockManager) -> None:
     print(text)
     async with manager.acquire("a", timeout="5") as grant:  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         print(grant)
+    sync.LockManager().locks(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sync.LockManager().force_release("a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await sync.LockManager().locks()  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    sync.DeadLetterQueue("mail").entries(operation=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with manager.acquire("a"):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
         pass

@@ -66,8 +66,9 @@ def parts(annotation: Any) -> Iterator[Any]:
             yield from parts(part)
 
 
-def hints(one: type, member: Callable[..., Any]) -> dict[str, Any]:
-    return typing.get_type_hints(member, localns=names_for_checkers(inspect.getmodule(one)))
+def hints(member: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a member, resolved where it was written: a blocking method has those of its asyncio twin."""
+    return typing.get_type_hints(member, localns=names_for_checkers(inspect.getmodule(member)))
 
 
 def private(annotation: Any) -> list[str]:
@@ -85,7 +86,7 @@ def test_whatever_a_public_name_gives_or_takes_is_public(one: type) -> None:
     for name, member in members(one):
         if f"{one.__name__}.{name}" in INSIDE or (name == "__init__" and one.__name__ in GIVEN):
             continue
-        for what, annotation in hints(one, member).items():
+        for what, annotation in hints(member).items():
             assert not private(annotation), f"{one.__name__}.{name}: {what}"
 
 
@@ -102,4 +103,4 @@ def test_no_public_name_gives_anything_at_all(one: type) -> None:
     for name, member in members(one):
         overloads = typing.get_overloads(member) or [member]
         for variant in overloads:
-            assert hints(one, variant).get("return") is not Any, f"{one.__name__}.{name}"
+            assert hints(variant).get("return") is not Any, f"{one.__name__}.{name}"

@@ -228,9 +228,14 @@ def writes_late(path: str, seconds: float) -> None:
     Path(path).touch()
 
 
+def answers() -> int:
+    """A function of this module, so that a process that has run it has imported the module."""
+    return 3
+
+
 async def runs(pool: AsyncWorkerPool) -> None:
     """Wait until a process of the pool has answered; to start one may take longer than a task's time."""
-    while not (result := await pool.submit(len, "abc")).success:
+    while not (result := await pool.submit(answers)).success:
         assert result.status == "timeout"
     assert result.result == 3
 

@@ -1,4 +1,4 @@
-"""A pool's counters. Every task is in exactly one of them at every moment."""
+"""A pool's counters. At every moment each task is counted as exactly one of queued, running and ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAMPLE = 0.25
 
 
 class Meter:
-    """Counts what happens to tasks; ``stats`` puts it together."""
+    """Counts tasks as they move from queued to running to ended; ``stats`` returns all the figures."""
 
     def __init__(self, name: str, max_workers: int) -> None:
         self._name = name
@@ -52,7 +52,7 @@ class Meter:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """A task that has begun waits, and does no work, in this block."""
+        """Count a running task as waiting during this block: it does no work."""
         self.waiting += 1
         self.changes += 1
         try:
@@ -62,7 +62,7 @@ class Meter:
             self.changes += 1
 
     def end(self, status: Status, elapsed_ms: float, now: float) -> None:
-        """A task ended ``now``, by ``time.perf_counter``."""
+        """Count the end of a running task. ``now`` is of ``time.perf_counter``."""
         self.running -= 1
         self._ended[status] += 1
         self.changes += 1
@@ -74,7 +74,7 @@ class Meter:
         self._per_second[-1][1] += 1
 
     def drop(self, status: Status = "cancelled") -> None:
-        """A task ends that never began."""
+        """Count the end of a task that never began."""
         self.queued -= 1
         self._ended[status] += 1
         self.changes += 1
@@ -119,7 +119,7 @@ class Meter:
         return sum(recent) / max(1.0, min(_WINDOW, age))
 
     def _sample(self, expected: float) -> None:
-        """How late a timer of the loop comes, for as long as tasks run."""
+        """Measure the delay of a timer of the loop, again and again while tasks run."""
         now = time.perf_counter()
         self._lag = max(0.0, now - expected) * 1000
         if self.running:

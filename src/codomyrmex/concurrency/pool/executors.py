@@ -1,4 +1,4 @@
-"""How a function is run: on the loop, in a thread, or in a process. Decided before anything runs."""
+"""Runs a function on the loop, in a thread, or in a process. The choice is made before anything runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Runner:
         self.busy: set[Future[Outcome]] = set()  # threads at work; they run on after their task has ended
 
     def call(self, function: Callable[..., Any]) -> Call:
-        """``function`` as something to await; raises ``TypeError`` if it cannot be run this way."""
+        """An awaitable form of ``function``. Raises ``TypeError`` if the executor cannot run it."""
         if not callable(function):
             raise TypeError(f"a task's function must be callable, not {function!r}")
         if inspect.isasyncgenfunction(function):
@@ -72,7 +72,8 @@ class Runner:
     async def _answer(
         self, function: Callable[..., Any], work: Callable[[], Any], end: Callable[[], None] | None = None
     ) -> Any:
-        """Run ``work`` in a thread and return its result. ``end`` ends it if nobody waits any more; else it runs on."""
+        """Run ``work`` in a thread and return its result. If the wait is cancelled, ``end`` ends the work; without
+        ``end`` the work runs on."""
         while len(self.busy) >= self._workers:  # threads of tasks that timed out; they cannot be ended
             await asyncio.wait([_heard(running) for running in tuple(self.busy)], return_when=asyncio.FIRST_COMPLETED)
         if self._threads is None:
@@ -96,7 +97,7 @@ class Runner:
         return done.value
 
     def close(self) -> int:
-        """End threads and processes once they have nothing to do, without waiting. Gives how many threads go on."""
+        """End threads and processes once they have nothing to do, without waiting. Returns how many threads go on."""
         threads, self._threads = self._threads, None
         if threads:
             threads.shutdown(wait=False)
@@ -109,11 +110,11 @@ def _heard(running: Future[Outcome]) -> asyncio.Future[Outcome]:
     loop = asyncio.get_running_loop()
     heard: asyncio.Future[Outcome] = loop.create_future()
 
-    def pass_on(done: Future[Outcome]) -> None:
+    def deliver(done: Future[Outcome]) -> None:
         with suppress(RuntimeError):  # the loop is closed, so nobody waits
             loop.call_soon_threadsafe(_hear, heard, done)
 
-    running.add_done_callback(pass_on)
+    running.add_done_callback(deliver)
     return heard
 
 

@@ -1,4 +1,4 @@
-"""The course of one task, from its beginning to its result: attempts, delays, dead letter."""
+"""The run of one task, from its beginning to its result: attempts, delays, dead letter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_STORED = "no dead letter was stored: the task was cancelled before it could
 
 
 class Course:
-    """The attempts at one task of a pool, and its result."""
+    """Runs the tasks of a pool, one at a time per worker, and makes their results."""
 
     def __init__(
         self,
@@ -50,97 +50,119 @@ class Course:
         self._numbers = 0
 
     async def run(self, job: Job, worker: asyncio.Task[None]) -> bool:
-        """Run ``job`` and settle it. True if nothing that it did can reach the ``worker`` any more.
+        """Run ``job`` and settle it. Returns True if nothing that the task left behind can reach the ``worker``.
 
-        A worker that waited within a task, or that the task may have kept, could be cancelled by what the task left
-        behind; only such workers are worth a new one, for a task of the event loop costs as much as a task here.
+        A task that waited, or that may have kept a reference to its worker, can cancel the worker later. Such a worker
+        is replaced. Other workers go on, for an event loop's task costs as much as a pool's task.
         """
         work = job.source.work
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
         self._meter.begin()
         job.began = True
-        began = time.perf_counter()
-        attempts = 0
-        status: Status = "cancelled"
-        value: Any = None
-        failure: BaseException | None = None
-        routed: Routed | None = None
+        job.began_at = time.perf_counter()
         untouched = False
         try:
             while True:
-                attempts += 1
+                job.attempts += 1
                 try:
-                    if plain:  # spares what most tasks do not need: a fifth of the time of one that does nothing
+                    if plain:  # written out here: a further coroutine would slow the task that does nothing
                         references = sys.getrefcount(worker), getweakrefcount(worker)
                         steps = InContext(job.context, work.call, job.args, job.kwargs)
-                        value = await steps
+                        job.value = await steps
                         untouched = not steps.suspended and (
                             (sys.getrefcount(worker), getweakrefcount(worker)) == references
                         )
                     else:
-                        value = await self._attempt(job)
+                        job.value = await self._attempt(job)
                     if worker.cancelling():
                         untouched = False
                         await asyncio.sleep(0)  # a function that cancels itself and returns is cancelled, as in asyncio
-                    status, failure = "ok", None
+                    job.status, job.failure = "ok", None
                     break
-                except _TimedOut as error:
-                    status, failure = "timeout", error.reason
-                except asyncio.CancelledError:
-                    raise
                 except BaseException as error:  # a function that exits must not end its host
-                    if isinstance(error, GeneratorExit) and _closing(worker):
+                    if not _is_failure(job, error, worker):
                         raise
-                    status, failure = "failed", error
-                    if work.on_loop and _pressed(error):
-                        raise
-                if worker.cancelling():
-                    await _absorb()
-                if job.cancelled or not (self._retry and self._retry.again(failure, attempts)):
+                if not await self._tries_again(job, worker):
                     break
-                self._meter.retried += 1
-                with self._meter.wait():
-                    await asyncio.sleep(self._retry.delay(attempts))
-            if failure and self._dlq:
-                routed = await self._route(job, failure, attempts)
+            if job.failure and self._dlq:
+                job.routed = await self._route(job, job.failure)
         except asyncio.CancelledError as error:
-            if failure is None:  # else it had failed already, and was only waiting for another attempt or being stored
-                status, failure = "cancelled", error
-            elif self._dlq:
-                routed = Routed(None, _NOT_STORED)
+            self._note_cancel(job, error)
         finally:
-            ended = time.perf_counter()
-            elapsed = (ended - began) * 1000
-            result = TaskResult(
-                job.task_id or self._new_id(),
-                status == "ok",
-                value if status == "ok" else None,
-                "" if status == "ok" else _text(status, failure),
-                elapsed,
-                status,
-                type(failure).__qualname__ if failure else "",
-                failure,
-                _trace(failure) if failure else "",
-                attempts,
-                (began - job.queued_at) * 1000,
-                routed.id if routed else None,
-                routed.note if routed else "",
-            )
-            if job in job.source.running:  # else its loop was closed, and it has been settled
-                self._meter.end(status, elapsed, ended)
-                job.source.settle(job, result)
+            self._settle(job)
         return untouched
 
     def dropped(self) -> TaskResult:
         """The result of a task that was cancelled before it began."""
-        return TaskResult(self._new_id(), False, error="cancelled", status="cancelled", attempts=0)
+        return TaskResult(task_id=self._new_id(), success=False, error="cancelled", status="cancelled", attempts=0)
 
     def lost(self, job: Job, error: BaseException | None) -> TaskResult:
         """The result of a task whose worker died."""
         text = f"the pool's worker died: {_text('failed', error) if error else 'it was cancelled'}"[:MAX_ERROR]
-        kind = type(error).__qualname__ if error else "CancelledError"
         return TaskResult(
-            job.task_id or self._name, False, None, text, 0.0, "failed", kind, error, _trace(error) if error else ""
+            task_id=job.task_id or self._name,
+            success=False,
+            error=text,
+            status="failed",
+            error_type=type(error).__qualname__ if error else "CancelledError",
+            exception=error,
+            traceback=_trace(error) if error else "",
+        )
+
+    async def _tries_again(self, job: Job, worker: asyncio.Task[None]) -> bool:
+        """Wait for the time of a failed task's next attempt. Returns False at once if it has no more attempts."""
+        if worker.cancelling():
+            await _absorb()
+        assert job.failure
+        if job.cancelled or not (self._retry and self._retry.again(job.failure, job.attempts)):
+            return False
+        self._meter.retried += 1
+        with self._meter.wait():
+            await asyncio.sleep(self._retry.delay(job.attempts))
+        return True
+
+    def _note_cancel(self, job: Job, error: asyncio.CancelledError) -> None:
+        """Record a cancel. A task that has failed stays failed: the cancel met its delay or its dead letter."""
+        if job.failure is None:
+            job.status, job.failure = "cancelled", error
+        elif self._dlq:
+            job.routed = Routed(None, _NOT_STORED)
+
+    def _settle(self, job: Job) -> None:
+        """Count the task as ended and hand its result to its source."""
+        ended = time.perf_counter()
+        elapsed = (ended - job.began_at) * 1000
+        result = self._result(job, elapsed)
+        if job in job.source.running:  # else its loop was closed, and it has been settled
+            self._meter.end(job.status, elapsed, ended)
+            job.source.settle(job, result)
+
+    def _result(self, job: Job, elapsed_ms: float) -> TaskResult:
+        task_id = job.task_id or self._new_id()
+        wait_ms = (job.began_at - job.queued_at) * 1000
+        failure = job.failure
+        if job.status == "ok":
+            return TaskResult(
+                task_id=task_id,
+                success=True,
+                result=job.value,
+                elapsed_ms=elapsed_ms,
+                attempts=job.attempts,
+                wait_ms=wait_ms,
+            )
+        return TaskResult(
+            task_id=task_id,
+            success=False,
+            error=_text(job.status, failure),
+            elapsed_ms=elapsed_ms,
+            status=job.status,
+            error_type=type(failure).__qualname__ if failure else "",
+            exception=failure,
+            traceback=_trace(failure) if failure else "",
+            attempts=job.attempts,
+            wait_ms=wait_ms,
+            dead_letter_id=job.routed.id if job.routed else None,
+            dead_letter_note=job.routed.note if job.routed else "",
         )
 
     async def _attempt(self, job: Job) -> Any:
@@ -168,14 +190,15 @@ class Course:
                 raise _TimedOut(TimeoutError(f"no result within {self._task_timeout:g} s")) from None
             raise error
 
-    async def _route(self, job: Job, failure: BaseException, attempts: int) -> Routed:
+    async def _route(self, job: Job, failure: BaseException) -> Routed:
+        """Store the dead letter of a task that has failed for good."""
         assert self._dlq
         try:
             routed = await self._dlq.route(
                 operation=job.source.work.operation,
                 args={"args": list(job.args), "kwargs": job.kwargs},
                 error=failure,
-                metadata={"pool": self._name, "task_id": job.task_id, "attempts": attempts, **self._meter.where()},
+                metadata={"pool": self._name, "task_id": job.task_id, "attempts": job.attempts, **self._meter.where()},
             )
         except Exception as error:
             return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {text_of(error)}")
@@ -188,13 +211,27 @@ class Course:
 
 
 class _TimedOut(Exception):
+    """An attempt took longer than ``task_timeout``. ``reason`` is the error that the user is given."""
+
     def __init__(self, reason: TimeoutError) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
 
+def _is_failure(job: Job, error: BaseException, worker: asyncio.Task[None]) -> bool:
+    """Record the error that ended an attempt. Returns False if it is not the function's own, and must be raised again:
+    a cancel, the end of the worker's coroutine, or a Ctrl-C."""
+    if isinstance(error, _TimedOut):
+        job.status, job.failure = "timeout", error.reason
+        return True
+    if isinstance(error, asyncio.CancelledError) or (isinstance(error, GeneratorExit) and _closing(worker)):
+        return False
+    job.status, job.failure = "failed", error
+    return not (job.source.work.on_loop and _pressed(error))
+
+
 async def _absorb() -> None:
-    """Take up a cancel that a function left behind as it failed: it must not end what is done about the failure."""
+    """Absorb a cancel that a function left behind as it failed: the cancel must not end the handling of the failure."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
 
@@ -205,7 +242,7 @@ def _closing(worker: asyncio.Task[None]) -> bool:
 
 
 def _pressed(error: BaseException) -> bool:
-    """True if this may be somebody's Ctrl-C: only the main thread is interrupted by it."""
+    """True if ``error`` may come from a Ctrl-C, which interrupts only the main thread."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
@@ -219,6 +256,6 @@ def _trace(failure: BaseException) -> str:
 
 
 def _total(text: Callable[[], str]) -> str:
-    """``text``; an exception's own code may raise anything as it is asked for it."""
+    """The text that ``text`` returns. Code of an exception may raise anything while its text is made."""
     told = outcome(text)
     return told.value if told.error is None else f"(it cannot be told: {type(told.error).__qualname__})"

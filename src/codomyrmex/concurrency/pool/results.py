@@ -1,4 +1,4 @@
-"""What users are given of a pool: the result of each task, and the pool's figures. Plain data."""
+"""The data that a pool returns to its users: the result of each task, and the pool's figures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ Status = Literal["ok", "failed", "timeout", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class TaskResult(Generic[T]):
-    """The result of one task of a function that returns a ``T``. ``error`` is never empty for a failure;
-    ``elapsed_ms`` counts all attempts and the delays between them, ``wait_ms`` the time in the pool's queue.
-    ``dead_letter_note`` says what there is to say of the dead letter: that it was spilled to a file, or could not be
-    stored."""
+    """The result of one task of a function that returns a ``T``.
+
+    ``error`` is never empty for a failure. ``elapsed_ms`` counts all attempts and the delays between them, ``wait_ms``
+    the time in the pool's queue. ``dead_letter_note`` tells if the dead letter was spilled to a file or could not be
+    stored.
+    """
 
     task_id: str
     success: bool
@@ -42,7 +44,7 @@ class TaskResult(Generic[T]):
     dead_letter_note: str = ""
 
     def unwrap(self) -> T:
-        """The result; raises what the task raised if it failed."""
+        """The result. If the task failed, raises its exception."""
         if self.success:
             return cast(T, self.result)
         raise self.exception or RuntimeError(self.error)
@@ -50,10 +52,13 @@ class TaskResult(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A pool's figures at one moment, at which ``submitted`` is the sum of ``completed``, ``failed``, ``timed_out``,
-    ``cancelled``, ``running`` and ``queued``. Of those ``running``, ``waiting`` wait for a lock, a permit or another
-    attempt, and do no work. Times are in milliseconds, of tasks that ended; ``throughput`` is tasks
-    ended per second over the last ten; ``loop_lag_ms`` how late the event loop last was."""
+    """A pool's figures at one moment.
+
+    ``submitted`` is the sum of ``completed``, ``failed``, ``timed_out``, ``cancelled``, ``running`` and ``queued``.
+    ``waiting`` counts the running tasks that wait for a lock, a permit or another attempt, and do no work. Times are in
+    milliseconds, of tasks that ended. ``throughput`` is the number of tasks ended per second over the last ten seconds.
+    ``loop_lag_ms`` is the last measured delay of the event loop.
+    """
 
     submitted: int
     completed: int
@@ -80,7 +85,7 @@ class PoolStats:
 
 
 class DeadLetterSink(Protocol):
-    """Where failed tasks go: a ``DeadLetterQueue``, as far as the pool knows."""
+    """The part of a ``DeadLetterQueue`` that a pool uses: it stores failed tasks."""
 
     async def route(
         self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]

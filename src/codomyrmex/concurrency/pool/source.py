@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.pool.executors import Call
-from codomyrmex.concurrency.pool.results import TaskResult
+from codomyrmex.concurrency.pool.results import Status, TaskResult
 
 
 class Work(NamedTuple):
-    """What is done with every item of a source."""
+    """The function that a source runs on every item, with its lock and its semaphore."""
 
     call: Call
     operation: str
@@ -27,19 +28,25 @@ class Work(NamedTuple):
 
 
 class Job:
-    """One task on its way."""
+    """One task: its arguments, and the state of its run."""
 
     __slots__ = (
         "args",
+        "attempts",
         "began",
+        "began_at",
         "cancelled",
         "context",
+        "failure",
         "index",
         "item",
         "kwargs",
         "queued_at",
+        "routed",
         "source",
+        "status",
         "task_id",
+        "value",
         "worker",
     )
 
@@ -54,7 +61,13 @@ class Job:
         self.queued_at = source.began
         self.worker: asyncio.Task[None] | None = None
         self.began = False
+        self.began_at = 0.0
         self.cancelled = False
+        self.attempts = 0
+        self.status: Status = "cancelled"
+        self.value: Any = None
+        self.failure: BaseException | None = None
+        self.routed: Routed | None = None
 
 
 class Source:
@@ -92,7 +105,7 @@ class Source:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing more will."""
+        """True when nothing runs and nothing more will run."""
         return self.exhausted and not self.running and not self._arrived
 
     def take(self) -> Job | None:
@@ -119,11 +132,11 @@ class Source:
         return Job(self, index, item, (item,), {})
 
     def arrive(self, item: Any) -> None:
-        """An item of an async iterable is here."""
+        """Take in an item of an async iterable."""
         self._arrived.append(item)
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more items."""
+        """Mark the end of the items; ``error`` is the error that they raised."""
         self.exhausted = True
         self.error = self.error or error
         self._tell()
@@ -135,24 +148,24 @@ class Source:
         self._tell()
 
     def drop_arrived(self) -> None:
-        """Items that were taken from an async iterable, and never will be run."""
+        """Drop the items of an async iterable that have not begun."""
         self._arrived.clear()
 
     def settle_dropped(self, result: TaskResult) -> None:
-        """A task that never began has ended."""
+        """Store the result of a task that never began."""
         self._ready[self._begun] = result
         self._order.append(self._begun)
         self._begun += 1
         self._tell()
 
     async def result(self) -> TaskResult | None:
-        """The next result, in the order of the items if so asked; None after the last."""
+        """The next result, in the order of the items if the source is ``ordered``; None after the last."""
         while (result := self.ready()) is None and not self.over:
             await self.news()
         return result
 
     def ready(self) -> TaskResult | None:
-        """The same, if it is there already."""
+        """The next result if it is there already, else None."""
         index = self._taken if self.ordered else self._order[0] if self._order else -1
         result = self._ready.pop(index, None)
         if result:
@@ -163,7 +176,7 @@ class Source:
         return result
 
     async def settled(self) -> None:
-        """Wait until nothing runs any more, and nobody takes items."""
+        """Wait until no task runs and no feeder takes items."""
         while self.running:
             await self.news()
         if self.feeder:

@@ -1,7 +1,7 @@
 """``AsyncWorkerPool``: a few workers take tasks from many sources. Local: it needs no etcd, and imports none.
 
-The workers are in ``crew.py``, what they do with a task in ``course.py``. Dead letters and reports are handed to what
-the user gives.
+``workers.py`` has the workers, ``job.py`` the run of one task. The user hands over the dead-letter queue and the
+session of the reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from codomyrmex.concurrency.pool.workers import Crew, patiently
 from codomyrmex.concurrency.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from codomyrmex.concurrency.pool.cluster import ClusterPoolStats, Reporter
+    from codomyrmex.concurrency.pool.cluster import ClusterPoolStats
+    from codomyrmex.concurrency.pool.reporting import Reporter
     from codomyrmex.concurrency.recipes.semaphore import Semaphore
     from codomyrmex.concurrency.session import Session
 
@@ -45,7 +46,7 @@ _pools: dict[int, weakref.ref[AsyncWorkerPool]] = {}
 
 
 def pools() -> list[AsyncWorkerPool]:
-    """Those of this process, for those who look on. Any thread may ask."""
+    """The pools of this process, for observers. Any thread may call it."""
     living = {number: pool for number, known in _pools.copy().items() if (pool := known())}
     for number in _pools.copy().keys() - living.keys():
         del _pools[number]
@@ -222,7 +223,7 @@ class AsyncWorkerPool(AsyncOnly):
         return self._meter.stats()
 
     async def cluster_stats(self) -> ClusterPoolStats:
-        """The figures of all pools of this name in the fleet that report, summed and one by one."""
+        """The figures of all pools of this name that report to etcd: their sums, and each pool's own."""
         from codomyrmex.concurrency.pool import cluster
 
         return await cluster.cluster_stats(self._session, self.name)
@@ -315,7 +316,7 @@ class AsyncWorkerPool(AsyncOnly):
 
     def _start_reporting(self) -> None:
         if self._report and self._reporter is None:
-            from codomyrmex.concurrency.pool.cluster import Reporter
+            from codomyrmex.concurrency.pool.reporting import Reporter
 
             self._reporter = Reporter(self._session, self._report, self.stats, lambda: self._meter.changes)
         if self._reporter:

@@ -2,7 +2,7 @@
 
 A worker ends when there is nothing left to run, so a pool that is idle has nothing running and nothing to clean up. It
 also ends after a task that may have kept hold of it, and another takes its place: no cancel that one task leaves behind
-reaches the next. Whatever else ends a worker is noticed here, told, and costs only the task that it ran.
+reaches the next. Any other end of a worker is noticed here, logged, and costs only the task that it ran.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Crew:
         self._home: Home | None = None  # where it ran last
 
     def check_here(self) -> None:
-        """Raise ``UsedElsewhere`` if it was used in another process, or has tasks in another event loop that lives."""
+        """Raise ``UsedElsewhere`` if the pool was used in another process, or has tasks in another open event loop."""
         home = self._home
         if home and not (home.in_process and (self._is_idle() or (home.loop and home.loop.is_closed()))):
             home.check("pool", self._name)
@@ -76,7 +76,7 @@ class Crew:
             worker.add_done_callback(self._worker_ended)
 
     def cancel(self, source: Source) -> None:
-        """End the tasks of ``source``; those that have begun are told, and end on their own."""
+        """Cancel the tasks of ``source``. Those that have begun end by themselves."""
         source.end()
         source.drop_arrived()
         if source.feeder:
@@ -97,7 +97,7 @@ class Crew:
             self.cancel(source)
 
     async def over(self) -> None:
-        """Wait until there is no task left, and nobody who takes items."""
+        """Wait until no task is left and no feeder takes items."""
         self._leave_closed_loop()
         while not self._is_idle():
             if busy := {*self._workers, *self._feeders}:
@@ -106,7 +106,7 @@ class Crew:
                 await asyncio.sleep(_POLL)  # an ``imap`` whose results nobody takes
 
     async def finish(self, source: Source) -> None:
-        """Its caller is done with it, or gone: whatever of it still runs is cancelled and waited for."""
+        """Cancel the tasks of ``source`` that still run, and wait for their end: its caller takes no more results."""
         if source.over and not source.uncounted:
             return
         self.cancel(source)
@@ -150,7 +150,7 @@ class Crew:
         return None
 
     def _forget_missing(self, source: Source) -> None:
-        """Its length promised more items than it had."""
+        """Correct the counters for a source that had fewer items than its length promised."""
         self._meter.submitted -= source.uncounted
         self._meter.queued -= source.uncounted
         source.uncounted = 0
@@ -171,7 +171,7 @@ class Crew:
         self.wake()
 
     def _drop(self, job: Job) -> None:
-        """A task ends that never began."""
+        """End a task that never began."""
         self._meter.drop()
         job.source.settle(job, self._course.dropped())
 
@@ -189,7 +189,7 @@ class Crew:
             self.wake()  # another takes its place
 
     def _lose(self, job: Job, error: BaseException | None) -> None:
-        """The worker of ``job`` died before it could say what became of it."""
+        """Settle the task of a worker that died before it made a result."""
         if error is None and not job.began:  # cancelled before its first step, by the loop's end
             self._drop(job)
             return

@@ -3,13 +3,15 @@
     with LockManager().acquire("file_edit:main.py") as grant:
         ...
 
-Safe from many threads, in Jupyter, in prefork workers (each child gets a session of its own at first use). Everything
-runs on one event loop in a thread of its own; what it holds is given back when the interpreter exits.
+It may be used by many threads, in Jupyter, and in prefork workers (each child opens a session of its own at first use).
+All calls run on one event loop in a thread of its own. The exit of the interpreter releases everything that is held.
 """
 
 from codomyrmex.concurrency.recipes.manager import Shared
 from codomyrmex.concurrency.sync.dead_letters import Attempt, DeadLetterQueue, Worker
-from codomyrmex.concurrency.sync.lock import DistributedLock, Grant, Grants, LockManager
+from codomyrmex.concurrency.sync.grant import Grant, Grants
+from codomyrmex.concurrency.sync.lock import DistributedLock
+from codomyrmex.concurrency.sync.manager import LockManager
 from codomyrmex.concurrency.sync.pool import AsyncWorkerPool
 from codomyrmex.concurrency.sync.semaphore import Permit, Semaphore
 from codomyrmex.concurrency.sync.session import Loss, Session

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.dead_letters import handlers, worker_handle
 from codomyrmex.concurrency.dead_letters import queue as twin
-from codomyrmex.concurrency.dead_letters.record import DeadLetter, State
+from codomyrmex.concurrency.dead_letters.record import DeadLetter
 from codomyrmex.concurrency.retry import RetryPolicy
+from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 
 
 class Attempt:
-    """One attempt of a handler. ``number`` counts from 1; ``token`` strictly increases with every attempt."""
+    """One attempt of a handler. ``number`` counts from 1 and begins again after a replay; ``token`` strictly increases
+    with every attempt of an entry."""
 
     def __init__(self, attempt: handlers.Attempt) -> None:
-        self._attempt = attempt
+        self._twin = attempt
         self.number = attempt.number
         self.token = attempt.token
 
-    def checkpoint(self) -> None:
-        """Raise ``LockLost`` if the claim is gone, so that a long handler stops before it does harm."""
-        portal().run(self._attempt.checkpoint())
+    checkpoint = blocking(handlers.Attempt.checkpoint)
 
 
 Handler = Callable[[DeadLetter, Attempt], object]
@@ -49,7 +48,7 @@ class DeadLetterQueue(BlockingOnly):
         max_entries: int | None = None,
         redact: Callable[[str], str] | None = None,
     ) -> None:
-        self._queue = twin.DeadLetterQueue(
+        self._twin = twin.DeadLetterQueue(
             name,
             session=unwrapped(session),
             retry=retry,
@@ -60,59 +59,26 @@ class DeadLetterQueue(BlockingOnly):
 
     @property
     def name(self) -> str:
-        return self._queue.name
+        return self._twin.name
 
     @property
+    @text_of(twin.DeadLetterQueue.operations)
     def operations(self) -> tuple[str, ...]:
-        return self._queue.operations
+        return self._twin.operations
 
-    def add(
-        self,
-        *,
-        operation: str,
-        args: dict[str, Any],
-        error: BaseException | str,
-        metadata: dict[str, Any] | None = None,
-        dedup_key: str | None = None,
-    ) -> str:
-        """Store a failure; returns its id when etcd has it for certain. Raises as the asyncio class."""
-        return portal().run(
-            self._queue.add(operation=operation, args=args, error=error, metadata=metadata, dedup_key=dedup_key)
-        )
-
-    def get(self, id: str) -> DeadLetter | None:
-        """One entry, or None if there is none of that id."""
-        return portal().run(self._queue.get(id))
-
-    def count(self) -> int:
-        """How many entries there are, in any state."""
-        return portal().run(self._queue.count())
-
-    def list_entries(
-        self,
-        operation: str | None = None,
-        since: datetime | None = None,
-        state: State | None = None,
-        limit: int | None = None,
-    ) -> list[DeadLetter]:
-        """Entries in order of their creation, all at one revision. For very many use ``entries``."""
-        return portal().run(self._queue.list_entries(operation, since, state, limit))
-
-    def entries(
-        self, operation: str | None = None, since: datetime | None = None, state: State | None = None
-    ) -> Iterator[DeadLetter]:
-        """The same one by one, read page by page: flat in memory."""
-        return portal().iterate(self._queue.entries(operation, since, state))
-
-    def watch(self) -> Iterator[DeadLetter]:
-        """Every entry that is there, then each again whenever it is added or changes, in etcd's order."""
-        return portal().iterate(self._queue.watch())
+    add = blocking(twin.DeadLetterQueue.add)
+    get = blocking(twin.DeadLetterQueue.get)
+    count = blocking(twin.DeadLetterQueue.count)
+    list_entries = blocking(twin.DeadLetterQueue.list_entries)
+    entries = blocking(twin.DeadLetterQueue.entries)
+    watch = blocking(twin.DeadLetterQueue.watch)
 
     def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
-        """Register the decorated ``def handle(entry, attempt)`` to retry ``operation``; nothing else runs.
+        """Register the decorated ``def handle(entry, attempt)`` to retry ``operation``. Only operations with a handler
+        are retried.
 
-        It may raise ``Retry``, ``Park`` or ``Discard``. A thread cannot be ended: one that still runs some seconds
-        after its worker's block was left keeps its claim until it ends.
+        The handler may raise ``Retry``, ``Park`` or ``Discard``. It runs in a thread, which cannot be ended: a handler
+        that still runs some seconds after the end of its worker's block keeps its claim until it ends.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
@@ -128,34 +94,24 @@ class DeadLetterQueue(BlockingOnly):
         return register
 
     async def _register(self, operation: str, handle: handlers.Handler) -> None:
-        self._queue.handler(operation)(handle)
+        self._twin.handler(operation)(handle)
 
     def worker(self, concurrency: int = 4, *, drain_timeout: float | None = 20.0) -> Worker:
-        """Retry what is due while the block runs: ``with dlq.worker() as worker: worker.settled()``."""
-        return Worker(self._queue.worker(concurrency, drain_timeout=drain_timeout))
+        """Retry the entries that are due while the block runs: ``with dlq.worker() as worker: worker.settled()``.
 
-    def replay(self, id: str) -> DeadLetter:
-        """Make an entry due now, with all its attempts before it; returns it. Its history stays."""
-        return portal().run(self._queue.replay(id))
+        At most ``concurrency`` handlers run at a time in this process. The end of the block waits at most
+        ``drain_timeout`` seconds for those that run; None sets no limit.
+        """
+        return Worker(self._twin.worker(concurrency, drain_timeout=drain_timeout))
 
-    def replay_all(self, operation: str | None = None, rate: float | None = None, state: State | None = None) -> int:
-        """Replay every parked and waiting entry there is now, at most ``rate`` a second; returns how many were."""
-        return portal().run(self._queue.replay_all(operation, rate, state))
-
-    def discard(self, id: str, *, reason: str) -> DeadLetter:
-        """Resolve an entry without retrying it; it stays to be seen, with ``reason``, for the retention time."""
-        return portal().run(self._queue.discard(id, reason=reason))
-
-    def purge(self, before: datetime | None = None, state: State | None = None) -> int:
-        """Delete resolved and parked entries, or those of one ``state``, created ``before`` then; returns how many."""
-        return portal().run(self._queue.purge(before, state))
-
-    def close(self) -> None:
-        """End what sends spilled entries; what is not sent stays in its file. The session is left alone."""
-        portal().run(self._queue.close())
+    replay = blocking(twin.DeadLetterQueue.replay)
+    replay_all = blocking(twin.DeadLetterQueue.replay_all)
+    discard = blocking(twin.DeadLetterQueue.discard)
+    purge = blocking(twin.DeadLetterQueue.purge)
+    close = blocking(twin.DeadLetterQueue.close)
 
     def __enter__(self) -> DeadLetterQueue:
-        portal().run(self._queue.__aenter__())
+        portal().run(self._twin.__aenter__())
         return self
 
     def __exit__(
@@ -165,7 +121,8 @@ class DeadLetterQueue(BlockingOnly):
 
 
 async def _to_its_end(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
-    """Run it in a thread, which no cancel ends: the claim is kept until it has."""
+    """Run a handler in a thread and wait for its end, also when cancelled: no cancel ends a thread, and the claim must
+    last as long as the handler runs."""
     running = asyncio.ensure_future(asyncio.to_thread(_call, function, entry, attempt))
     while not running.done():
         with suppress(asyncio.CancelledError):
@@ -176,30 +133,33 @@ async def _to_its_end(function: Handler, entry: DeadLetter, attempt: Attempt) ->
 def _call(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
     try:
         function(entry, attempt)
-    except StopIteration as error:  # no future can carry one: its thread's end would never be told
+    except StopIteration as error:  # a future refuses StopIteration, and its waiter would wait for ever
         raise RuntimeError("the handler raised StopIteration") from error
 
 
 class Worker(BlockingOnly):
-    """A worker for the time of a block."""
+    """A worker that retries dead letters during a ``with`` block."""
 
-    def __init__(self, running: worker_handle.Worker) -> None:
-        self._running = running
+    def __init__(self, worker: worker_handle.Worker) -> None:
+        self._twin = worker
 
     def settled(self, timeout: float | None = None) -> None:
-        """Wait until nothing that is handled here is waiting, delayed or running, on any host; raises ``TimeoutError``
-        after ``timeout`` seconds."""
+        """Wait until no entry of an operation that has a handler here is waiting, delayed or running on any host.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds; None sets no limit. Raises the error that ended the worker if
+        the worker cannot go on.
+        """
         portal().run(self._settled(timeout))
 
     async def _settled(self, timeout: float | None) -> None:
         async with asyncio.timeout(timeout):
-            await self._running.settled()
+            await self._twin.settled()
 
     def __enter__(self) -> Worker:
-        portal().run(self._running.__aenter__())
+        portal().run(self._twin.__aenter__())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        portal().run(self._running.__aexit__(kind, error, trace))
+        portal().run(self._twin.__aexit__(kind, error, trace))

@@ -10,12 +10,12 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.pool import worker_pool as twin
-from codomyrmex.concurrency.pool.cluster import ClusterPoolStats
 from codomyrmex.concurrency.pool.executors import Executor
 from codomyrmex.concurrency.pool.outcome import Outcome, outcome
 from codomyrmex.concurrency.pool.progress import Callback
-from codomyrmex.concurrency.pool.results import PoolStats, TaskResult
+from codomyrmex.concurrency.pool.results import TaskResult
 from codomyrmex.concurrency.retry import RetryPolicy
+from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.dead_letters import DeadLetterQueue
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.semaphore import Semaphore
@@ -48,10 +48,10 @@ class AsyncWorkerPool(BlockingOnly):
         session: Session | None = None,
         progress: bool | Callback = False,
     ) -> None:
-        self._pool = twin.AsyncWorkerPool(
+        self._twin = twin.AsyncWorkerPool(
             max_workers,
             name=name,
-            dlq=dlq._queue if dlq else None,
+            dlq=dlq._twin if dlq else None,
             retry=retry,
             task_timeout=task_timeout,
             executor=executor,
@@ -62,7 +62,7 @@ class AsyncWorkerPool(BlockingOnly):
 
     @property
     def name(self) -> str:
-        return self._pool.name
+        return self._twin.name
 
     @overload  # one is needed for each: nothing may stand between `*args: P.args` and `**kwargs: P.kwargs`
     def submit(
@@ -74,9 +74,9 @@ class AsyncWorkerPool(BlockingOnly):
     def submit(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
     @overload
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> TaskResult[T]: ...
+    @text_of(twin.AsyncWorkerPool.submit)
     def submit(self, function: Callable[..., Any], *args: Any, task_id: Any = "", **kwargs: Any) -> TaskResult[Any]:
-        """Run ``function(*args, **kwargs)`` and return its result. Raises ``PoolClosed`` after ``shutdown``."""
-        return portal().run(self._pool.submit(function, *args, task_id=task_id, **kwargs))
+        return portal().run(self._twin.submit(function, *args, task_id=task_id, **kwargs))
 
     @overload
     def map(
@@ -96,6 +96,7 @@ class AsyncWorkerPool(BlockingOnly):
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
     ) -> list[TaskResult[T]]: ...
+    @text_of(twin.AsyncWorkerPool.map)
     def map(
         self,
         function: Callable[[Any], Any],
@@ -104,8 +105,7 @@ class AsyncWorkerPool(BlockingOnly):
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
     ) -> list[TaskResult[Any]]:
-        """Run ``function(item)`` for every item; the results come in the items' order."""
-        return portal().run(self._pool.map(function, _without_blocking(items), lock=lock, semaphore=_inner(semaphore)))
+        return portal().run(self._twin.map(function, _without_blocking(items), lock=lock, semaphore=_inner(semaphore)))
 
     @overload
     def imap(
@@ -127,6 +127,7 @@ class AsyncWorkerPool(BlockingOnly):
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
     ) -> Iterator[TaskResult[T]]: ...
+    @text_of(twin.AsyncWorkerPool.imap)
     def imap(
         self,
         function: Callable[[Any], Any],
@@ -136,7 +137,6 @@ class AsyncWorkerPool(BlockingOnly):
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
     ) -> Iterator[TaskResult[Any]]:
-        """``map``, result by result, in bounded memory. Leaving the loop early cancels what runs."""
         return portal().iterate(self._imap(function, items, ordered, lock, semaphore))
 
     async def _imap(
@@ -147,7 +147,7 @@ class AsyncWorkerPool(BlockingOnly):
         lock: Callable[[Any], str | None] | None,
         semaphore: Semaphore | None,
     ) -> AsyncGenerator[TaskResult[Any], None]:
-        results = self._pool.imap(
+        results = self._twin.imap(
             function, _without_blocking(items), ordered=ordered, lock=lock, semaphore=_inner(semaphore)
         )
         async for result in results:
@@ -155,17 +155,9 @@ class AsyncWorkerPool(BlockingOnly):
 
     operation_of = staticmethod(twin.AsyncWorkerPool.operation_of)
 
-    def stats(self) -> PoolStats:
-        """The pool's figures right now."""
-        return self._pool.stats()
-
-    def cluster_stats(self) -> ClusterPoolStats:
-        """The figures of all pools of this name in the fleet that report, summed and one by one."""
-        return portal().run(self._pool.cluster_stats())
-
-    def shutdown(self, drain: bool = True, timeout: float | None = None) -> None:
-        """Take no more tasks and wait for those there are; what is left after ``timeout`` seconds is cancelled."""
-        portal().run(self._pool.shutdown(drain, timeout))
+    stats = blocking(twin.AsyncWorkerPool.stats)
+    cluster_stats = blocking(twin.AsyncWorkerPool.cluster_stats)
+    shutdown = blocking(twin.AsyncWorkerPool.shutdown)
 
     def __enter__(self) -> AsyncWorkerPool:
         return self
@@ -176,20 +168,21 @@ class AsyncWorkerPool(BlockingOnly):
         self.shutdown(drain=kind is None)
 
     def __repr__(self) -> str:
-        return repr(self._pool)
+        return repr(self._twin)
 
 
 def _inner(semaphore: Semaphore | None) -> Any:
-    return semaphore._semaphore if semaphore else None
+    return semaphore._twin if semaphore else None
 
 
 def _without_blocking(items: Iterable[Any]) -> Any:
-    """What takes time to give its next item (a file, a generator) is asked in a thread, not on the event loop."""
+    """An async form of items that may block (a file, a generator): a thread takes them, not the event loop."""
     return items if isinstance(items, Sized) or not isinstance(items, Iterable) else _threaded(iter(items))
 
 
 async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    """``items``, each asked for in a thread. What they raise comes as a value: it could end the portal's loop."""
+    """Yield ``items``, each taken in a thread. An error of theirs travels as a value: raised, it could end the portal's
+    loop."""
     asked = _ask(lambda: next(items, _END))
     try:
         while True:
@@ -211,7 +204,7 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 async def _close(items: Generator[Any, Any, Any], asked: asyncio.Future[Outcome]) -> None:
-    """Close ``items``, so that they give back what they hold, and not from the event loop."""
+    """Close ``items`` in a thread, so that they release their resources without blocking the event loop."""
     await asyncio.wait([asked])
     closed = await _ask(items.close)
     if closed.error is not None:

@@ -1,8 +1,8 @@
 """An event loop in a thread of its own, on which blocking calls are carried out: one for each process.
 
-Any number of threads may call at once, also one that runs an event loop itself (as Jupyter's does): it is only blocked,
-as by any blocking call. A call that is interrupted (Ctrl-C) cancels its coroutine, waits for it to end, and undoes what
-it got all the same.
+Any number of threads may call at once. A thread that runs an event loop itself (as in Jupyter) may call too; the call
+blocks that loop, as any blocking call does. A call that is interrupted (Ctrl-C) cancels its coroutine, waits for its
+end, and undoes a result that came all the same.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ _THREADS = 64  # for handlers of dead letters and slow iterables; started as the
 
 
 class Portal:
+    """Runs coroutines on its own event loop, for threads that wait for the results."""
+
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="codomyrmex-portal", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]] | None = None) -> T:
-        """The result of ``work``; ``undo`` is given it if the caller was interrupted and gets it no more."""
+        """Run ``work`` and return its result. If the caller is interrupted, ``undo`` is called with the result instead.
+
+        Raises ``UsedElsewhere`` in the portal's own thread, and ``SessionLost`` while the interpreter exits.
+        """
         if threading.current_thread() is self._thread:
             work.close()
             raise UsedElsewhere(
@@ -49,7 +54,7 @@ class Portal:
 
         def start() -> None:
             task.append(self._loop.create_task(_carried_out(work), name=name))
-            task[0].add_done_callback(lambda ended: _pass_on(ended, done))
+            task[0].add_done_callback(lambda ended: _deliver(ended, done))
 
         self._loop.call_soon_threadsafe(start, context=copy_context())
         try:
@@ -64,7 +69,7 @@ class Portal:
             raise
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """``items`` one by one; leaving the loop early closes it."""
+        """Yield ``items`` one by one. Leaving the loop early closes them."""
         try:
             while True:
                 item = self.run(_next(items))
@@ -107,7 +112,8 @@ class Portal:
 
 
 async def _carried_out(work: Coroutine[Any, Any, Any]) -> Outcome:
-    """The result or the error of ``work``, as a value: raised, ``SystemExit`` would end the loop of all calls."""
+    """Run ``work``; returns its result or its error as a value. Raised, ``SystemExit`` would end the loop of all
+    calls."""
     try:
         return Outcome(await work, None)
     except BaseException as error:
@@ -117,7 +123,7 @@ async def _carried_out(work: Coroutine[Any, Any, Any]) -> Outcome:
         return Outcome(None, error)
 
 
-def _pass_on(task: asyncio.Task[Outcome], done: Future[T]) -> None:
+def _deliver(task: asyncio.Task[Outcome], done: Future[T]) -> None:
     if task.cancelled():
         done.set_exception(SessionLost("the call was cancelled, because blocking calls are over in this process"))
     elif error := task.exception() or task.result().error:
@@ -147,7 +153,7 @@ _making = threading.Lock()
 
 
 def portal() -> Portal:
-    """The process's own, made at first use."""
+    """The process's portal, made at first use."""
     global _portal
     with _making:
         if _portal is None:
@@ -157,7 +163,7 @@ def portal() -> Portal:
 
 
 def _forget() -> None:
-    """A forked child has none of its parent's threads."""
+    """Drop the portal in a forked child, which has none of its parent's threads."""
     global _portal, _making
     _portal, _making = None, threading.Lock()
 

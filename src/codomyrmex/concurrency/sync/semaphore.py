@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from codomyrmex.concurrency.context_managers import BlockingOnly
-from codomyrmex.concurrency.models import SemaphoreInfo
 from codomyrmex.concurrency.recipes import semaphore as twin
-from codomyrmex.concurrency.sync.lock import Grant, OnLoss, at_loss, this_thread
+from codomyrmex.concurrency.sync.blocking import blocking, text_of
+from codomyrmex.concurrency.sync.grant import Grant, OnLoss, at_loss, this_thread
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 
@@ -18,13 +18,11 @@ class Permit(BlockingOnly):
     """``permits`` of a semaphore, held until ``release`` or the end of ``with permit: ...``."""
 
     def __init__(self, permit: twin.Permit) -> None:
-        self._permit = permit
+        self._twin = permit
         self.permits = permit.permits
         self.grant = Grant(permit._hold, permit.grant)
 
-    def release(self) -> None:
-        """Give the permits back; does nothing if they were lost. Raises ``NotHeld`` the second time."""
-        portal().run(self._permit.release())
+    release = blocking(twin.Permit.release)
 
     def __enter__(self) -> Grant:
         return self.grant
@@ -32,7 +30,7 @@ class Permit(BlockingOnly):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        portal().run(self._permit.__aexit__(kind, error, trace))
+        portal().run(self._twin.__aexit__(kind, error, trace))
 
 
 class Semaphore(BlockingOnly):
@@ -48,7 +46,7 @@ class Semaphore(BlockingOnly):
         max_hold: float | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self._semaphore = twin.Semaphore(
+        self._twin = twin.Semaphore(
             name,
             max_concurrent=max_concurrent,
             session=unwrapped(session),
@@ -60,37 +58,25 @@ class Semaphore(BlockingOnly):
 
     @property
     def name(self) -> str:
-        return self._semaphore.name
+        return self._twin.name
 
+    @text_of(twin.Semaphore.acquire)
     def acquire(self, permits: int = 1, timeout: float | None = None) -> Permit:
-        """Wait for ``permits`` permits, for at most ``timeout`` seconds; errors as in the asyncio class."""
-        return Permit(portal().run(self._semaphore._acquire(permits, timeout, this_thread()), twin.Permit.release))
+        return Permit(portal().run(self._twin._acquire(permits, timeout, this_thread()), twin.Permit.release))
 
+    @text_of(twin.Semaphore.try_acquire)
     def try_acquire(self, permits: int = 1) -> Permit | None:
-        """The permits if they are free right now and nobody waits for them, else None."""
-        permit = portal().run(self._semaphore._try_acquire(permits, this_thread()), _release_if_any)
+        permit = portal().run(self._twin._try_acquire(permits, this_thread()), _release_if_any)
         return Permit(permit) if permit else None
 
+    @text_of(twin.Semaphore.hold)
     def hold(self, permits: int = 1, timeout: float | None = None) -> Permit:
-        """Hold ``permits`` permits during a block: ``with semaphore.hold(permits=4): ...``."""
         return self.acquire(permits, timeout)
 
-    def available(self) -> int:
-        """Permits that nobody holds right now; they may be spoken for by those who wait. Of a semaphore that is not in
-        etcd yet, all that it would have."""
-        return portal().run(self._semaphore.available())
-
-    def info(self) -> SemaphoreInfo:
-        """The limit, who holds and who waits, as etcd has it at one revision; without a limit if it is not in etcd."""
-        return portal().run(self._semaphore.info())
-
-    def resize(self, limit: int) -> None:
-        """Change the limit for everyone, at once."""
-        portal().run(self._semaphore.resize(limit))
-
-    def delete(self) -> None:
-        """Remove the semaphore from etcd; raises as the asyncio class, also while it is in use."""
-        portal().run(self._semaphore.delete())
+    available = blocking(twin.Semaphore.available)
+    info = blocking(twin.Semaphore.info)
+    resize = blocking(twin.Semaphore.resize)
+    delete = blocking(twin.Semaphore.delete)
 
     def __enter__(self) -> Grant:
         permit = self.acquire()
@@ -105,7 +91,7 @@ class Semaphore(BlockingOnly):
         self._blocks.permits.pop().__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
-        return repr(self._semaphore)
+        return repr(self._twin)
 
 
 async def _release_if_any(permit: twin.Permit | None) -> None:

@@ -12,33 +12,38 @@ from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.loss import Loss as AsyncLoss
 from codomyrmex.concurrency.settings import EtcdOptions, EtcdSettings
+from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.portal import portal
 
 
 class Loss:
-    """Set when something is gone; any thread may ask or wait. ``reason`` says why."""
+    """An event that is set when a lock, a permit or a session is lost. Any thread may read it or wait for it.
+
+    ``reason`` is the error that says why.
+    """
 
     def __init__(self, loss: AsyncLoss) -> None:
-        self._loss = loss
+        self._twin = loss
 
     @property
     def reason(self) -> ConcurrencyError | None:
-        return self._loss.reason
+        return self._twin.reason
 
     def is_set(self) -> bool:
-        return self._loss.is_set()
+        """True once something was lost."""
+        return self._twin.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, for at most ``timeout`` seconds; whether it is."""
+        """Wait until the event is set, for at most ``timeout`` seconds. Returns True if it is set."""
         check_timeout(timeout)
         return portal().run(self._wait(timeout))
 
     async def _wait(self, timeout: float | None) -> bool:
         try:
             async with asyncio.timeout(timeout):
-                await self._loss.wait()
+                await self._twin.wait()
         except TimeoutError:
-            return self._loss.is_set()
+            return self._twin.is_set()
         return True
 
 
@@ -49,35 +54,31 @@ class Session(BlockingOnly):
     """
 
     def __init__(self, settings: EtcdSettings | None = None, **overrides: Unpack[EtcdOptions]) -> None:
-        self._session = twin.Session(settings, **overrides)
-        self.lost = Loss(self._session.lost)
+        self._twin = twin.Session(settings, **overrides)
+        self.lost = Loss(self._twin.lost)
 
     @property
+    @text_of(twin.Session.id)
     def id(self) -> int:
-        """The lease id; 0 before the session is open."""
-        return self._session.id
+        return self._twin.id
 
     @property
+    @text_of(twin.Session.alive)
     def alive(self) -> bool:
-        """Whether the lease may be trusted right now."""
-        return self._session.alive
+        return self._twin.alive
 
     @property
     def settings(self) -> EtcdSettings:
-        return self._session.settings
+        return self._twin.settings
 
-    def deadline(self) -> float:
-        """Seconds for which the lease may still be trusted; 0 when it may not."""
-        return self._session.deadline()
+    deadline = blocking(twin.Session.deadline)
 
+    @text_of(twin.Session.open)
     def open(self) -> Session:
-        """Connect and take a lease; does nothing if that is done already. Raises as the asyncio class."""
-        portal().run(self._session.open())
+        portal().run(self._twin.open())
         return self
 
-    def close(self) -> None:
-        """Release everything held at once, then give the lease back. Calling it again does nothing."""
-        portal().run(self._session.close())
+    close = blocking(twin.Session.close)
 
     def __enter__(self) -> Session:
         return self.open()
@@ -88,11 +89,11 @@ class Session(BlockingOnly):
         self.close()
 
     def __repr__(self) -> str:
-        return repr(self._session)
+        return repr(self._twin)
 
 
 def unwrapped(session: Session | None) -> twin.Session | None:
-    """What the asyncio classes take; raises ``TypeError`` for a session of theirs, which has another event loop."""
+    """The asyncio twin of ``session``. Raises ``TypeError`` for an asyncio session, which has another event loop."""
     if session is None or isinstance(session, Session):
-        return session._session if session else None
+        return session._twin if session else None
     raise TypeError(f"session must be a codomyrmex.concurrency.sync.Session, not {type(session).__name__}")

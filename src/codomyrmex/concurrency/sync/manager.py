@@ -1,0 +1,84 @@
+"""The blocking twin of ``LockManager``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from codomyrmex.concurrency.keys import check_name
+from codomyrmex.concurrency.recipes import manager as twin
+from codomyrmex.concurrency.recipes.hold import Hold
+from codomyrmex.concurrency.sync.blocking import blocking, text_of
+from codomyrmex.concurrency.sync.grant import Grant, Grants, OnLoss, at_loss
+from codomyrmex.concurrency.sync.lock import DistributedLock
+from codomyrmex.concurrency.sync.portal import portal
+from codomyrmex.concurrency.sync.session import Session, unwrapped
+
+
+class LockManager:
+    """``codomyrmex.concurrency.LockManager`` for code without an event loop."""
+
+    def __init__(self, session: Session | None = None) -> None:
+        self._session = session
+        self._twin = twin.LockManager(unwrapped(session))
+        self._locks: dict[str, DistributedLock] = {}
+
+    @text_of(twin.LockManager.acquire)
+    def acquire(
+        self,
+        name: str,
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "raise",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Grant:
+        acquisition = self._twin.acquire(name, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold)
+        return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
+
+    @text_of(twin.LockManager.acquire_all)
+    def acquire_all(
+        self,
+        names: Iterable[str | twin.Shared],
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "raise",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Grants:
+        acquisition = self._twin.acquire_all(names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold)
+        return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))
+
+    @text_of(twin.LockManager.release)
+    def release(self, grant: Grant) -> None:
+        if not isinstance(grant, Grant):
+            raise TypeError(
+                f"release takes the Grant that acquire gave, not {type(grant).__name__}; "
+                "a name is released by lock(name).release()"
+            )
+        portal().run(self._twin.release(grant._twin))
+
+    @text_of(twin.LockManager.lock)
+    def lock(self, name: str) -> DistributedLock:
+        return self._locks.setdefault(check_name(name), DistributedLock(name, self._session))
+
+    locks = blocking(twin.LockManager.locks)
+    info = blocking(twin.LockManager.info)
+    watch = blocking(twin.LockManager.watch)
+    force_release = blocking(twin.LockManager.force_release)
+    stats = blocking(twin.LockManager.stats)
+
+    def _wrap(self, hold: Hold) -> Grants:
+        def forget() -> None:
+            for entry in hold.entries:
+                self._twin._forget(entry)
+
+        return Grants(Grant(hold, grant, forget) for grant in hold.grants)
+
+    async def _undo(self, hold: Hold) -> None:
+        for entry in hold.entries:
+            self._twin._forget(entry)
+        await hold.release()
