@@ -32,7 +32,7 @@ from codomyrmex.concurrency.dead_letters.record import State
 from codomyrmex.concurrency.dead_letters.stats import Census
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.pool.worker_pool import pools
-from codomyrmex.concurrency.session import open_sessions
+from codomyrmex.concurrency.session_core import open_sessions
 
 log = logging.getLogger("codomyrmex.concurrency")
 

@@ -11,7 +11,7 @@ from codomyrmex.concurrency.errors import SessionLost
 from codomyrmex.concurrency.etcd.transports.protocol import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 
 _PAUSE = 0.25  # seconds
 _SHARE = 4  # the rest after a reading, as a multiple of the time it took
@@ -19,7 +19,7 @@ _SHARE = 4  # the rest after a reading, as a multiple of the time it took
 T = TypeVar("T")
 
 
-async def notices(session: Session, request: WatchRequest) -> AsyncGenerator[Changed | Started, None]:
+async def notices(session: SessionCore, request: WatchRequest) -> AsyncGenerator[Changed | Started, None]:
     """The notices of a watch. Raises the reason once the session is lost or etcd refuses the watch."""
     inbox: asyncio.Queue[Notice | None] = asyncio.Queue()
     watch = session.hub.subscribe(request, inbox.put_nowait)
@@ -38,7 +38,7 @@ async def notices(session: Session, request: WatchRequest) -> AsyncGenerator[Cha
         loss.cancel()
 
 
-async def snapshots(session: Session, prefix: bytes, read: Callable[[], Awaitable[T]]) -> AsyncGenerator[T, None]:
+async def snapshots(session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[T]]) -> AsyncGenerator[T, None]:
     """The result of ``read``, at once and again after changes under ``prefix``.
 
     A reading is followed by a rest of 0.25 s, or of four times as long as it took if that is longer.
@@ -60,6 +60,6 @@ async def snapshots(session: Session, prefix: bytes, read: Callable[[], Awaitabl
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _tell(session: Session, prefix: bytes, changed: asyncio.Event) -> None:
+async def _tell(session: SessionCore, prefix: bytes, changed: asyncio.Event) -> None:
     async for _ in notices(session, WatchRequest(prefix, prefix_end(prefix))):
         changed.set()

@@ -15,6 +15,7 @@ from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import live, lock_table, output, owners, queue_table, text
 from codomyrmex.concurrency.cli.views.grid import Grid
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
@@ -104,9 +105,9 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
 
     return await live.watch(
         context,
-        events=lambda session: inspect.watch(session, choice.prefix),
+        events=lambda session: inspect.watch(core_of(session), choice.prefix),
         line=lock_table.lock_event,
-        pictures=lambda session: follow.locks(session, choice.prefix),
+        pictures=lambda session: follow.locks(core_of(session), choice.prefix),
         draw=draw,
     )
 

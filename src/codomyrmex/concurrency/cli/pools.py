@@ -11,6 +11,7 @@ from codomyrmex.concurrency.cli.options import common_options, output_format, se
 from codomyrmex.concurrency.cli.running import run
 from codomyrmex.concurrency.cli.views import live, output, pool_table
 from codomyrmex.concurrency.pool import cluster
+from codomyrmex.concurrency.session import core_of
 
 
 @click.command()
@@ -45,14 +46,14 @@ def _sorted(found: Sequence[ClusterPoolStats], sort: str) -> list[ClusterPoolSta
 
 async def _list(context: click.Context, prefix: str, sort: str) -> None:
     async with Session(settings(context)) as session:
-        found = _sorted(await cluster.pools(session, prefix), sort)
+        found = _sorted(await cluster.pools(core_of(session), prefix), sort)
     output.show_list(context, found, pool_table.pools, f"no pools report {where(context, prefix)}")
 
 
 async def _watch(context: click.Context, prefix: str, sort: str) -> int:
     return await live.watch_changes(
         context,
-        lambda session: cluster.follow(session, prefix),
+        lambda session: cluster.follow(core_of(session), prefix),
         lambda found: pool_table.pools(_sorted(found, sort), wide=output_format(context) == "wide"),
         pool_table.pool_line,
         key=lambda pool: pool.name,

@@ -23,6 +23,7 @@ from codomyrmex.concurrency.cli.running import EXIT_LOST
 from codomyrmex.concurrency.cli.running import run as run_main
 from codomyrmex.concurrency.cli.views import text
 from codomyrmex.concurrency.names import checked
+from codomyrmex.concurrency.session import core_of
 
 _MARGIN = 0.8
 
@@ -145,7 +146,7 @@ async def _hold(
             return running.result()
         click.echo(f"error: {reason}; ending the command", err=True)
         # Trust ends a third of the TTL before etcd can grant anyone else; the command must be gone by then.
-        await command.end(min(kill_after, _MARGIN * session.ttl / 3))
+        await command.end(min(kill_after, _MARGIN * core_of(session).ttl / 3))
         return EXIT_LOST
     finally:
         for task in (running, *losses):

@@ -11,6 +11,7 @@ import click
 
 from codomyrmex.concurrency import EtcdError, Grant, LockManager, LockTimeout, Owner, Semaphore, Session
 from codomyrmex.concurrency.cli.views import owners, text
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 
 _SAY_AFTER = 1.0  # seconds
@@ -52,7 +53,7 @@ async def _acquire_all(
             held.push_async_callback(_release, manager.release, grant)
             grants.append(grant)
     if wanted.semaphore is not None:
-        limit = wanted.limit or (await inspect.semaphore(session, wanted.semaphore)).limit
+        limit = wanted.limit or (await inspect.semaphore(core_of(session), wanted.semaphore)).limit
         if limit is None:
             raise click.UsageError(
                 f"there is no semaphore {text.visible(wanted.semaphore)} yet; give its limit by --max"
@@ -106,10 +107,10 @@ async def _held_by(session: Session, wanted: RunRequest) -> str:
     """The end of a message: the present holders of other sessions, or nothing."""
     queues: list[Sequence[Owner]] = []
     for name in wanted.locks:
-        info = await inspect.info(session, name)
+        info = await inspect.info(core_of(session), name)
         queues.append(info.holders if info else ())
     if wanted.semaphore is not None:
-        queues.append((await inspect.semaphore(session, wanted.semaphore)).holders)
+        queues.append((await inspect.semaphore(core_of(session), wanted.semaphore)).holders)
     ours = f"{session.id:016x}"
     others = {owner.session: owner for holders in queues for owner in holders if owner.session != ours}
     return f", held by {', '.join(map(_holder, others.values()))}" if others else ""

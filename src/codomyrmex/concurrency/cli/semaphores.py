@@ -24,6 +24,7 @@ from codomyrmex.concurrency.cli.views import live, output, owners, semaphore_tab
 from codomyrmex.concurrency.cli.views.text import count
 from codomyrmex.concurrency.names import checked
 from codomyrmex.concurrency.recipes.semaphore_limit import delete, resize
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
@@ -82,7 +83,7 @@ def show(context: click.Context, name: str, watch: bool) -> None:
 
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
-        infos = choice.of(await inspect.semaphores(session, choice.prefix))
+        infos = choice.of(await inspect.semaphores(core_of(session), choice.prefix))
     output.show_list(
         context, infos, semaphore_table.semaphores, f"there are no semaphores {where(context, choice.prefix)}"
     )
@@ -90,7 +91,7 @@ async def _list(context: click.Context, choice: _Choice) -> None:
 
 async def _show(context: click.Context, name: str) -> int:
     async with Session(settings(context)) as session:
-        info = await inspect.semaphore(session, name)
+        info = await inspect.semaphore(core_of(session), name)
     if info.limit is None:
         click.echo(f"error: there is no semaphore {text.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
@@ -101,7 +102,7 @@ async def _show(context: click.Context, name: str) -> int:
 async def _watch(context: click.Context, choice: _Choice) -> int:
     return await live.watch_changes(
         context,
-        lambda session: follow.semaphores(session, choice.prefix),
+        lambda session: follow.semaphores(core_of(session), choice.prefix),
         lambda infos: semaphore_table.semaphores(choice.of(infos), wide=output_format(context) == "wide"),
         semaphore_table.semaphore_line,
         key=_name,
@@ -112,7 +113,7 @@ async def _watch_one(context: click.Context, name: str) -> int:
     name = checked(name)
     return await live.watch_changes(
         context,
-        lambda session: follow.semaphore(session, name),
+        lambda session: follow.semaphore(core_of(session), name),
         lambda infos: semaphore_table.semaphore(infos[0]),
         semaphore_table.semaphore_line,
         key=_name,
@@ -143,7 +144,7 @@ def resize_command(context: click.Context, name: str, limit: int, dry_run: bool)
 async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) -> int:
     async with Session(settings(context)) as session:
         if dry_run:
-            info = await inspect.semaphore(session, name)
+            info = await inspect.semaphore(core_of(session), name)
             if info.limit is None:
                 raise NotHeld(f"there is no semaphore {name!r}")
             held = sum(owner.permits for owner in info.holders)
@@ -152,7 +153,7 @@ async def _resize(context: click.Context, name: str, limit: int, dry_run: bool) 
                 f"{held} permits are held, {len(info.waiters)} wait"
             )
             return 0
-        former = await resize(session, name, limit)
+        former = await resize(core_of(session), name, limit)
     click.echo(f"the limit of {text.visible(name)} is {limit}, and was {former}")
     return 0
 
@@ -176,6 +177,6 @@ async def _delete(context: click.Context, name: str, yes: bool) -> int:
     if not await confirmed(yes, f"delete the semaphore {text.visible(name)}?"):
         return EXIT_FAILED
     async with Session(settings(context)) as session:
-        limit = await delete(session, name)
+        limit = await delete(core_of(session), name)
     click.echo(f"the semaphore {text.visible(name)}, of {count(limit, 'permit')}, is deleted")
     return 0

@@ -9,29 +9,31 @@ from codomyrmex.concurrency import watching
 from codomyrmex.concurrency.dead_letters import presence, store
 from codomyrmex.concurrency.dead_letters.presence import WorkerInfo
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 
 T = TypeVar("T")
 
 _RETENTION = 1.0  # seconds; nothing is resolved through these stores, so any value will do
 
 
-async def queue_names(session: Session) -> list[str]:
+async def queue_names(session: SessionCore) -> list[str]:
     """The names of the queues that hold anything; one small read for each."""
     return await store.queues(session)
 
 
-async def queues_with_entries(session: Session) -> list[str]:
+async def queues_with_entries(session: SessionCore) -> list[str]:
     """The names of the queues that hold an entry in any state."""
     return [name for name in await store.queues(session) if await Store(session, name, _RETENTION).count()]
 
 
-async def workers(session: Session, queue: str) -> list[WorkerInfo]:
+async def workers(session: SessionCore, queue: str) -> list[WorkerInfo]:
     """The workers that a queue has at this moment. Workers of release 0.1 do not announce themselves."""
     return await presence.workers(Store(session, queue, _RETENTION))
 
 
-def snapshots(session: Session, read: Callable[[], Awaitable[T]], queue: str | None = None) -> AsyncGenerator[T, None]:
+def snapshots(
+    session: SessionCore, read: Callable[[], Awaitable[T]], queue: str | None = None
+) -> AsyncGenerator[T, None]:
     """The result of ``read``, at once and again after changes in ``queue``, or in any queue when left out.
 
     Raises ``SessionLost`` when the session is over.

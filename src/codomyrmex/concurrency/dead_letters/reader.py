@@ -10,17 +10,17 @@ from codomyrmex.concurrency.dead_letters.record import Stored
 from codomyrmex.concurrency.etcd import scan
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult
 from codomyrmex.concurrency.keys import nfc, prefix_end
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 
 _PAGE = 40  # entries in one page: as many of the largest values as one message may hold
 
 
-def under(session: Session) -> bytes:
+def under(session: SessionCore) -> bytes:
     """The prefix of all dead letter queues."""
     return session.layout.dead_letters
 
 
-async def queues(session: Session) -> list[str]:
+async def queues(session: SessionCore) -> list[str]:
     """The names of the queues that hold any key; each costs one small read."""
     names = [name async for name in scan.names_under(session.transport, under(session))]
     return list(dict.fromkeys(map(nfc, names)))
@@ -29,7 +29,7 @@ async def queues(session: Session) -> list[str]:
 class Reader:
     """The keys of one queue, read on one session."""
 
-    def __init__(self, session: Session, queue: str) -> None:
+    def __init__(self, session: SessionCore, queue: str) -> None:
         self.session = session
         self.queue = queue
         self.keys = session.layout.dead_letter_queue(queue)

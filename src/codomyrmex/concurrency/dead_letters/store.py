@@ -23,7 +23,7 @@ from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 
 log = logging.getLogger("codomyrmex.concurrency")
 
@@ -48,7 +48,7 @@ _under_way: set[bytes] = set()  # the marks of this process's claims that have a
 class Store(Reader):
     """One queue's records on one session. ``retention`` is in seconds."""
 
-    def __init__(self, session: Session, queue: str, retention: float) -> None:
+    def __init__(self, session: SessionCore, queue: str, retention: float) -> None:
         super().__init__(session, queue)
         self._dedup = dedup.DedupKeys(self)
         self._retention = retention

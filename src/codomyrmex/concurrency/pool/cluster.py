@@ -13,6 +13,7 @@ from codomyrmex.concurrency.keys import forms, nfc, segment_after, starting_with
 from codomyrmex.concurrency.pool.reporting import reports
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.watching import snapshots
 
 _PAGE = 500
@@ -59,7 +60,7 @@ class ClusterPoolStats:
         return tuple(sorted({pool.host for pool in self.instances}))
 
 
-async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
+async def pools(session: SessionCore, prefix: str = "") -> list[ClusterPoolStats]:
     """Every pool that reports and whose name starts with ``prefix``, by name."""
     found: dict[str, list[PoolStats]] = {}
     for form in forms(prefix):
@@ -73,7 +74,7 @@ async def pools(session: Session, prefix: str = "") -> list[ClusterPoolStats]:
     return [_summed(name, instances) for name, instances in sorted(found.items())]
 
 
-def follow(session: Session, prefix: str = "") -> AsyncGenerator[list[ClusterPoolStats], None]:
+def follow(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[ClusterPoolStats], None]:
     """Yield the result of ``pools`` at once and after each report. Raises ``SessionLost`` when the session is over."""
     return snapshots(session, reports(session), lambda: pools(session, prefix))
 

@@ -20,13 +20,14 @@ from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.models import to_json
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session_core import SessionCore
 
 log = logging.getLogger("codomyrmex.concurrency")
 
 _JITTER = 0.2
 
 
-def reports(session: Session) -> bytes:
+def reports(session: SessionCore) -> bytes:
     """The prefix of every pool's report."""
     return session.layout.pools
 
@@ -48,7 +49,7 @@ class Reporter:
         self._name = stats().name
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._written: tuple[int, Session] | None = None
+        self._written: tuple[int, SessionCore] | None = None
         self._told = ""
         self._closed = False
 
@@ -119,6 +120,6 @@ class Reporter:
         await session.committer.commit(Request((key,), (put,), again=()))
         self._written = changes, session
 
-    def _key(self, session: Session) -> bytes:
+    def _key(self, session: SessionCore) -> bytes:
         stats = self._stats()
         return session.layout.pool_report(stats.name, session.id, stats.instance)

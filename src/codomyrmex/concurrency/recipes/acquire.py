@@ -19,7 +19,8 @@ from codomyrmex.concurrency.keys import Kind
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_metadata, with_agent
 from codomyrmex.concurrency.recipes.timeout_reason import timeout_reason
-from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session import Session, core_of, ready
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import By, Entry, QueueRef, warn_of_itself
 from codomyrmex.concurrency.waitqueue.group import Group
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
@@ -65,7 +66,7 @@ class AcquireRequest:
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
         options: HoldOptions = _NO_OPTIONS,
-        prepare: Callable[[Session], Awaitable[None]] | None = None,
+        prepare: Callable[[SessionCore], Awaitable[None]] | None = None,
     ) -> None:
         check_session(session)
         if on_loss not in ("cancel", "notify"):
@@ -77,7 +78,7 @@ class AcquireRequest:
         self.names = names
         self.on_loss: OnLoss = on_loss
         self._metadata = encode_metadata(with_agent(metadata))
-        self._used: Session | None = None
+        self._used: SessionCore | None = None
         self._queue_refs: list[QueueRef] = []
         self._owner = ""
 
@@ -113,7 +114,7 @@ class AcquireRequest:
         self._check_here()
         return await self._try(rules, by or By.of(current_task(), users_line()), [], only_if_free=True)
 
-    async def session(self) -> Session:
+    async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
         session = await ready(self._given)
         if session is not self._used:
@@ -131,7 +132,7 @@ class AcquireRequest:
 
     def _check_here(self) -> None:
         if self._given:
-            self._given.home.check("session")
+            core_of(self._given).home.check("session")
         running_loop()
 
     async def _try(self, rules: Sequence[Rule], by: By, entries: list[Entry], *, only_if_free: bool) -> Hold | None:
@@ -153,7 +154,7 @@ class AcquireRequest:
 
     async def _join(
         self,
-        session: Session,
+        session: SessionCore,
         rules: Sequence[Rule],
         by: By,
         entries: list[Entry],

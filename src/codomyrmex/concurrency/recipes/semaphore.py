@@ -22,6 +22,7 @@ from codomyrmex.concurrency.recipes.acquire import AcquireRequest
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.semaphore_limit import check_limit
 from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import By
 from codomyrmex.concurrency.waitqueue.grant import Grant
@@ -127,7 +128,7 @@ class Semaphore(AsyncOnly):
         self._name = check_name(name)
         self._limit = check_limit(max_concurrent)
         self._session = session
-        self._agreed: Session | None = None  # the session in which its limit was found to be the fleet's
+        self._agreed: SessionCore | None = None  # the session in which its limit was found to be the fleet's
         self._request = AcquireRequest(
             session=session,
             kind=SEMAPHORE,
@@ -247,7 +248,7 @@ class Semaphore(AsyncOnly):
             "change it for everyone with resize"
         )
 
-    async def _agree(self, session: Session) -> None:
+    async def _agree(self, session: SessionCore) -> None:
         """Agree with the fleet on the limit, once in each session."""
         if self._agreed is session:
             return

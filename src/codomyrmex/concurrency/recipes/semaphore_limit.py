@@ -10,14 +10,14 @@ from codomyrmex.concurrency.errors import ConcurrencyError, NotHeld, SemaphoreIn
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Get, GetResult, Op, Put, Target
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name, limit_key, limit_range, permits_of, prefix_end
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.rules import holding
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit, limit_in
 
 _TRIES = 20  # of a change that meets those of others
 
 
-async def agree(session: Session, name: str, wanted: int) -> int:
+async def agree(session: SessionCore, name: str, wanted: int) -> int:
     """The limit of a semaphore in etcd, which becomes ``wanted`` if it has none.
 
     Foreign keys among the limits are passed over: only a key that is created after they were seen can be a limit.
@@ -41,7 +41,7 @@ async def agree(session: Session, name: str, wanted: int) -> int:
     raise ConcurrencyError(f"others keep writing among the limits of the semaphore {name!r}; try again")
 
 
-async def resize(session: Session, name: str, limit: int) -> int | None:
+async def resize(session: SessionCore, name: str, limit: int) -> int | None:
     """Set the limit of a semaphore that exists; returns the former one. Raises ``NotHeld`` if there is none."""
     queue = session.layout.queue(check_name(name), SEMAPHORE)
     start, end = limit_range(queue)
@@ -62,7 +62,7 @@ async def resize(session: Session, name: str, limit: int) -> int | None:
     raise ConcurrencyError(f"others keep changing the limit of the semaphore {name!r}; try again")
 
 
-async def delete(session: Session, name: str) -> int:
+async def delete(session: SessionCore, name: str) -> int:
     """Remove a semaphore without holders and waiters; returns its limit. See ``Semaphore.delete``."""
     queue = session.layout.queue(check_name(name), SEMAPHORE)
     for _ in range(_TRIES):

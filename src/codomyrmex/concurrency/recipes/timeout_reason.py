@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult
 from codomyrmex.concurrency.models import Owner
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry, QueueRef
 from codomyrmex.concurrency.waitqueue.explain import READ, Wanted, describe, why
 from codomyrmex.concurrency.waitqueue.rules import Rule
@@ -18,7 +18,7 @@ _PATIENCE = 0.5  # seconds that etcd has to tell the reason
 
 
 async def timeout_reason(
-    session: Session | None, queues: Sequence[QueueRef], rules: Sequence[Rule], entries: Sequence[Entry]
+    session: SessionCore | None, queues: Sequence[QueueRef], rules: Sequence[Rule], entries: Sequence[Entry]
 ) -> str:
     """The reason, by one reading of the queues. ``entries`` is empty if the request had not joined them yet."""
     if session is None or not session.usable_here():

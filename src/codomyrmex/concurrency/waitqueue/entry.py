@@ -22,7 +22,7 @@ from codomyrmex.concurrency import callsite, clock, keys, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, LockLost, SessionLost
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.loss import Loss, SessionClosed
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.group import Group
 from codomyrmex.concurrency.waitqueue.handoff import marker_value
 from codomyrmex.concurrency.waitqueue.hold_limit import HoldLimit
@@ -110,7 +110,7 @@ class LocalSuccessor(Protocol):
         """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it had held, alone."""
 
 
-def warn_of_itself(session: Session, queue_ref: QueueRef, by: By) -> None:
+def warn_of_itself(session: SessionCore, queue_ref: QueueRef, by: By) -> None:
     """Warn if the lock that ``by`` is about to wait for is held by ``by``."""
     held = session.member(LocalQueues).by_holder.get((queue_ref.queue, by.who)) if by.who else None
     if isinstance(held, Entry) and queue_ref.what == keys.LOCK.what:
@@ -158,7 +158,7 @@ class Entry:
     )
 
     def __init__(
-        self, session: Session, queue_ref: QueueRef, value: bytes, rule: Rule, hold_options: HoldOptions, by: By
+        self, session: SessionCore, queue_ref: QueueRef, value: bytes, rule: Rule, hold_options: HoldOptions, by: By
     ) -> None:
         self.session = session
         self.local = session.member(LocalQueues)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, check_name
 from codomyrmex.concurrency.models import LockInfo, SemaphoreInfo
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.grant_times import Sightings
 from codomyrmex.concurrency.watching import snapshots
@@ -20,17 +20,17 @@ from codomyrmex.concurrency.watching import snapshots
 Q = TypeVar("Q", bound=LockInfo | SemaphoreInfo)
 
 
-def locks(session: Session, prefix: str = "") -> AsyncGenerator[list[LockInfo], None]:
+def locks(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[LockInfo], None]:
     """Every lock whose name starts with ``prefix``, by name."""
     return _timed(session, session.layout.under(LOCK), lambda: inspect.locks(session, prefix))
 
 
-def semaphores(session: Session, prefix: str = "") -> AsyncGenerator[list[SemaphoreInfo], None]:
+def semaphores(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[SemaphoreInfo], None]:
     """Every semaphore whose name starts with ``prefix``, by name."""
     return _timed(session, session.layout.under(SEMAPHORE), lambda: inspect.semaphores(session, prefix))
 
 
-def semaphore(session: Session, name: str) -> AsyncGenerator[list[SemaphoreInfo], None]:
+def semaphore(session: SessionCore, name: str) -> AsyncGenerator[list[SemaphoreInfo], None]:
     """One semaphore, as a list of one; without a limit while there is none of that name."""
 
     async def read() -> list[SemaphoreInfo]:
@@ -39,7 +39,9 @@ def semaphore(session: Session, name: str) -> AsyncGenerator[list[SemaphoreInfo]
     return _timed(session, session.layout.queue(check_name(name), SEMAPHORE), read)
 
 
-def _timed(session: Session, prefix: bytes, read: Callable[[], Awaitable[list[Q]]]) -> AsyncGenerator[list[Q], None]:
+def _timed(
+    session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[list[Q]]]
+) -> AsyncGenerator[list[Q], None]:
     sightings = Sightings()
 
     async def timed() -> list[Q]:

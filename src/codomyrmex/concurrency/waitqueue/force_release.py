@@ -11,12 +11,12 @@ from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Put, Target
 from codomyrmex.concurrency.keys import LOCK
 from codomyrmex.concurrency.models import ForcedRelease, Owner
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import by_age, owners_of, read_one
 from codomyrmex.concurrency.waitqueue.rules import holding
 
 
-async def force_release(session: Session, name: str, reason: str, token: int | None) -> Owner:
+async def force_release(session: SessionCore, name: str, reason: str, token: int | None) -> Owner:
     """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``."""
     if not reason.strip():
         raise ValueError("a forced release needs a reason, for those who find their lock gone")
@@ -43,7 +43,7 @@ async def force_release(session: Session, name: str, reason: str, token: int | N
     return holder
 
 
-async def _delete_entry(session: Session, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
+async def _delete_entry(session: SessionCore, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
     same = Compare(key, Target.CREATE_REVISION, token)
     request = Request((key,), (Delete(key), *puts), compares=(same,), alone=True)
     return await session.committer.commit(request)

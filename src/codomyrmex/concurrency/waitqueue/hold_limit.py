@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from codomyrmex.concurrency import clock
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 
 
 class HoldLimit:
@@ -18,7 +18,7 @@ class HoldLimit:
 
     __slots__ = ("_session", "_timer", "key", "until")
 
-    def __init__(self, session: Session, key: bytes, token: int, until: float, over: Callable[[], None]) -> None:
+    def __init__(self, session: SessionCore, key: bytes, token: int, until: float, over: Callable[[], None]) -> None:
         self._session = session
         self.key = key
         self.until = until

@@ -23,20 +23,20 @@ from codomyrmex.concurrency.keys import (
     starting_with,
 )
 from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, SemaphoreInfo
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.events import EventTracker
 from codomyrmex.concurrency.waitqueue.rules import holding
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit, limit_in, skip
 from codomyrmex.concurrency.watching import notices
 
 
-async def locks(session: Session, prefix: str = "") -> list[LockInfo]:
+async def locks(session: SessionCore, prefix: str = "") -> list[LockInfo]:
     """Every lock with a holder or a waiter whose name starts with ``prefix``, all at one revision, by name."""
     entries, _ = await _read_all(session, prefix, LOCK)
     return _infos(session.layout, entries, await _dead(session, entries))
 
 
-async def info(session: Session, name: str) -> LockInfo | None:
+async def info(session: SessionCore, name: str) -> LockInfo | None:
     """One lock, with the record of its last forced release; None if it has no holder and no waiter."""
     name, entries = await read_one(session, name, LOCK)
     found = _infos(session.layout, entries, await _dead(session, entries))
@@ -47,13 +47,13 @@ async def info(session: Session, name: str) -> LockInfo | None:
     return LockInfo(name, found[0].holders, found[0].waiters, record)
 
 
-async def semaphores(session: Session, prefix: str = "") -> list[SemaphoreInfo]:
+async def semaphores(session: SessionCore, prefix: str = "") -> list[SemaphoreInfo]:
     """Every semaphore whose name starts with ``prefix``, all at one revision, by name."""
     found, _ = await _read_all(session, prefix, SEMAPHORE)
     return [_semaphore(name, queue) for name, queue in queues_of(session.layout, found, SEMAPHORE).items()]
 
 
-async def semaphore(session: Session, name: str) -> SemaphoreInfo:
+async def semaphore(session: SessionCore, name: str) -> SemaphoreInfo:
     """One semaphore; without a limit if it is not in etcd."""
     name, found = await read_one(session, name, SEMAPHORE)
     return _semaphore(name, sorted(found, key=by_age))
@@ -65,7 +65,7 @@ def _semaphore(name: str, queue: list[KV]) -> SemaphoreInfo:
     return SemaphoreInfo(name, limit, owners[:held], owners[held:])
 
 
-async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent, None]:
+async def watch(session: SessionCore, prefix: str = "") -> AsyncGenerator[LockEvent, None]:
     """Every step of every lock under ``prefix``, in etcd's order, none twice. The locks that exist come first.
 
     After a break during which etcd compacted its history, the queues are read again, and the events tell the steps that
@@ -85,7 +85,7 @@ async def watch(session: Session, prefix: str = "") -> AsyncGenerator[LockEvent,
                     yield event
 
 
-async def read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[KV]]:
+async def read_one(session: SessionCore, name: str, kind: Kind) -> tuple[str, list[KV]]:
     """The queue of a name, in the form given, which an earlier release may have written, else in another form."""
     check_name(name)
     for form in dict.fromkeys((name, *forms(name))):
@@ -95,7 +95,7 @@ async def read_one(session: Session, name: str, kind: Kind) -> tuple[str, list[K
     return nfc(name), []
 
 
-async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV], int]:
+async def _read_all(session: SessionCore, prefix: str, kind: Kind) -> tuple[list[KV], int]:
     """Every queue whose name starts with ``prefix``, in any Unicode form, at one revision."""
     entries: list[KV] = []
     revision = 0
@@ -105,7 +105,9 @@ async def _read_all(session: Session, prefix: str, kind: Kind) -> tuple[list[KV]
     return entries, revision
 
 
-async def read_queues(session: Session, prefix: bytes, kind: Kind = LOCK, revision: int = 0) -> tuple[list[KV], int]:
+async def read_queues(
+    session: SessionCore, prefix: bytes, kind: Kind = LOCK, revision: int = 0
+) -> tuple[list[KV], int]:
     """Every entry and every limit under ``prefix``, and the one revision at which they were read."""
     entries: list[KV] = []
     async for page in pages(session.transport, prefix, revision=revision):
@@ -131,7 +133,7 @@ def owners_of(queue: list[KV]) -> tuple[Owner, ...]:
     return tuple(Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue)
 
 
-async def _dead(session: Session, entries: list[KV]) -> frozenset[int]:
+async def _dead(session: SessionCore, entries: list[KV]) -> frozenset[int]:
     """The sessions that have ended although entries of theirs are left, for the time of their ``lock_delay``."""
     delayed = {owner for kv in entries if (owner := session_of(kv.key)) and owner != kv.lease}
     found = [(one, await session.transport.get(Get(session.layout.lease(one)))) for one in delayed]

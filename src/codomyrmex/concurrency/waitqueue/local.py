@@ -14,7 +14,7 @@ from typing import Protocol
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.session_members import tell_each
 from codomyrmex.concurrency.waitqueue.admission import Admission
 from codomyrmex.concurrency.waitqueue.handoff import ReleaseMarkers
@@ -44,7 +44,7 @@ class LocalQueues:
     holder that writes its waiting time at the moment.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: SessionCore) -> None:
         self.session = session
         self.admission = Admission()
         self.key_slots = KeySlots()

@@ -9,7 +9,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, LockLost
 from codomyrmex.concurrency.etcd.transports.protocol import Get, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.models import ForcedRelease
-from codomyrmex.concurrency.session import Session
+from codomyrmex.concurrency.session_core import SessionCore
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
 
@@ -24,7 +24,7 @@ class OwnKey:
 
     __slots__ = ("_checking", "_deleted", "_key", "_session", "_token", "_watch")
 
-    def __init__(self, session: Session, key: bytes, token: int, deleted: Callable[[], None]) -> None:
+    def __init__(self, session: SessionCore, key: bytes, token: int, deleted: Callable[[], None]) -> None:
         self._session = session
         self._key = key
         self._token = token
@@ -60,7 +60,7 @@ class OwnKey:
             self._deleted()
 
 
-async def explain_deletion(session: Session, name: str, token: int, reason: KeyDeleted) -> str:
+async def explain_deletion(session: SessionCore, name: str, token: int, reason: KeyDeleted) -> str:
     """``reason`` as text, with the operator's reason if the lock was released by force."""
     try:
         found = await session.transport.get(Get(session.layout.audit(name)))

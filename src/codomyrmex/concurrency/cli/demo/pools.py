@@ -12,6 +12,7 @@ from codomyrmex.concurrency.cli.demo.stage import Agent, Stage
 from codomyrmex.concurrency.cli.views import dead_letter_table, operation_table, pool_table, semaphore_table
 from codomyrmex.concurrency.dead_letters.stats import summarize
 from codomyrmex.concurrency.pool import cluster
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 
 HOSTS, ITEMS, LIMIT = 3, 15, 3
@@ -59,9 +60,9 @@ class Pools:
         while len(self._calls) < HOSTS * ITEMS / 2:  # noqa: ASYNC110 # the fleet's pace is not ours
             await asyncio.sleep(0.05)
         self._stage.say("  An operator who looks at the semaphores in the middle of it sees:\n")
-        self._stage.show(semaphore_table.semaphores(await inspect.semaphores(session)))
+        self._stage.show(semaphore_table.semaphores(await inspect.semaphores(core_of(session))))
         self._stage.say("\n  and at the pools:\n")
-        self._stage.show(pool_table.pools(await cluster.pools(session)))
+        self._stage.show(pool_table.pools(await cluster.pools(core_of(session))))
 
     async def _check_calls(self, queue: DeadLetterQueue) -> None:
         steps = sorted([(call["since"], 1) for call in self._calls] + [(call["until"], -1) for call in self._calls])

@@ -20,6 +20,7 @@ from codomyrmex.concurrency.cli.views import dead_letter_page, dead_letter_table
 from codomyrmex.concurrency.dead_letters import overview
 from codomyrmex.concurrency.dead_letters.record import State
 from codomyrmex.concurrency.names import checked
+from codomyrmex.concurrency.session import core_of
 
 _SCREEN = 200  # entries that a live table holds
 
@@ -101,7 +102,7 @@ async def _watch(context: click.Context, name: str, choice: _Choice) -> int:
     def readings(session: Session) -> AsyncGenerator[list[DeadLetter], None]:
         queue = DeadLetterQueue(name, session=session)
         most = choice._replace(limit=choice.limit or _SCREEN)
-        return overview.snapshots(session, lambda: most.of(queue), name)
+        return overview.snapshots(core_of(session), lambda: most.of(queue), name)
 
     return await live.watch(
         context,

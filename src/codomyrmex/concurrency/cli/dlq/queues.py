@@ -12,6 +12,7 @@ import click
 from codomyrmex.concurrency import ConcurrencyError, DeadLetterQueue, Session
 from codomyrmex.concurrency.cli.options import namespace, settings, where
 from codomyrmex.concurrency.dead_letters import overview
+from codomyrmex.concurrency.session import core_of
 
 DEFAULT = "default"  # the queue of a user who names none; it exists even when it is empty
 _MOST = 20  # names in a message
@@ -39,7 +40,7 @@ async def opened(context: click.Context, name: str) -> AsyncIterator[Opened]:
 
 async def need(context: click.Context, session: Session, name: str) -> None:
     """Raise an error that names the queues there are, unless ``name`` is one of them."""
-    if name == DEFAULT or name in (known := await overview.queue_names(session)):
+    if name == DEFAULT or name in (known := await overview.queue_names(core_of(session))):
         return
     raise ConcurrencyError(f"there is no dead letter queue {name!r} {where(context)}; {_named('queue', known)}")
 
@@ -60,14 +61,14 @@ async def nothing_in(found: Opened) -> str:
     """The message that no entry was found: in which queue, and which other queues have some."""
     if count := await found.queue.count():
         return f"none of the {count} dead letters {found.where} is one of those asked for"
-    others = await overview.queues_with_entries(found.session)
+    others = await overview.queues_with_entries(core_of(found).session)
     elsewhere = f"; there are some in {_list(others)}; see them with --queue" if others else ""
     return f"no dead letters {found.where}{elsewhere}"
 
 
 async def warn_of_no_worker(found: Opened, operations: Iterable[str]) -> None:
     """Print a warning about the operations that no worker of the queue retries, if there are any."""
-    there = await overview.workers(found.session, found.queue.name)
+    there = await overview.workers(core_of(found).session, found.queue.name)
     handled = {operation for worker in there for operation in worker.operations}
     if not there:
         click.echo(

@@ -15,6 +15,7 @@ from codomyrmex.concurrency.cli.views import live, operation_table, output
 from codomyrmex.concurrency.dead_letters import overview
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary, summarize
 from codomyrmex.concurrency.names import checked
+from codomyrmex.concurrency.session import core_of
 
 
 @click.command(cls=Command)
@@ -53,7 +54,7 @@ async def _watch(context: click.Context, queue: str | None) -> int:
     queue = None if queue is None else checked(queue)
     return await live.watch_changes(
         context,
-        lambda session: overview.snapshots(session, lambda: _summaries(session, queue)),
+        lambda session: overview.snapshots(core_of(session), lambda: _summaries(session, queue)),
         operation_table.summaries,
         operation_table.summary_line,
         key=lambda one: (one.queue, one.operation),
@@ -63,6 +64,6 @@ async def _watch(context: click.Context, queue: str | None) -> int:
 
 async def _summaries(session: Session, queue: str | None) -> list[OperationSummary]:
     found = []
-    for name in [queue] if queue is not None else await overview.queue_names(session):
+    for name in [queue] if queue is not None else await overview.queue_names(core_of(session)):
         found += await summarize(name, DeadLetterQueue(name, session=session).entries())
     return found

@@ -19,6 +19,7 @@ from codomyrmex.concurrency.cli.options import is_terminal, output_format, setti
 from codomyrmex.concurrency.cli.views import output, text
 from codomyrmex.concurrency.cli.views.grid import Grid, Order
 from codomyrmex.concurrency.cli.views.keyboard import keys
+from codomyrmex.concurrency.session import core_of
 
 _REDRAW = 0.25
 _RETRY = 1.0
@@ -194,7 +195,7 @@ class _View:
 
     def _last_answer(self) -> datetime | None:
         """When etcd last answered, a reading or a keepalive."""
-        session = self._session
+        session = core_of(self._session) if self._session else None
         if session and session.is_open and session.alive:
             kept = datetime.now() - timedelta(seconds=max(0.0, session.ttl * 2 / 3 - session.deadline()))
             self._answered = max(self._answered or kept, kept)
@@ -220,7 +221,7 @@ class _View:
 
     def _silent(self) -> bool:
         """True if etcd has stopped answering, so that the picture may be old."""
-        return self._session is not None and self._session.is_open and not self._session.alive
+        return self._session is not None and core_of(self._session).is_open and not self._session.alive
 
     async def _tell_silence(self) -> None:
         """Say on stderr when etcd falls silent, and when it is back."""
