@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
@@ -59,37 +60,63 @@ class Course:
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
         self._meter.begin()
         job.began = True
-        job.began_at = time.perf_counter()
+        began = time.perf_counter()
+        attempts = 0
+        status: Status = "cancelled"
+        value: Any = None
+        failure: BaseException | None = None
+        routed: Routed | None = None
         untouched = False
         try:
             while True:
-                job.attempts += 1
+                attempts += 1
                 try:
                     if plain:  # written out here: a further coroutine would slow the task that does nothing
                         references = sys.getrefcount(worker), getweakrefcount(worker)
                         steps = InContext(job.context, work.call, job.args, job.kwargs)
-                        job.value = await steps
+                        value = await steps
                         untouched = not steps.suspended and (
                             (sys.getrefcount(worker), getweakrefcount(worker)) == references
                         )
                     else:
-                        job.value = await self._attempt(job)
+                        value = await self._attempt(job)
                     if worker.cancelling():
                         untouched = False
                         await asyncio.sleep(0)  # a function that cancels itself and returns is cancelled, as in asyncio
-                    job.status, job.failure = "ok", None
+                    status, failure = "ok", None
                     break
                 except BaseException as error:  # a function that exits must not end its host
-                    if not _is_failure(job, error, worker):
+                    if _is_the_workers(error, worker):
                         raise
-                if not await self._tries_again(job, worker):
+                    status, failure = _failure(error)
+                    if work.on_loop and _pressed(error):
+                        raise
+                if not await self._tries_again(job, worker, failure, attempts):
                     break
-            if job.failure and self._dlq:
-                job.routed = await self._route(job, job.failure)
+            if failure and self._dlq:
+                routed = await self._route(job, failure, attempts)
         except asyncio.CancelledError as error:
-            self._note_cancel(job, error)
+            if failure is None:  # else the task had failed before, and the cancel met its delay or its dead letter
+                status, failure = "cancelled", error
+            elif self._dlq:
+                routed = Routed(None, _NOT_STORED)
         finally:
-            self._settle(job)
+            ended = time.perf_counter()
+            elapsed = (ended - began) * 1000
+            result: TaskResult = TaskResult(
+                task_id=job.task_id or self._new_id(),
+                success=status == "ok",
+                result=value if status == "ok" else None,
+                elapsed_ms=elapsed,
+                status=status,
+                attempts=attempts,
+                wait_ms=(began - job.queued_at) * 1000,
+            )
+            if status != "ok":
+                result = _with_failure(result, failure, routed)
+            if job in job.source.running:  # else its loop was closed, and it has been settled
+                self._meter.end(status, elapsed, ended)
+                job.source.settle(job, result)
         return untouched
 
     def dropped(self) -> TaskResult:
@@ -109,61 +136,16 @@ class Course:
             traceback=_trace(error) if error else "",
         )
 
-    async def _tries_again(self, job: Job, worker: asyncio.Task[None]) -> bool:
+    async def _tries_again(self, job: Job, worker: asyncio.Task[None], failure: BaseException, attempts: int) -> bool:
         """Wait for the time of a failed task's next attempt. Returns False at once if it has no more attempts."""
         if worker.cancelling():
             await _absorb()
-        assert job.failure
-        if job.cancelled or not (self._retry and self._retry.again(job.failure, job.attempts)):
+        if job.cancelled or not (self._retry and self._retry.again(failure, attempts)):
             return False
         self._meter.retried += 1
         with self._meter.wait():
-            await asyncio.sleep(self._retry.delay(job.attempts))
+            await asyncio.sleep(self._retry.delay(attempts))
         return True
-
-    def _note_cancel(self, job: Job, error: asyncio.CancelledError) -> None:
-        """Record a cancel. A task that has failed stays failed: the cancel met its delay or its dead letter."""
-        if job.failure is None:
-            job.status, job.failure = "cancelled", error
-        elif self._dlq:
-            job.routed = Routed(None, _NOT_STORED)
-
-    def _settle(self, job: Job) -> None:
-        """Count the task as ended and hand its result to its source."""
-        ended = time.perf_counter()
-        elapsed = (ended - job.began_at) * 1000
-        result = self._result(job, elapsed)
-        if job in job.source.running:  # else its loop was closed, and it has been settled
-            self._meter.end(job.status, elapsed, ended)
-            job.source.settle(job, result)
-
-    def _result(self, job: Job, elapsed_ms: float) -> TaskResult:
-        task_id = job.task_id or self._new_id()
-        wait_ms = (job.began_at - job.queued_at) * 1000
-        failure = job.failure
-        if job.status == "ok":
-            return TaskResult(
-                task_id=task_id,
-                success=True,
-                result=job.value,
-                elapsed_ms=elapsed_ms,
-                attempts=job.attempts,
-                wait_ms=wait_ms,
-            )
-        return TaskResult(
-            task_id=task_id,
-            success=False,
-            error=_text(job.status, failure),
-            elapsed_ms=elapsed_ms,
-            status=job.status,
-            error_type=type(failure).__qualname__ if failure else "",
-            exception=failure,
-            traceback=_trace(failure) if failure else "",
-            attempts=job.attempts,
-            wait_ms=wait_ms,
-            dead_letter_id=job.routed.id if job.routed else None,
-            dead_letter_note=job.routed.note if job.routed else "",
-        )
 
     async def _attempt(self, job: Job) -> Any:
         work = job.source.work
@@ -190,7 +172,7 @@ class Course:
                 raise _TimedOut(TimeoutError(f"no result within {self._task_timeout:g} s")) from None
             raise error
 
-    async def _route(self, job: Job, failure: BaseException) -> Routed:
+    async def _route(self, job: Job, failure: BaseException, attempts: int) -> Routed:
         """Store the dead letter of a task that has failed for good."""
         assert self._dlq
         try:
@@ -198,7 +180,7 @@ class Course:
                 operation=job.source.work.operation,
                 args={"args": list(job.args), "kwargs": job.kwargs},
                 error=failure,
-                metadata={"pool": self._name, "task_id": job.task_id, "attempts": job.attempts, **self._meter.where()},
+                metadata={"pool": self._name, "task_id": job.task_id, "attempts": attempts, **self._meter.where()},
             )
         except Exception as error:
             return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {text_of(error)}")
@@ -218,16 +200,27 @@ class _TimedOut(Exception):
         self.reason = reason
 
 
-def _is_failure(job: Job, error: BaseException, worker: asyncio.Task[None]) -> bool:
-    """Record the error that ended an attempt. Returns False if it is not the function's own, and must be raised again:
-    a cancel, the end of the worker's coroutine, or a Ctrl-C."""
-    if isinstance(error, _TimedOut):
-        job.status, job.failure = "timeout", error.reason
-        return True
-    if isinstance(error, asyncio.CancelledError) or (isinstance(error, GeneratorExit) and _closing(worker)):
-        return False
-    job.status, job.failure = "failed", error
-    return not (job.source.work.on_loop and _pressed(error))
+def _is_the_workers(error: BaseException, worker: asyncio.Task[None]) -> bool:
+    """True for an error that the worker must raise again: a cancel, or the end of the worker's own coroutine."""
+    return isinstance(error, asyncio.CancelledError) or (isinstance(error, GeneratorExit) and _closing(worker))
+
+
+def _failure(error: BaseException) -> tuple[Status, BaseException]:
+    """The status of a task after an attempt that ended by ``error``, and the error that its user is given."""
+    return ("timeout", error.reason) if isinstance(error, _TimedOut) else ("failed", error)
+
+
+def _with_failure(result: TaskResult, failure: BaseException | None, routed: Routed | None) -> TaskResult:
+    """``result`` with the texts of the failure, and with its dead letter if there is one."""
+    return replace(
+        result,
+        error=_text(result.status, failure),
+        error_type=type(failure).__qualname__ if failure else "",
+        exception=failure,
+        traceback=_trace(failure) if failure else "",
+        dead_letter_id=routed.id if routed else None,
+        dead_letter_note=routed.note if routed else "",
+    )
 
 
 async def _absorb() -> None:

@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.pool.executors import Call
-from codomyrmex.concurrency.pool.results import Status, TaskResult
+from codomyrmex.concurrency.pool.results import TaskResult
 
 
 class Work(NamedTuple):
@@ -28,25 +27,19 @@ class Work(NamedTuple):
 
 
 class Job:
-    """One task: its arguments, and the state of its run."""
+    """One task: its arguments, its worker, and the flags of its course."""
 
     __slots__ = (
         "args",
-        "attempts",
         "began",
-        "began_at",
         "cancelled",
         "context",
-        "failure",
         "index",
         "item",
         "kwargs",
         "queued_at",
-        "routed",
         "source",
-        "status",
         "task_id",
-        "value",
         "worker",
     )
 
@@ -61,13 +54,7 @@ class Job:
         self.queued_at = source.began
         self.worker: asyncio.Task[None] | None = None
         self.began = False
-        self.began_at = 0.0
         self.cancelled = False
-        self.attempts = 0
-        self.status: Status = "cancelled"
-        self.value: Any = None
-        self.failure: BaseException | None = None
-        self.routed: Routed | None = None
 
 
 class Source:
