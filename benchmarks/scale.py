@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.contest import crowd
 from benchmarks.ours import NAMESPACE
 from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, DistributedLock, EmbeddedEtcd, Session
+from codomyrmex.concurrency.session import core_of
 from tests.cluster import cluster
 
 Row = dict[str, float]
@@ -76,7 +77,7 @@ async def _idle() -> None:
 
 
 async def _queued(session: Session, count: int) -> None:
-    while len(session.waits()) < count:
+    while len(core_of(session).waits()) < count:
         await asyncio.sleep(0.05)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from codomyrmex.concurrency import Session
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.session import core_of
 
 
 async def eventually(condition: Callable[[], Any] | Callable[[], Awaitable[Any]], limit: float = 5.0) -> Any:
@@ -31,8 +32,8 @@ async def eventually(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]
 
 async def entries(session: Session, name: str) -> list[KV]:
     """The entries that etcd has in the queue of ``name``, in order of service."""
-    queue = session.layout.queue(name)
-    found = await session.transport.get(Get(queue, prefix_end(queue)))
+    queue = core_of(session).layout.queue(name)
+    found = await core_of(session).transport.get(Get(queue, prefix_end(queue)))
     return sorted(found.kvs, key=lambda kv: kv.create_revision)
 
 
@@ -62,8 +63,8 @@ class Calls(Counter[str]):
 def counting(session: Session) -> Iterator[Calls]:
     """Count what a session sends to etcd: every unary call as it leaves, watches created and events received."""
     calls = Calls()
-    transport: Any = session.transport
-    hub: Any = session.hub
+    transport: Any = core_of(session).transport
+    hub: Any = core_of(session).hub
     call, dispatch = transport._call, hub._dispatch
 
     async def counted(endpoint: str, method: str, *rest: Any) -> Any:

@@ -916,7 +916,7 @@ MUTANTS = (
         "11-granted-without-trust",
         (
             ("waitqueue/entry.py", "        self.notice_loss()\n", ""),
-            ("session.py", "if clock.now() - asked_at > self.ttl / 3:", "if False:"),
+            ("session_core.py", "if clock.now() - asked_at > self.ttl / 3:", "if False:"),
         ),
     ),
     Mutant(
@@ -942,7 +942,7 @@ MUTANTS = (
     ),
     Mutant(
         "rely on a longer lease that came late",
-        "session.py",
+        "session_core.py",
         "if clock.now() - asked_at > self.ttl / 3:",
         "if False:",
         "tests/integration/test_trust.py -k came_late",
@@ -1342,7 +1342,7 @@ MUTANTS = (
     ),
     Mutant(
         "let a forked child think that it holds",
-        "session.py",
+        "session_core.py",
         " or not self.home.in_process:\n            return 0.0",
         ":\n            return 0.0",
         "tests/integration/test_elsewhere.py -k nothing_is_held",

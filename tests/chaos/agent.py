@@ -31,6 +31,7 @@ from codomyrmex.concurrency import (
     Session,
 )
 from codomyrmex.concurrency.dead_letters import record
+from codomyrmex.concurrency.session import core_of
 
 LIMIT = 3
 POLICY = RetryPolicy(max_attempts=4, initial=0.4, jitter=0)
@@ -46,7 +47,7 @@ async def lock(session: Session) -> None:
         async with turns as grant:
             since = time.monotonic()
             await asyncio.sleep(random.uniform(0, 0.03))
-            await grant.put(f"/{session.layout.namespace}/lock", str(grant.token))
+            await grant.put(f"/{core_of(session).layout.namespace}/lock", str(grant.token))
             say("lock", token=grant.token, since=since, until=time.monotonic())
 
 
@@ -57,7 +58,7 @@ async def semaphore(session: Session) -> None:
         async with provider.hold(permits) as grant:
             since = time.monotonic()
             await asyncio.sleep(random.uniform(0, 0.03))
-            await grant.put(f"/{session.layout.namespace}/semaphore", str(grant.token))
+            await grant.put(f"/{core_of(session).layout.namespace}/semaphore", str(grant.token))
             say("semaphore", token=grant.token, since=since, until=time.monotonic(), permits=permits)
 
 

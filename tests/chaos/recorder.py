@@ -8,6 +8,7 @@ from codomyrmex.concurrency import Session
 from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.keys import SEMAPHORE, Layout, limit_of, permits_of, prefix_end
+from codomyrmex.concurrency.session import core_of
 from tests.chaos.checker import Change, Step
 
 
@@ -22,7 +23,7 @@ class Recorder:
         self.gaps = 0
         self._layout = Layout(namespace)
         self._root = f"/{namespace}/".encode()
-        session.hub.subscribe(WatchRequest(self._root, prefix_end(self._root)), self._notice)
+        core_of(session).hub.subscribe(WatchRequest(self._root, prefix_end(self._root)), self._notice)
 
     def _notice(self, notice: Notice) -> None:
         if isinstance(notice, Started):

@@ -19,6 +19,7 @@ import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, Session
 from codomyrmex.concurrency.health import renews_wrongly
+from codomyrmex.concurrency.session import core_of
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, dead_letter_violations, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members
@@ -89,7 +90,7 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
             endpoints, hurt_server = three.endpoints, partial(_hurt_three, three, chance)
         watcher = Session(endpoints=endpoints, namespace="watcher", session_ttl=60)
         session = await stack.enter_async_context(watcher)
-        version = (await session.transport.member(endpoints.split(",")[0])).version
+        version = (await core_of(session).transport.member(endpoints.split(",")[0])).version
         fleet = await stack.enter_async_context(members(endpoints, namespace))
         recorder = Recorder(session, namespace)
         for roles in _ROLES:

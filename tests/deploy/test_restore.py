@@ -12,6 +12,7 @@ import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Get
+from codomyrmex.concurrency.session import core_of
 from tests.cluster import cluster
 from tests.gobuild import NEWEST, built
 
@@ -59,7 +60,7 @@ async def test_tokens_rise_over_a_restore(programs: Path, tmp_path: Path) -> Non
         async with Session(endpoints=own.endpoint, session_ttl=5) as session:
             async with LockManager(session).acquire("x", timeout=20) as grant:
                 assert grant.token > last.token + 10_000 * (int(STAMP) - 1)
-                found = await session.transport.get(Get(b"/restored/x"))
+                found = await core_of(session).transport.get(Get(b"/restored/x"))
                 assert found.kvs[0].value == b"before"
                 await grant.put("/restored/x", "again")
 

@@ -12,6 +12,7 @@ import sys
 import time
 
 from codomyrmex.concurrency import DistributedLock, FencedWriteRejected, LockLost, Session
+from codomyrmex.concurrency.session import core_of
 
 
 def say(**what: object) -> None:
@@ -29,7 +30,7 @@ async def once(session: Session, name: str, argument: str) -> None:
 
 async def hold(session: Session, name: str, argument: str) -> None:
     """Hold, on the terms given as JSON, until killed or told of a loss; then try a late fenced write."""
-    key = f"/{session.layout.namespace}/register"
+    key = f"/{core_of(session).layout.namespace}/register"
     try:
         async with DistributedLock(name, session, **json.loads(argument or "{}")) as grant:
             say(event="granted", token=grant.token)
@@ -52,7 +53,7 @@ async def block(session: Session, name: str, argument: str) -> None:
         end = time.monotonic() + float(argument) / 2
         while time.monotonic() < end:
             sum(range(10_000))
-        await grant.put(f"/{session.layout.namespace}/register", "still mine")
+        await grant.put(f"/{core_of(session).layout.namespace}/register", "still mine")
         say(event="still held", lost=grant.lost.is_set(), deadline=grant.deadline())
 
 
@@ -71,7 +72,7 @@ async def overstay(session: Session, name: str, argument: str) -> None:
 
 async def cycles(session: Session, name: str, argument: str) -> None:
     """Take turns at the lock, with an unguarded counter as the witness of exclusion."""
-    key = f"/{session.layout.namespace}/counter"
+    key = f"/{core_of(session).layout.namespace}/counter"
     say(event="ready")
     lock = DistributedLock(name, session)
     for _ in range(int(argument)):

@@ -17,6 +17,7 @@ import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, queue_of
 from tests.integration.command_line import Cli, Result, ended, line
 
@@ -133,8 +134,8 @@ async def test_names_and_metadata_by_others_cannot_steer_the_terminal(cli: Cli, 
     hostile = "\x1b]0;owned\x07\x1b[2J\u202e[bold]"
     lease = session.id
     value = json.dumps({"host": "h", "pid": 1, "task": hostile, "since": time.time(), "metadata": {"m": hostile}})
-    key = session.layout.queue(f"x{hostile}") + b"%016x-1" % lease
-    await session.transport.txn((), (Put(key, value.encode(), lease),))
+    key = core_of(session).layout.queue(f"x{hostile}") + b"%016x-1" % lease
+    await core_of(session).transport.txn((), (Put(key, value.encode(), lease),))
     calls = [cli("locks", "-o", form) for form in ("table", "wide", "json", "jsonl", "name")]
     for result in await asyncio.gather(*calls, cli("locks", "show", f"x{hostile}")):
         assert not {"\x1b", "\x07", "\u202e"} & set(result.out + result.err)
@@ -156,9 +157,9 @@ async def test_watching_goes_on_with_a_new_session(cli: Cli, session: Session) -
     async with cli.started("locks", "--watch", "-o", "jsonl") as watching:
         async with LockManager(session).acquire("one"):
             await line(watching)
-        leases = (await session.transport.get(_leases(session))).kvs
+        leases = (await core_of(session).transport.get(_leases(session))).kvs
         (theirs,) = [kv.lease for kv in leases if kv.lease != session.id]
-        await asyncio.to_thread(session.transport.lease_client().revoke, theirs, 5.0)
+        await asyncio.to_thread(core_of(session).transport.lease_client().revoke, theirs, 5.0)
         async with LockManager(session).acquire("two"):
             while json.loads(await line(watching))["name"] != "two":
                 pass
@@ -168,7 +169,7 @@ def _leases(session: Session) -> Any:
     from codomyrmex.concurrency.etcd.transports.protocol import Get
     from codomyrmex.concurrency.keys import prefix_end
 
-    return Get(session.layout.leases, prefix_end(session.layout.leases))
+    return Get(core_of(session).layout.leases, prefix_end(core_of(session).layout.leases))
 
 
 async def test_a_healthy_cluster_is_status_0(cli: Cli, etcd: EmbeddedEtcd) -> None:

@@ -19,6 +19,7 @@ import pytest
 from codomyrmex.concurrency import AsyncWorkerPool, DeadLetterQueue, DistributedLock, LockManager, Semaphore, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.pool.cluster import pools
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually, queue_of
 from tests.integration.command_line import CLI, Cli, ended, line
@@ -258,9 +259,9 @@ async def test_what_others_wrote_cannot_steer_the_terminal(cli: Cli, session: Se
 
 
 async def test_garbage_among_the_keys_is_passed_over(cli: Cli, session: Session) -> None:
-    root = session.layout.root
+    root = core_of(session).layout.root
     for key in (b"semaphore/x/junk", b"pool/crew/junk", b"dead/mail/entry/junk", b"dead/%zz/entry/1"):
-        await session.transport.txn((), (Put(root + key, b"\xff{"),))
+        await core_of(session).transport.txn((), (Put(root + key, b"\xff{"),))
     commands = (("semaphores",), ("pools",), ("dlq", "stats"), ("dlq", "list", "-q", "mail"))
     for result in await asyncio.gather(*(cli(*command) for command in commands)):
         assert (result.code, result.out) == (0, "") and "Traceback" not in result.err
@@ -320,7 +321,7 @@ async def test_a_lost_permit_ends_the_command(cli: Cli, session: Session) -> Non
     async with cli.started(*command) as running:
         assert await line(running) == "in"
         (holder,) = (await inspect.semaphore(session, "gpu")).holders
-        await session.remover.remove(holder.key.encode())
+        await core_of(session).remover.remove(holder.key.encode())
         assert await ended(running) == 76
     await queue_of(session, "x", 0)
 

@@ -12,6 +12,7 @@ import pytest
 
 from codomyrmex.concurrency import DistributedLock, Session
 from codomyrmex.concurrency.health import renews_wrongly
+from codomyrmex.concurrency.session import core_of
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations
 from tests.chaos.members import members
@@ -42,7 +43,7 @@ async def test_work_goes_on_after_an_election_and_no_grant_is_lost_or_doubled(
             await fleet.start("lock", "semaphore")
         await eventually(lambda: len(fleet.said("lock")) > 20 and len(fleet.said("semaphore")) > 20, 20)
         leader = await three.leader()
-        version = (await session.transport.member(leader.endpoint)).version
+        version = (await core_of(session).transport.member(leader.endpoint)).version
         if fault == "leader killed":
             await leader.kill()
         else:

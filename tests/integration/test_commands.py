@@ -30,6 +30,7 @@ from codomyrmex.concurrency.dead_letters import presence
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import counting, eventually
 from tests.integration.command_line import Cli, Result, ended, line
 
@@ -219,7 +220,7 @@ async def test_a_worker_keeps_one_key_that_says_what_it_handles(session: Session
         assert await eventually(lambda: _workers(session, "mail"))
         dlq.handler("index")(nothing)
         (info,) = await eventually(lambda: _with(session, "index"))
-        assert info == presence.WorkerInfo(other.host, os.getpid(), ("index", "send"))
+        assert info == presence.WorkerInfo(core_of(other).host, os.getpid(), ("index", "send"))
         with counting(other) as calls:
             await dlq.add(operation="send", args={}, error="e")
             await eventually(lambda: _done(dlq))
@@ -244,10 +245,10 @@ async def test_the_key_goes_with_the_lease_and_garbage_beside_it_is_passed_over(
     store = Store(session, "mail", 1.0)
     async with Session(session.settings) as gone, DeadLetterQueue("mail", session=gone).worker():
         await eventually(lambda: _workers(session, "mail"))
-        found = await session.transport.get(Get(store.workers, prefix_end(store.workers)))
+        found = await core_of(session).transport.get(Get(store.workers, prefix_end(store.workers)))
         assert [kv.lease for kv in found.kvs] == [gone.id]
     for number, value in enumerate((b"\xff", b"{}", b'{"host": "h", "pid": 1, "operations": ["x"]}')):
-        await session.transport.txn((), (Put(store.workers + b"%d" % number, value),))
+        await core_of(session).transport.txn((), (Put(store.workers + b"%d" % number, value),))
     assert await _workers(session, "mail") == []
     dlq.handler("send")(nothing)
     await dlq.add(operation="send", args={}, error="e")

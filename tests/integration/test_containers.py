@@ -11,6 +11,7 @@ pytest.importorskip("testcontainers", reason="not run: containers (the extra `co
 
 from codomyrmex.concurrency import EtcdSettings, Session
 from codomyrmex.concurrency.health import cluster_status, renews_wrongly
+from codomyrmex.concurrency.session import core_of
 from tests import containers
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations
@@ -50,7 +51,7 @@ async def test_a_leader_in_a_container_is_lost_under_load(
     watcher = Session(endpoints=endpoints, namespace="watcher", session_ttl=60, request_timeout=2.0)
     async with watcher, members(endpoints, namespace) as fleet:
         recorder = Recorder(watcher, namespace)
-        version = (await watcher.transport.member(leading)).version
+        version = (await core_of(watcher).transport.member(leading)).version
         for _ in range(4):
             await fleet.start("lock", "semaphore")
         await eventually(lambda: len(fleet.said("lock")) > 20, 20)

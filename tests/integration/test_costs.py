@@ -24,6 +24,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import MAX_OPS, Get
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.admission import ADMITTED
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import Calls, counting, entries, eventually, queue_of
@@ -67,7 +68,7 @@ async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Ses
     async with DistributedLock("x", session):
         tasks = [asyncio.create_task(DistributedLock("x", session).acquire()) for _ in range(3 * ADMITTED)]
         await queue_of(session, "x", ADMITTED + 1, 20)
-        assert len(session.waits()) == 3 * ADMITTED
+        assert len(core_of(session).waits()) == 3 * ADMITTED
         theirs = asyncio.create_task(DistributedLock("x", other).acquire())
         await queue_of(session, "x", ADMITTED + 2)
         assert await DistributedLock("x", session).try_acquire() is None
@@ -79,7 +80,7 @@ async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Ses
         await asyncio.gather(*tasks, return_exceptions=True)
     assert await asyncio.wait_for(theirs, 5)
     await queue_of(session, "x", 1)
-    assert not session.waits() and not session.member(LocalQueues).admission._admitted
+    assert not core_of(session).waits() and not core_of(session).member(LocalQueues).admission._admitted
 
 
 async def test_who_waits_outside_is_told_of_the_end(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
@@ -124,8 +125,8 @@ async def test_a_waiter_takes_less_than_four_kib(session: Session) -> None:
         async def wait() -> None:
             await DistributedLock("x", session).acquire()
 
-        inside = await bytes_each(ADMITTED, wait, lambda: len(session.waits()) == ADMITTED)
-        crowd = await bytes_each(2_000, wait, lambda: len(session.waits()) == 2_000)
+        inside = await bytes_each(ADMITTED, wait, lambda: len(core_of(session).waits()) == ADMITTED)
+        crowd = await bytes_each(2_000, wait, lambda: len(core_of(session).waits()) == 2_000)
     assert crowd - bare < 4096, f"{crowd - bare:.0f} bytes"
     assert inside - bare < 4 * 4096, f"{inside - bare:.0f} bytes"  # with its entry, its key and its watch
 
@@ -162,8 +163,8 @@ async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
 
 
 async def release_markers(session: Session) -> int:
-    prefix = session.layout.release_marker(session.layout.root)
-    return (await session.transport.get(Get(prefix, prefix_end(prefix)))).total
+    prefix = core_of(session).layout.release_marker(core_of(session).layout.root)
+    return (await core_of(session).transport.get(Get(prefix, prefix_end(prefix)))).total
 
 
 async def gone(session: Session) -> bool:
@@ -187,7 +188,7 @@ async def test_release_markers_are_removed_while_the_session_lives(
         await manager.release(await asyncio.wait_for(grant, 5))
     assert await release_markers(session)
     await eventually(lambda: gone(session))
-    await eventually(lambda: not session.member(LocalQueues).release_markers)
+    await eventually(lambda: not core_of(session).member(LocalQueues).release_markers)
 
 
 @pytest.mark.usefixtures("patient")
@@ -227,7 +228,7 @@ async def test_only_a_hold_that_lasts_costs_one_write_more(session: Session) -> 
 async def test_holds_that_last_are_told_of_one_at_a_time(session: Session) -> None:
     """However many there are, whoever joins meanwhile is not behind them."""
     under_way = most = 0
-    transport: Any = session.transport
+    transport: Any = core_of(session).transport
     txn = transport.txn
 
     async def counted(*args: Any) -> Any:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, queue_of
 from tests.proxy import TcpProxy
 
@@ -46,10 +47,12 @@ async def test_thousands_of_waiters_reconnect_at_once_and_keep_their_places(
 
 
 async def test_hundreds_of_sessions_die_at_once_ahead_of_a_waiter(session: Session) -> None:
-    queue = session.layout.queue("x")
+    queue = core_of(session).layout.queue("x")
     for _ in range(300):
-        lease = await session.transport.grant(2)
-        await session.transport.txn((), (Put(session.layout.entry(queue, lease.id, 0), b"", lease.id),))
+        lease = await core_of(session).transport.grant(2)
+        await core_of(session).transport.txn(
+            (), (Put(core_of(session).layout.entry(queue, lease.id, 0), b"", lease.id),)
+        )
     waiting = asyncio.create_task(DistributedLock("x", session).acquire())
     started = time.monotonic()
     await asyncio.wait_for(waiting, 6)

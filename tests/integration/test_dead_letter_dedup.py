@@ -14,6 +14,7 @@ from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, Put
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually
 from tests.proxy import TcpProxy
 
@@ -34,7 +35,7 @@ def dedup_key(session: Session, key: str = "order-7") -> bytes:
 
 async def named(session: Session, key: str = "order-7") -> bytes | None:
     """The value of a dedup key in etcd."""
-    found = await session.transport.get(Get(dedup_key(session, key)))
+    found = await core_of(session).transport.get(Get(dedup_key(session, key)))
     return found.kvs[0].value if found.kvs else None
 
 
@@ -156,7 +157,7 @@ async def test_a_replayed_entry_stays_without_its_key_if_another_has_it(session:
 
 
 async def _by_hand(session: Session, value: bytes) -> None:
-    await session.transport.txn((), (Put(dedup_key(session), value),))
+    await core_of(session).transport.txn((), (Put(dedup_key(session), value),))
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff\xfe", b"no-such-entry", b"a/../b", b"x" * 5_000])
@@ -177,9 +178,9 @@ async def test_a_key_whose_entry_does_not_stand_for_the_failure_is_taken_over(se
     if what == "resolved":
         await dlq.discard(first, reason="x")
     elif what == "deleted by hand":
-        await session.transport.txn((), (Delete(key),))
+        await core_of(session).transport.txn((), (Delete(key),))
     elif what == "unreadable":
-        await session.transport.txn((), (Put(key, b"\xff"),))
+        await core_of(session).transport.txn((), (Put(key, b"\xff"),))
     await _by_hand(session, first.encode())
     second = await add(dlq)
     assert second != first and await dlq.get(second) is not None
@@ -224,7 +225,7 @@ async def test_a_full_queue_does_not_evict_an_entry_and_then_store_it_anew(sessi
 
 
 def _once_it_was_read(session: Session, name: bytes, then: Callable[[], None]) -> None:
-    transport: Any = session.transport
+    transport: Any = core_of(session).transport
     read = transport.get
 
     async def get(request: Get) -> Any:

@@ -32,6 +32,7 @@ from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import counting, eventually
 
 QUICK = RetryPolicy(max_attempts=3, initial=0.05, maximum=0.2, jitter=0)
@@ -302,7 +303,7 @@ async def test_an_entry_that_kills_its_workers_is_parked_before_it_runs_again(se
     for crashes in (1, 2, 3):
         stored = await store.get(entry_id)
         assert stored and await store.claim(stored)
-        await session.remover.removed(store.claim_key(entry_id), lambda _: None)  # as a lease's end does
+        await core_of(session).remover.removed(store.claim_key(entry_id), lambda _: None)  # as a lease's end does
         async with dlq.worker():
             entry = await reaches(dlq, entry_id, "parked" if crashes == 3 else "waiting")
         assert entry.crash_count == crashes
@@ -513,14 +514,14 @@ async def test_a_handler_learns_that_its_claim_is_gone(dlq: DeadLetterQueue, ses
     entry_id = await store_one(dlq)
     async with dlq.worker():
         await began.wait()
-        await session.remover.removed(Store(session, "default", 1).claim_key(entry_id), lambda _: None)
+        await core_of(session).remover.removed(Store(session, "default", 1).claim_key(entry_id), lambda _: None)
         await eventually(lambda: told)
 
 
 async def test_a_foreign_value_among_the_entries_is_passed_over(dlq: DeadLetterQueue, session: Session) -> None:
     from codomyrmex.concurrency.etcd.transports.protocol import Put
 
-    await session.transport.txn((), (Put(Store(session, "default", 1).entries + b"junk", b"\xff"),))
+    await core_of(session).transport.txn((), (Put(Store(session, "default", 1).entries + b"junk", b"\xff"),))
     entry_id = await store_one(dlq)
 
     @dlq.handler("fetch")
@@ -586,7 +587,7 @@ async def test_only_whoever_holds_the_claim_writes_how_an_attempt_ended(session:
     assert stored
     first = await slow.claim(stored)
     assert first and await quick.claim(stored) is None
-    await other.remover.remove(slow.claim_key(entry_id))  # as the end of its lease does
+    await core_of(other).remover.remove(slow.claim_key(entry_id))  # as the end of its lease does
     crashed = await quick.get(entry_id)
     assert crashed and await quick.change(crashed, steps.crashed(crashed.entry, RetryPolicy(initial=0.0), record.now()))
     waiting = await quick.get(entry_id)

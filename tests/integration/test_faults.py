@@ -23,6 +23,7 @@ from codomyrmex.concurrency import (
     SessionLost,
 )
 from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import entries, eventually, queue_of
 from tests.proxy import TcpProxy
@@ -42,7 +43,7 @@ async def test_a_lost_answer_to_an_acquire_leaves_no_ghost_and_no_double_grant(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
     async with behind_proxy(etcd, namespace) as (proxy, session):
-        proxy.drop_next_answer(session.layout.queue("x"))
+        proxy.drop_next_answer(core_of(session).layout.queue("x"))
         async with DistributedLock("x", session) as grant:
             assert proxy.dropped == 1
             assert [kv.create_revision for kv in await entries(other, "x")] == [grant.token]
@@ -55,7 +56,7 @@ async def test_a_lost_answer_in_a_shared_transaction_is_settled_for_everybody(
 ) -> None:
     async with behind_proxy(etcd, namespace) as (proxy, session):
         names = [f"n{number}" for number in range(20)]
-        proxy.drop_next_answer(session.layout.queue("n19"))
+        proxy.drop_next_answer(core_of(session).layout.queue("n19"))
         grants = await asyncio.gather(*(DistributedLock(name, session).acquire() for name in names))
         assert proxy.dropped == 1
         for name, grant in zip(names, grants, strict=True):
@@ -66,7 +67,7 @@ async def test_a_lost_answer_to_a_release_is_a_release(etcd: EmbeddedEtcd, names
     async with behind_proxy(etcd, namespace) as (proxy, session):
         lock = DistributedLock("x", session)
         await lock.acquire()
-        proxy.drop_next_answer(session.layout.queue("x"))
+        proxy.drop_next_answer(core_of(session).layout.queue("x"))
         try:
             await lock.release()
         except EtcdUnavailable as error:
@@ -106,9 +107,9 @@ async def _works(session: Session) -> bool:
 async def test_a_straggler_is_fenced_off(etcd: EmbeddedEtcd, namespace: str, other: Session) -> None:
     """The connection breaks, the transaction arrives at etcd a second later: it must not commit any more."""
     async with behind_proxy(etcd, namespace) as (proxy, session):
-        proxy.delay_next_request(session.layout.queue("x"), 1.0)
+        proxy.delay_next_request(core_of(session).layout.queue("x"), 1.0)
         async with (
-            session.member(LocalQueues).recording,
+            core_of(session).member(LocalQueues).recording,
             DistributedLock("x", session) as grant,
         ):  # the holder writes nothing more meanwhile
             before = [kv.create_revision for kv in await entries(other, "x")]
@@ -128,7 +129,7 @@ async def test_a_cancelled_acquire_whose_answer_is_lost_leaves_no_key(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
     async with behind_proxy(etcd, namespace) as (proxy, session):
-        proxy.drop_next_answer(session.layout.queue("x"))
+        proxy.drop_next_answer(core_of(session).layout.queue("x"))
         task = asyncio.create_task(DistributedLock("x", session).acquire())
         await queue_of(other, "x", 1)
         task.cancel()
@@ -161,7 +162,7 @@ async def test_an_acquire_cancelled_at_any_await_point_leaves_no_key(
         runner = _CancelAt(cycle(), step)
         holder = DistributedLock("x", other)
         if not lingering:
-            for shared, _ in session.hub._lingering.values():
+            for shared, _ in core_of(session).hub._lingering.values():
                 shared.subscription.cancel()
         if contended:
             await holder.acquire()
@@ -203,7 +204,7 @@ async def test_an_acquire_cancelled_as_its_answer_arrives_leaves_no_key(
     monkeypatch.setattr(Request, "answer", answer_and_cancel)
     names = [f"x{number}" for number in range(40)]
     for name in names:
-        tasks[session.layout.queue(name)] = asyncio.create_task(DistributedLock(name, session).acquire())
+        tasks[core_of(session).layout.queue(name)] = asyncio.create_task(DistributedLock(name, session).acquire())
     results = await asyncio.gather(*tasks.values(), return_exceptions=True)
     monkeypatch.undo()
     assert sum(isinstance(result, asyncio.CancelledError) for result in results) > 20
@@ -258,7 +259,7 @@ async def test_a_holder_cut_off_is_told_before_anyone_else_is_granted(
         await asyncio.wait_for(waiting, 5)
         proxy.resume()
         with pytest.raises(SessionLost):
-            await asyncio.wait_for(session.trusted(), 10)
+            await asyncio.wait_for(core_of(session).trusted(), 10)
         assert session.lost.is_set()
 
 
@@ -278,7 +279,7 @@ async def test_waiters_resume_after_an_etcd_restart(namespace: str) -> None:
             tokens = []
             for task in waiting:
                 tokens.append((await asyncio.wait_for(task, 10)).token)
-                await second.remover.remove((await entries(second, "x"))[0].key)
+                await core_of(second).remover.remove((await entries(second, "x"))[0].key)
             assert tokens == [place.create_revision for place in places[1:]]
 
 

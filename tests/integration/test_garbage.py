@@ -29,6 +29,7 @@ from codomyrmex.concurrency.health import cluster_status
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.pool import cluster
 from codomyrmex.concurrency.prometheus import Metrics
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from tests import garbage
 from tests.helpers import eventually
@@ -38,16 +39,16 @@ _TOGETHER = 50  # puts in one transaction
 
 
 async def strew(session: Session, lease: int) -> None:
-    puts = list(garbage.under(session.layout.root, lease))
+    puts = list(garbage.under(core_of(session).layout.root, lease))
     for start in range(0, len(puts), _TOGETHER):
-        await session.transport.txn((), puts[start : start + _TOGETHER])
+        await core_of(session).transport.txn((), puts[start : start + _TOGETHER])
 
 
 async def sweep(session: Session, *prefixes: bytes) -> None:
     """Take the garbage away again, as those who wrote it may."""
-    root = session.layout.root
+    root = core_of(session).layout.root
     for prefix in prefixes:
-        await session.transport.txn((), (Delete(root + prefix, prefix_end(root + prefix)),))
+        await core_of(session).transport.txn((), (Delete(root + prefix, prefix_end(root + prefix)),))
 
 
 def strict(text: str) -> Any:
@@ -138,7 +139,7 @@ async def test_a_fleet_goes_on_among_garbage(session: Session, other: Session, c
     assert not following.done()
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
-    assert session.is_open and other.is_open
+    assert core_of(session).is_open and core_of(other).is_open
 
 
 async def _same(number: int) -> int:
@@ -163,7 +164,7 @@ async def test_each_key_that_is_skipped_is_told_of_once(
     session: Session, other: Session, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(skipped_keys, "_told", set())
-    root = session.layout.root
+    root = core_of(session).layout.root
     absurd = root + b"semaphore/s/%016x-0." % other.id + b"9" * 5000
     skipped = {
         absurd: other.id,
@@ -171,7 +172,7 @@ async def test_each_key_that_is_skipped_is_told_of_once(
         root + b"pool/crew/1": 0,
         root + b"dead/mail/entry/1": 0,
     }
-    await session.transport.txn((), [Put(key, b"[", lease) for key, lease in skipped.items()])
+    await core_of(session).transport.txn((), [Put(key, b"[", lease) for key, lease in skipped.items()])
     sem = Semaphore("s", max_concurrent=1, session=session)
     with caplog.at_level(logging.WARNING, "codomyrmex.concurrency"):
         for _ in range(2):
@@ -184,8 +185,10 @@ async def test_each_key_that_is_skipped_is_told_of_once(
 
 
 async def test_a_semaphore_is_opened_and_resized_among_limits_that_are_none(session: Session, other: Session) -> None:
-    root = session.layout.root
-    await session.transport.txn((), [Put(root + b"semaphore/s/limit-" + number, b"") for number in garbage.NUMBERS])
+    root = core_of(session).layout.root
+    await core_of(session).transport.txn(
+        (), [Put(root + b"semaphore/s/limit-" + number, b"") for number in garbage.NUMBERS]
+    )
     sem = Semaphore("s", max_concurrent=2, session=session)
     await sem.resize(2)
     assert (await sem.info()).limit == 2
@@ -193,30 +196,30 @@ async def test_a_semaphore_is_opened_and_resized_among_limits_that_are_none(sess
         await Semaphore("s", max_concurrent=3, session=other).info()
     await sem.resize(4)
     assert (await Semaphore("s", max_concurrent=4, session=other).info()).limit == 4
-    await session.transport.txn((), [Put(root + b"semaphore/s/limit-1", b"")])
+    await core_of(session).transport.txn((), [Put(root + b"semaphore/s/limit-1", b"")])
     assert (await sem.info()).limit == 1  # of two the lower is in force
     assert await sem.try_acquire(2) is None
     await sem.resize(3)
-    found = await session.transport.get(Get(root + b"semaphore/s/limit-1", root + b"semaphore/s/limit-:"))
+    found = await core_of(session).transport.get(Get(root + b"semaphore/s/limit-1", root + b"semaphore/s/limit-:"))
     assert (await sem.info()).limit == 3 and b"limit-4" not in b"".join(kv.key for kv in found.kvs)
 
 
 async def test_who_opens_a_semaphore_first_among_garbage_is_one(session: Session, other: Session) -> None:
-    await session.transport.txn((), [Put(session.layout.root + b"semaphore/s/limit-x", b"")])
+    await core_of(session).transport.txn((), [Put(core_of(session).layout.root + b"semaphore/s/limit-x", b"")])
     opening = [Semaphore("s", max_concurrent=n, session=on).acquire() for n, on in ((2, session), (3, other))]
     results = await asyncio.gather(*opening, return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["LimitMismatch", "Permit"]
 
 
 async def test_a_claim_of_more_than_there_can_be_blocks_nobody(session: Session, other: Session) -> None:
-    key = session.layout.root + b"semaphore/s/%016x-f." % other.id + b"9" * 5000
-    await session.transport.txn((), (Put(key, b"", other.id),))
+    key = core_of(session).layout.root + b"semaphore/s/%016x-f." % other.id + b"9" * 5000
+    await core_of(session).transport.txn((), (Put(key, b"", other.id),))
     sem = Semaphore("s", max_concurrent=2, session=session)
     async with sem.hold(2):
         behind = asyncio.create_task(Semaphore("s", max_concurrent=2, session=other).acquire())
         await eventually(lambda: _waits(sem))
-        await session.transport.txn((), (Delete(key),))
-        await session.transport.txn((), (Put(key, b"", other.id),))
+        await core_of(session).transport.txn((), (Delete(key),))
+        await core_of(session).transport.txn((), (Put(key, b"", other.id),))
         assert await sem.try_acquire() is None and not behind.done()
     await (await asyncio.wait_for(behind, 10)).release()
 
@@ -227,8 +230,8 @@ async def _waits(sem: Semaphore) -> bool:
 
 
 async def test_an_entry_whose_key_is_no_text_can_be_released_by_force(session: Session, other: Session) -> None:
-    key = session.layout.queue("x") + b"\xff"
-    await session.transport.txn((), (Put(key, b"", other.id),))
+    key = core_of(session).layout.queue("x") + b"\xff"
+    await core_of(session).transport.txn((), (Put(key, b"", other.id),))
     manager = LockManager(session)
     holder = await manager.force_release("x", reason="\ud800 is in the way")
     assert holder.session == f"{other.id:016x}" and await manager.locks() == []
@@ -238,8 +241,8 @@ async def test_an_entry_whose_key_is_no_text_can_be_released_by_force(session: S
 
 @pytest.mark.parametrize("value", [b"junk", b"\xff\xfe", b"", b"0" * 24])
 async def test_a_dedup_key_that_names_nothing_keeps_no_failure_out(session: Session, value: bytes) -> None:
-    known = session.layout.root + b"dead/mail/dedup/" + hashlib.sha256(b"k").hexdigest().encode()
-    await session.transport.txn((), (Put(known, value),))
+    known = core_of(session).layout.root + b"dead/mail/dedup/" + hashlib.sha256(b"k").hexdigest().encode()
+    await core_of(session).transport.txn((), (Put(known, value),))
     dlq = DeadLetterQueue("mail", session=session)
     first = await dlq.add(operation="send", args={}, error="e", dedup_key="k")
     again = await dlq.add(operation="send", args={}, error="e", dedup_key="k")
@@ -247,10 +250,10 @@ async def test_a_dedup_key_that_names_nothing_keeps_no_failure_out(session: Sess
 
 
 async def test_status_counts_what_is_skipped(session: Session, other: Session) -> None:
-    root, queue = session.layout.root, session.layout.root + b"semaphore/s/"
+    root, queue = core_of(session).layout.root, core_of(session).layout.root + b"semaphore/s/"
     junk = [Put(queue + b"limit-" + b"9" * 5000, b""), Put(root + b"lock/x/1", b""), Put(root + b"lock/%zz/1", b"")]
     absurd = Put(queue + b"%016x-0.0" % other.id, b"", other.id)
-    await session.transport.txn((), (*junk, absurd))
+    await core_of(session).transport.txn((), (*junk, absurd))
     async with Semaphore("s", max_concurrent=1, session=session), LockManager(session).acquire("x"):
         status = await cluster_status(session.settings)
     assert status.locks == 1

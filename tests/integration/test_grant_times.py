@@ -12,6 +12,7 @@ import pytest
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Owner, Semaphore, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.keys import SEMAPHORE
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
@@ -27,8 +28,8 @@ async def holder(session: Session, name: str) -> Owner | None:
 async def put_entry(session: Session, name: str, number: int, **told: object) -> None:
     """An entry written by hand: what its owner tells is as the test wants it."""
     value = {"host": f"host{number}", "pid": number, "since": time.time() - 3600, **told}
-    key = session.layout.queue(name) + b"%016x-%x" % (session.id, number)
-    await session.transport.txn((), (Put(key, json.dumps(value).encode(), session.id),))
+    key = core_of(session).layout.queue(name) + b"%016x-%x" % (session.id, number)
+    await core_of(session).transport.txn((), (Put(key, json.dumps(value).encode(), session.id),))
 
 
 @pytest.mark.parametrize("lock_delay", [0.0, 1.0], ids=["", "lock_delay"])
@@ -72,11 +73,11 @@ async def test_what_is_told_too_late_brings_no_lock_back(session: Session, monke
         return "lock", 0.0
 
     monkeypatch.setattr(Entry, "holds", holds)  # so that it goes to etcd, as if the release had overtaken it
-    async with session.member(LocalQueues).recording:
+    async with core_of(session).member(LocalQueues).recording:
         await lock.acquire()
-        await eventually(lambda: session.member(LocalQueues).recording._waiters)
+        await eventually(lambda: core_of(session).member(LocalQueues).recording._waiters)
         await lock.release()
-    await eventually(lambda: asked and not session.member(LocalQueues).recording.locked())
+    await eventually(lambda: asked and not core_of(session).member(LocalQueues).recording.locked())
     assert await entries(session, "x") == []
 
 
@@ -110,7 +111,7 @@ async def test_a_follower_times_what_it_sees_of_clients_that_tell_nothing(sessio
     await eventually(lambda: len(events) == 2)
     await put_entry(session, "x1", 2)
     await eventually(lambda: len(events) == 3)
-    await session.remover.remove((await entries(session, "x1"))[0].key)
+    await core_of(session).remover.remove((await entries(session, "x1"))[0].key)
     await eventually(lambda: len(events) == 5)
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
@@ -127,7 +128,7 @@ async def test_of_what_was_there_before_a_follower_knows_what_was_told(session: 
     joined, granted = await anext(watching), await anext(watching)
     assert granted.kind == "granted" and granted.owner.granted_at is None
     await put_entry(session, "x", 1, waited=60)
-    await session.remover.remove(joined.owner.key.encode())
+    await core_of(session).remover.remove(joined.owner.key.encode())
     released = await anext(watching)
     assert released.kind == "released" and released.owner.waited == 60
     await watching.aclose()
@@ -187,7 +188,7 @@ async def test_a_name_that_a_dead_holder_keeps_closed_is_shown_as_lost(
         await DistributedLock("x", theirs, lock_delay=60, on_loss="notify").acquire()
         owner = await holder(session, "x")
         assert owner and not owner.lost
-        await asyncio.to_thread(theirs.transport.lease_client().revoke, theirs.id, 5.0)
+        await asyncio.to_thread(core_of(theirs).transport.lease_client().revoke, theirs.id, 5.0)
         owner = await holder(session, "x")
         assert owner and owner.lost
         table, whole = await asyncio.gather(cli("locks"), cli("locks", "show", "x"))
@@ -197,6 +198,6 @@ async def test_a_name_that_a_dead_holder_keeps_closed_is_shown_as_lost(
 async def test_a_semaphore_that_nobody_can_pass_is_shown_as_stuck(cli: Cli, session: Session) -> None:
     async with Semaphore("s", max_concurrent=1, session=session):
         pass
-    key = session.layout.queue("s", SEMAPHORE) + b"%016x-1.5" % session.id
-    await session.transport.txn((), (Put(key, b"", session.id),))
+    key = core_of(session).layout.queue("s", SEMAPHORE) + b"%016x-1.5" % session.id
+    await core_of(session).transport.txn((), (Put(key, b"", session.id),))
     assert " stuck " in (await cli("semaphores")).out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, Session
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import queue_of
 
 
@@ -26,7 +27,7 @@ def etcdctl() -> str:
 
 
 async def start(etcd: EmbeddedEtcd, session: Session, name: str) -> asyncio.subprocess.Process:
-    prefix = session.layout.queue(name).decode().removesuffix("/")
+    prefix = core_of(session).layout.queue(name).decode().removesuffix("/")
     return await asyncio.create_subprocess_exec(
         etcdctl(),
         f"--endpoints={etcd.endpoint}",

@@ -25,6 +25,7 @@ from codomyrmex.concurrency import (
     Target,
     session_members,
 )
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import counting, entries, eventually, queue_of
 
 
@@ -137,7 +138,7 @@ async def test_a_lock_object_released_by_another_task(session: Session) -> None:
 @pytest.mark.parametrize("name", ["/", "..", "a/b/../c", "%2F", "x" * 512, "file_edit:main.py", "😀 é", "\u202egnp"])
 async def test_hostile_names_stay_within_their_own_queue(session: Session, name: str) -> None:
     async with DistributedLock(name, session) as grant, DistributedLock(f"{name[:500]}!", session):
-        assert grant.key.startswith(f"/{session.layout.namespace}/v1/lock/")
+        assert grant.key.startswith(f"/{core_of(session).layout.namespace}/v1/lock/")
         assert grant.key.count("/") == 5
         infos = await LockManager(session).locks(name[:3])
         assert sorted(info.name for info in infos) == sorted({name, f"{name[:500]}!"})
@@ -171,7 +172,7 @@ async def test_metadata_is_shown_and_checked(session: Session) -> None:
 
 
 async def test_fenced_writes_work_while_the_lock_is_held(session: Session) -> None:
-    key = f"/{session.layout.namespace}/data"
+    key = f"/{core_of(session).layout.namespace}/data"
     async with DistributedLock("x", session) as grant:
         revision = await grant.put(key, "one")
         assert revision > grant.token and await grant.get(key) == b"one"
@@ -187,13 +188,13 @@ async def test_fenced_writes_work_while_the_lock_is_held(session: Session) -> No
 
 
 async def test_the_library_s_own_keys_cannot_be_written_through_a_grant(session: Session) -> None:
-    own = f"/{session.layout.namespace}/v1/lock/x/1"
+    own = f"/{core_of(session).layout.namespace}/v1/lock/x/1"
     async with DistributedLock("x", session) as grant:
         for attempt in (
             grant.put(own, "1"),
             grant.delete(own),
             grant.txn(Delete(b"/", b"\0")),
-            grant.txn(Put(f"/{session.layout.namespace}/data".encode(), b"1"), Put(own.encode(), b"1")),
+            grant.txn(Put(f"/{core_of(session).layout.namespace}/data".encode(), b"1"), Put(own.encode(), b"1")),
         ):
             with pytest.raises(ValueError, match="the library's own keys"):
                 await attempt
@@ -203,7 +204,7 @@ async def test_the_library_s_own_keys_cannot_be_written_through_a_grant(session:
 
 
 async def test_a_fenced_write_after_a_forced_release_is_refused_by_etcd(session: Session, other: Session) -> None:
-    key = f"/{session.layout.namespace}/data"
+    key = f"/{core_of(session).layout.namespace}/data"
     async with DistributedLock("x", session, on_loss="notify") as grant:
         await LockManager(other).force_release("x", reason="stuck")
         with pytest.raises(FencedWriteRejected):  # the holder has not been told yet: etcd itself refuses
@@ -267,7 +268,7 @@ async def test_an_outer_cancel_stays_a_cancel(session: Session) -> None:
 async def test_both_nested_locks_report_a_lost_session(session: Session) -> None:
     with pytest.raises(LockLost, match="lease is gone"):
         async with DistributedLock("outer", session), DistributedLock("inner", session):
-            session._end(SessionLost("the session's lease is gone: test"))
+            core_of(session)._end(SessionLost("the session's lease is gone: test"))
             await asyncio.sleep(30)
     task = asyncio.current_task()
     assert task is not None and task.cancelling() == 0
@@ -277,7 +278,7 @@ async def test_a_waiter_whose_place_is_deleted_is_told(session: Session, other: 
     async with DistributedLock("x", session):
         waiting = asyncio.create_task(DistributedLock("x", other).acquire())
         place = (await queue_of(session, "x", 2))[1]
-        await session.remover.remove(place.key)
+        await core_of(session).remover.remove(place.key)
         with pytest.raises(LockLost, match="place in the queue"):
             await asyncio.wait_for(waiting, 3)
 
@@ -300,8 +301,8 @@ async def test_a_waiter_in_mid_queue_that_leaves_harms_nobody(session: Session, 
 async def test_a_key_of_somebody_else_is_skipped_with_one_warning(
     session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    junk = session.layout.queue("x") + b"junk"
-    await session.transport.txn((), (Put(junk, b"\xff not json"),))
+    junk = core_of(session).layout.queue("x") + b"junk"
+    await core_of(session).transport.txn((), (Put(junk, b"\xff not json"),))
     lock = DistributedLock("x", session)
     for _ in range(3):
         async with lock:
@@ -338,7 +339,7 @@ async def test_an_acquire_that_waits_costs_a_transaction_a_watch_and_two_looks(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_members, "TICK", 60.0)  # else a slow machine adds the watch on its own key
-    await eventually(lambda: all(watch.in_step for watch in other.hub._sinks))
+    await eventually(lambda: all(watch.in_step for watch in core_of(other).hub._sinks))
     async with DistributedLock("x", session):
         with counting(other) as calls:
             waiting = asyncio.create_task(DistributedLock("x", other).acquire())
@@ -365,14 +366,14 @@ async def test_two_who_take_turns_watch_each_other_once(session: Session, other:
 
 
 async def test_a_watch_lingers_for_a_second_and_no_longer(session: Session, other: Session) -> None:
-    hub = other.hub
+    hub = core_of(other).hub
     async with DistributedLock("x", session):
         waiting = asyncio.create_task(DistributedLock("x", other).acquire())
         await queue_of(session, "x", 2)
         await eventually(lambda: len(hub._sinks) == 2)  # the session's own and this one
     await waiting
     assert len(hub._sinks) == 2
-    await other.remover.removed(waiting.result().key.encode(), lambda _: None)
+    await core_of(other).remover.removed(waiting.result().key.encode(), lambda _: None)
     await eventually(lambda: len(hub._sinks) == 1)
 
 

@@ -15,6 +15,7 @@ import pytest
 from codomyrmex.concurrency import DistributedLock, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Delete
 from codomyrmex.concurrency.health import renews_wrongly
+from codomyrmex.concurrency.session import core_of
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members
@@ -97,7 +98,7 @@ async def test_a_leader_whose_disk_hangs_keeps_nobodys_trust(three: Cluster, nam
         for _ in range(4):
             await fleet.start("lock", "semaphore")
         await eventually(lambda: len(fleet.said("lock")) > 20, 20)
-        version = (await watcher.transport.member(leader.endpoint)).version
+        version = (await core_of(watcher).transport.member(leader.endpoint)).version
         async with slow_disk([leader], 6):
             await _another_leads(three, leader)
             await _more(fleet, "lock", 20, 30)
@@ -140,7 +141,7 @@ async def test_a_leader_in_a_one_way_partition_stops_nobody(binary: str | None, 
         for _ in range(3):
             await fleet.start("lock", "semaphore")
         await eventually(lambda: len(fleet.said("lock")) > 20, 20)
-        version = (await watcher.transport.member(leader.endpoint)).version
+        version = (await core_of(watcher).transport.member(leader.endpoint)).version
         for other, proxy in enumerate(proxies):
             if deaf and other != number:
                 proxy.blackhole(up=False)  # nothing that the others say reaches anybody; the leader is heard
@@ -208,6 +209,6 @@ def _accepted(member: Member, path: str, **body: object) -> bool:
 async def _serves(member: Member, namespace: str) -> bool:
     with contextlib.suppress(Exception):
         async with Session(endpoints=member.endpoint, namespace=namespace, dial_timeout=1.0) as session:
-            await session.transport.delete(Delete(b"/nothing"))
+            await core_of(session).transport.delete(Delete(b"/nothing"))
             return True
     return False

@@ -24,6 +24,7 @@ from codomyrmex.concurrency.dead_letters import record, steps, store
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, prefix_end
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually
 from tests.integration.command_line import Cli
@@ -35,9 +36,9 @@ PREFIX = "file_edit:re\u0301"  # as a Mac gives it
 
 async def left_behind(session: Session, kind: Kind = LOCK, claim: bytes = b"") -> None:
     """An entry under the decomposed name, as an earlier release put it."""
-    key = session.layout.entry(session.layout.queue(MAC, kind), session.id, 7, claim)
+    key = core_of(session).layout.entry(core_of(session).layout.queue(MAC, kind), session.id, 7, claim)
     value = json.dumps({"host": "old", "pid": 1, "since": 1e9}).encode()
-    await session.transport.txn((), (Put(key, value, session.id),))
+    await core_of(session).transport.txn((), (Put(key, value, session.id),))
 
 
 async def test_a_mac_and_a_linux_agent_exclude_each_other(session: Session, other: Session) -> None:
@@ -154,7 +155,7 @@ async def test_dead_letters_under_another_form_are_drained(session: Session) -> 
     assert await store.queues(session) == [LINUX]
     assert {entry.id for entry in await dlq.list_entries()} == {first.id, second.id}
     assert await dlq.add(operation="send", args={}, error="away", dedup_key="mail-1") == first.id
-    left = await session.transport.get(Get(former.prefix, prefix_end(former.prefix)))
+    left = await core_of(session).transport.get(Get(former.prefix, prefix_end(former.prefix)))
     assert left.total == 0, "nothing may stay under the other form"
     async with dlq.worker() as worker:
         await worker.settled()

@@ -10,6 +10,7 @@ import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session, session_members
 from codomyrmex.concurrency.etcd.transports.protocol import Delete
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import counting, entries, eventually, queue_of
 
@@ -20,7 +21,7 @@ Waiters = Callable[..., Awaitable[list[asyncio.Future[Any]]]]
 async def waiters(session: Session, other: Session) -> AsyncIterator[Waiters]:
     """Starts so many who wait for "x", one behind the other, each with a grant as its result."""
     for own in (session, other):
-        await eventually(lambda own=own: all(watch.in_step for watch in own.hub._sinks))
+        await eventually(lambda own=own: all(watch.in_step for watch in core_of(own).hub._sinks))
     made: list[asyncio.Future[Any]] = []
 
     async def start(session: Session, count: int, place: int = 1) -> list[asyncio.Future[Any]]:
@@ -95,7 +96,7 @@ async def test_a_holder_whose_key_is_deleted_by_hand_makes_way(
 ) -> None:
     await LockManager(session).acquire("x")
     [waiting] = await waiters(session, 1)
-    await other.transport.delete(Delete((await entries(other, "x"))[0].key))
+    await core_of(other).transport.delete(Delete((await entries(other, "x"))[0].key))
     assert await asyncio.wait_for(waiting, 3)
 
 
@@ -114,7 +115,7 @@ async def test_one_whose_place_is_deleted_by_hand_lets_nobody_pass(
     manager = LockManager(session)
     grant = await manager.acquire("x")
     waiting = await waiters(session, 2)
-    await other.transport.delete(Delete((await entries(other, "x"))[1].key))
+    await core_of(other).transport.delete(Delete((await entries(other, "x"))[1].key))
     await asyncio.sleep(1.5)
     assert waiting[0].done() and waiting[0].exception() and not waiting[1].done()
     await grant._entry.release()
@@ -163,7 +164,7 @@ async def test_a_release_whose_answer_is_lost_makes_way_all_the_same(
     manager = LockManager(session)
     grant = await manager.acquire("x")
     [waiting] = await waiters(session, 1)
-    delete, lost = session.transport.delete, 0
+    delete, lost = core_of(session).transport.delete, 0
 
     async def losing(request: Delete) -> int:
         nonlocal lost
@@ -173,7 +174,7 @@ async def test_a_release_whose_answer_is_lost_makes_way_all_the_same(
             raise EtcdUnavailable("the answer was lost", applied="unknown", retryable=True)
         return answer
 
-    monkeypatch.setattr(session.transport, "delete", losing)
+    monkeypatch.setattr(core_of(session).transport, "delete", losing)
     await grant._entry.release()
     assert (await asyncio.wait_for(waiting, 5)).token > grant.token and lost == 1
-    assert grant.key not in session.member(LocalQueues).by_key
+    assert grant.key not in core_of(session).member(LocalQueues).by_key

@@ -12,6 +12,7 @@ import pytest
 
 from codomyrmex.concurrency import ConcurrencyError, DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Get
+from codomyrmex.concurrency.session import core_of
 from tests.forks import in_child
 from tests.helpers import entries, queue_of
 from tests.integration.fleet import fleet
@@ -64,8 +65,10 @@ async def test_a_killed_holder_is_followed_within_its_ttl_and_a_second(
         assert time.monotonic() - killed <= TTL + 1
         assert grant.token > before["token"]
         assert len(await entries(session, "x")) == 1
-        leases = await session.transport.get(Get(session.layout.leases, session.layout.leases[:-1] + b"0"))
-        assert [session.layout.lease_of(kv.key) for kv in leases.kvs] == [session.id]
+        leases = await core_of(session).transport.get(
+            Get(core_of(session).layout.leases, core_of(session).layout.leases[:-1] + b"0")
+        )
+        assert [core_of(session).layout.lease_of(kv.key) for kv in leases.kvs] == [session.id]
 
 
 async def test_a_waiter_killed_in_mid_queue_harms_nobody(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:

@@ -24,6 +24,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
 from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, gateway, queue_of
 
 PASSWORD = "correct horse"
@@ -55,7 +56,7 @@ async def test_tokens_that_expired_are_replaced(guarded: EmbeddedEtcd) -> None:
     async with Session(**settings, session_ttl=9) as one, Session(**settings, session_ttl=9) as two:
         old, new = DistributedLock("old", one), DistributedLock("new", one)
         grants = [await old.acquire(), await new.acquire()]
-        first = two.transport._token.value
+        first = core_of(two).transport._token.value
         waiting = asyncio.create_task(DistributedLock("old", two).acquire())
         await queue_of(one, "old", 2)
         await asyncio.sleep(10)  # more than a lease without a keepalive would have
@@ -65,7 +66,7 @@ async def test_tokens_that_expired_are_replaced(guarded: EmbeddedEtcd) -> None:
         await old.release()
         await new.release()
         await asyncio.wait_for(asyncio.gather(waiting, late), 5)
-        assert two.transport._token.value != first
+        assert core_of(two).transport._token.value != first
 
 
 async def test_a_user_keeps_its_locks_beyond_its_tokens(guarded: EmbeddedEtcd) -> None:
@@ -245,21 +246,21 @@ async def test_replacing_the_files_harms_nothing_that_is_under_way(tmp_path: Pat
             await blocking.acquire()
             waiting = [asyncio.create_task(_hold(session, "x")) for _ in range(20)]
             await queue_of(other, "x", 21)
-            stream = session.hub._stream
+            stream = core_of(session).hub._stream
             for round_ in range(3):
                 for file in (its.ca, its.cert, its.key):
                     file.write_bytes(file.read_bytes())
                 calls = [asyncio.create_task(_hold(session, f"{round_}-{number}")) for number in range(50)]
                 await asyncio.sleep(0)
                 with pytest.raises(EtcdError, match="lease not found"):
-                    await session.transport.txn((), (Put(b"/codomyrmex/any", b"", 1),))
+                    await core_of(session).transport.txn((), (Put(b"/codomyrmex/any", b"", 1),))
                 await asyncio.wait_for(asyncio.gather(*calls), 10)
-            connections = session.transport._connections
-            assert session.hub._stream is stream, "the stream under way was left alone"
+            connections = core_of(session).transport._connections
+            assert core_of(session).hub._stream is stream, "the stream under way was left alone"
             assert len(connections._old) == 1, "of the old connections only the stream's is open"
             await blocking.release()
             await asyncio.wait_for(asyncio.gather(*waiting), 10)
-            session.hub.leave(server.url)
+            core_of(session).hub.leave(server.url)
             await eventually(lambda: not connections._old)
             assert session.alive and not session.lost.is_set()
     finally:

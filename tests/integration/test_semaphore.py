@@ -21,6 +21,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Put
 from codomyrmex.concurrency.keys import SEMAPHORE, limit_key
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.inspect import semaphores
 from tests.helpers import counting, eventually
 
@@ -186,7 +187,7 @@ async def test_a_block_whose_permits_are_lost_is_cancelled(session: Session, oth
     sem = semaphore(other)
     with pytest.raises(LockLost, match="semaphore 'provider'"):
         async with sem.hold(permits=2) as grant:
-            await session.remover.removed(grant.key.encode(), lambda _: None)
+            await core_of(session).remover.removed(grant.key.encode(), lambda _: None)
             await asyncio.sleep(5)
     with pytest.raises((LockLost, SessionLost)):
         async with sem:
@@ -242,8 +243,8 @@ async def test_a_larger_limit_set_by_another_is_known_in_time(session: Session, 
 async def test_a_limit_that_was_deleted_is_said(session: Session) -> None:
     sem = semaphore(session)
     await sem.resize(3)
-    key = limit_key(session.layout.queue("provider", SEMAPHORE), 3)
-    await session.remover.removed(key, lambda _: None)
+    key = limit_key(core_of(session).layout.queue("provider", SEMAPHORE), 3)
+    await core_of(session).remover.removed(key, lambda _: None)
     with pytest.raises(LimitMismatch, match="deleted from etcd"):
         await sem.acquire()
 
@@ -265,8 +266,8 @@ async def test_waiters_of_one_process_share_a_watch_and_read_nothing(session: Se
 async def test_a_resize_passes_over_what_is_no_limit_and_compares_the_limit_it_read(session: Session) -> None:
     sem = semaphore(session)
     async with sem:
-        queue = session.layout.queue("provider", SEMAPHORE)
-        await session.transport.txn((), (Put(limit_key(queue, 0)[:-1] + b"!", b"junk"),))
+        queue = core_of(session).layout.queue("provider", SEMAPHORE)
+        await core_of(session).transport.txn((), (Put(limit_key(queue, 0)[:-1] + b"!", b"junk"),))
         await sem.resize(5)
         assert (await sem.info()).limit == 5
 
@@ -304,7 +305,7 @@ async def test_a_semaphore_that_is_joined_as_it_is_deleted_stays(
     sem, far = semaphore(session), semaphore(other)
     await sem.resize(3)
     await far.resize(3)
-    get, permits = session.transport.get, []
+    get, permits = core_of(session).transport.get, []
 
     async def then_join(request: Get) -> GetResult:
         found = await get(request)
@@ -312,7 +313,7 @@ async def test_a_semaphore_that_is_joined_as_it_is_deleted_stays(
             permits.append(await far.acquire())
         return found
 
-    monkeypatch.setattr(session.transport, "get", then_join)
+    monkeypatch.setattr(core_of(session).transport, "get", then_join)
     with pytest.raises(SemaphoreInUse, match="1 of 3 permits are held"):
         await sem.delete()
     assert (await far.info()).limit == 3

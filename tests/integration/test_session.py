@@ -21,7 +21,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.session import open_sessions
+from codomyrmex.concurrency.session import core_of, open_sessions
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import behind_proxy
 
@@ -34,11 +34,15 @@ def environment(etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPa
 
 
 async def sessions(session: Session) -> int:
-    return (await session.transport.get(Get(session.layout.leases, prefix_end(session.layout.leases)))).total
+    return (
+        await core_of(session).transport.get(
+            Get(core_of(session).layout.leases, prefix_end(core_of(session).layout.leases))
+        )
+    ).total
 
 
 async def revoke(session: Session, lease: int) -> None:
-    await asyncio.to_thread(session.transport.lease_client().revoke, lease, 5.0)
+    await asyncio.to_thread(core_of(session).transport.lease_client().revoke, lease, 5.0)
 
 
 async def test_primitives_without_a_session_share_the_default_one(environment: None, session: Session) -> None:
@@ -138,7 +142,7 @@ async def test_an_embedded_session_takes_its_etcd_along() -> None:
     async with Session(endpoints="embedded") as session:
         async with DistributedLock("x", session):
             pass
-        endpoint = session.transport.endpoints[0]
+        endpoint = core_of(session).transport.endpoints[0]
     with pytest.raises(EtcdUnavailable):
         await Session(endpoints=endpoint, dial_timeout=0.3).open()
 
@@ -185,4 +189,4 @@ def test_a_session_whose_loop_was_closed_is_no_open_one(etcd: EmbeddedEtcd, name
         return session
 
     session = asyncio.run(use())
-    assert session.is_over and session not in open_sessions()
+    assert core_of(session).is_over and session not in open_sessions()

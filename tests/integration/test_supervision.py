@@ -16,6 +16,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, queue_of
 
 BUG = "a bug that nobody expects"
@@ -35,55 +36,55 @@ async def cancelled_call(*_: Any, **__: Any) -> Any:
 
 def kill_the_hub(session: Any) -> None:
     """The stream breaks, and the next one cannot be opened."""
-    session.transport.watch = failing_call
-    session.hub._stream.close()
+    core_of(session).transport.watch = failing_call
+    core_of(session).hub._stream.close()
 
 
 def cancel_the_hub(session: Any) -> None:
     """An accident, as when gRPC says of a call that it was cancelled."""
-    session.transport.watch = cancelled_call
-    session.hub._stream.close()
+    core_of(session).transport.watch = cancelled_call
+    core_of(session).hub._stream.close()
 
 
 def kill_the_reader(session: Any) -> None:
-    session.hub._dispatch = failing
-    session.hub.subscribe(WatchRequest(b"/any"), lambda notice: None)
+    core_of(session).hub._dispatch = failing
+    core_of(session).hub.subscribe(WatchRequest(b"/any"), lambda notice: None)
 
 
 def kill_group_commit(session: Any) -> None:
-    session.transport.txn = failing_call
-    session.committer.submit(_harmless(session))
+    core_of(session).transport.txn = failing_call
+    core_of(session).committer.submit(_harmless(session))
 
 
 def kill_the_remover(session: Any) -> None:
-    session.transport.delete = failing_call
-    session.remover.remove(b"/any")
+    core_of(session).transport.delete = failing_call
+    core_of(session).remover.remove(b"/any")
 
 
 def kill_what_tries_a_removal_again(session: Any) -> None:
-    session.transport.delete = _unavailable
-    session.remover._again = failing
-    session.remover.remove(b"/any")
+    core_of(session).transport.delete = _unavailable
+    core_of(session).remover._again = failing
+    core_of(session).remover.remove(b"/any")
 
 
 def kill_the_gathering(session: Any) -> None:
-    session.committer._batcher._take = failing
-    session.committer.submit(_harmless(session))
+    core_of(session).committer._batcher._take = failing
+    core_of(session).committer.submit(_harmless(session))
 
 
 def kill_settling(session: Any) -> None:
-    session.transport.txn = _unavailable
-    session.committer._move_fence = failing_call
-    session.committer.submit(_harmless(session))
+    core_of(session).transport.txn = _unavailable
+    core_of(session).committer._move_fence = failing_call
+    core_of(session).committer.submit(_harmless(session))
 
 
 def kill_the_keepalive(session: Any) -> None:
-    session._keepalive._client.renew = failing
+    core_of(session)._keepalive._client.renew = failing
 
 
 def kill_the_tick(session: Any) -> None:
-    session.members.add(_Member())
-    session.members.add(_Member())
+    core_of(session).members.add(_Member())
+    core_of(session).members.add(_Member())
 
 
 async def _unavailable(*_: Any, **__: Any) -> Any:
@@ -144,7 +145,7 @@ async def test_whatever_dies_in_the_background_ends_the_session_with_the_reason(
 
     holding = asyncio.create_task(holds())
     await asyncio.wait_for(held.wait(), 5)
-    await eventually(lambda: session.hub._stream)  # type: ignore[attr-defined]
+    await eventually(lambda: core_of(session).hub._stream)  # type: ignore[attr-defined]
     kill(session)
     async with asyncio.timeout(4):
         await session.lost.wait()
@@ -171,8 +172,8 @@ async def test_a_sink_that_raises_ends_its_own_watch_and_nothing_else(
         if isinstance(notice, Changed):
             raise RuntimeError(BUG)
 
-    follow = getattr(session.hub, how)
-    request = WatchRequest(session.layout.queue("x"), session.layout.queue("y"))
+    follow = getattr(core_of(session).hub, how)
+    request = WatchRequest(core_of(session).layout.queue("x"), core_of(session).layout.queue("y"))
     followers = follow(request, sink), follow(request, healthy.append)
     await eventually(lambda: any(isinstance(notice, Started) for notice in healthy))
     for number in range(2):

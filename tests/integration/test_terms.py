@@ -20,6 +20,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import counting, entries, eventually, queue_of
 from tests.integration.fleet import fleet
 from tests.integration.test_cancel import until_cancelled
@@ -76,15 +77,15 @@ async def test_a_block_that_holds_too_long_is_cancelled_and_the_next_is_granted_
 async def test_a_block_that_ends_in_time_loses_nothing(session: Session) -> None:
     async with DistributedLock("x", session, max_hold=0.3):
         pass
-    assert not session.hold_limits()._limits  # nothing is kept, and no call made, for a hold that is over
+    assert not core_of(session).hold_limits()._limits  # nothing is kept, and no call made, for a hold that is over
     async with DistributedLock("x", session) as again:
-        await asyncio.sleep(0.3 + session.ttl / 3 + 0.6)  # the first one's limit means nothing to the second
+        await asyncio.sleep(0.3 + core_of(session).ttl / 3 + 0.6)  # the first one's limit means nothing to the second
         assert again.deadline() > 0
         assert len(await entries(session, "x")) == 1
 
 
 async def test_a_late_deletion_strikes_nobody_who_has_the_key_since(session: Session) -> None:
-    client = session.transport.lease_client()
+    client = core_of(session).transport.lease_client()
     async with DistributedLock("x", session) as first:
         pass
     async with DistributedLock("x", session) as second:
@@ -101,7 +102,7 @@ async def test_a_holder_that_does_not_let_go_is_put_out(session: Session, other:
     started = time.monotonic()
     await asyncio.wait_for(grant.lost.wait(), 1)
     await asyncio.wait_for(DistributedLock("x", other).acquire(), 3)
-    assert time.monotonic() - started <= 0.3 + session.ttl / 3 + 1
+    assert time.monotonic() - started <= 0.3 + core_of(session).ttl / 3 + 1
 
 
 async def test_a_blocked_event_loop_keeps_no_lock_beyond_max_hold(
@@ -226,14 +227,16 @@ async def test_the_delay_costs_one_write_more_and_one_lease(session: Session) ->
         async with lock:
             pass
     assert calls == {"txn": 2, "delete": 1}
-    found = await session.transport.get(Get(session.layout.root, prefix_end(session.layout.root)))
-    assert [session.layout.lease_of(kv.key) for kv in found.kvs] == [session.id]
+    found = await core_of(session).transport.get(
+        Get(core_of(session).layout.root, prefix_end(core_of(session).layout.root))
+    )
+    assert [core_of(session).layout.lease_of(kv.key) for kv in found.kvs] == [session.id]
 
 
 async def test_a_hold_outlasts_the_longer_lease(session: Session, other: Session) -> None:
     """The longer lease is renewed with the session's."""
     async with DistributedLock("x", session, lock_delay=0.5) as grant:
-        await asyncio.sleep(session.ttl + 3)
+        await asyncio.sleep(core_of(session).ttl + 3)
         assert not grant.lost.is_set()
         assert len(await entries(other, "x")) == 1
         assert await DistributedLock("x", other).try_acquire() is None

@@ -7,6 +7,7 @@ import asyncio
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, EtcdQuotaExceeded, LockManager, Session
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import counting, entries, queue_of
 from tests.integration.test_faults import behind_proxy
@@ -24,16 +25,16 @@ async def test_who_joins_as_the_holder_leaves_is_granted_at_once(session: Sessio
         assert calls["range"] == calls["delete"] == 0
         assert [kv.create_revision for kv in await entries(session, "x")] == [grants[0].token]
         await lock.release()
-        await session.committer.idle()
+        await core_of(session).committer.idle()
         for number in range(2):
-            await session.remover.remove((await entries(session, f"busy{number}"))[0].key)
+            await core_of(session).remover.remove((await entries(session, f"busy{number}"))[0].key)
 
 
 async def test_a_refused_request_does_not_keep_anybody_from_leaving(session: Session) -> None:
     grants = [await DistributedLock(f"n{number}", session).acquire() for number in range(3)]
-    no_such_lease = Request((b"other",), (Put(session.layout.queue("bad") + b"x", b"", 12345),))
-    refused = session.committer.submit(no_such_lease)
-    leaving = [session.remover.remove(grant.key.encode()) for grant in grants]
+    no_such_lease = Request((b"other",), (Put(core_of(session).layout.queue("bad") + b"x", b"", 12345),))
+    refused = core_of(session).committer.submit(no_such_lease)
+    leaving = [core_of(session).remover.remove(grant.key.encode()) for grant in grants]
     assert await asyncio.wait_for(asyncio.gather(*leaving), 2) == [True] * 3
     assert isinstance(refused.exception(), EtcdError) and "lease" in str(refused.exception())
 
@@ -42,11 +43,11 @@ async def test_what_leaves_is_gone_even_if_the_session_was_fenced(session: Sessi
     """A transaction with an old version of the session's key is refused; what it was to delete is deleted."""
     lock = DistributedLock("x", session)
     grant = await lock.acquire()
-    session.committer._ledger.version = 99
+    core_of(session).committer._ledger.version = 99
     joining = asyncio.create_task(DistributedLock("y", session).acquire())
     blocked = asyncio.create_task(DistributedLock("z", session).acquire())
     await asyncio.sleep(0)
-    leaving = session.remover.remove(grant.key.encode())
+    leaving = core_of(session).remover.remove(grant.key.encode())
     assert await asyncio.wait_for(leaving, 2)
     assert (await asyncio.wait_for(joining, 2)).token > grant.token and await asyncio.wait_for(blocked, 2)
 
@@ -59,7 +60,7 @@ async def test_a_lost_answer_is_settled_for_those_who_join_and_those_who_leave(
         for lock in held:
             await lock.acquire()
         new = [DistributedLock(f"new{number}", session) for number in range(10)]
-        proxy.drop_next_answer(session.layout.queue("new9"))
+        proxy.drop_next_answer(core_of(session).layout.queue("new9"))
         await asyncio.gather(*(lock.release() for lock in held), *(lock.acquire() for lock in new))
         assert proxy.dropped == 1
         for lock in held:
@@ -80,8 +81,8 @@ async def test_joins_that_are_cancelled_before_they_are_sent_leave_nothing_behin
         for task in (*joining[:2], *same[:2]):
             grant = await asyncio.wait_for(task, 2)
             await grant._entry.release()
-    await session.committer.idle()
-    assert not session.member(LocalQueues).key_slots._queues
+    await core_of(session).committer.idle()
+    assert not core_of(session).member(LocalQueues).key_slots._queues
 
 
 async def test_a_full_database_lets_a_crowd_take_turns(namespace: str) -> None:
@@ -108,7 +109,7 @@ async def test_a_full_database_lets_a_crowd_take_turns(namespace: str) -> None:
 async def fill(session: Session) -> None:
     try:
         for number in range(100):
-            await session.transport.txn((), (Put(b"/filler/%d" % number, b"x" * (1 << 20)),))
+            await core_of(session).transport.txn((), (Put(b"/filler/%d" % number, b"x" * (1 << 20)),))
     except EtcdQuotaExceeded:
         return
     raise AssertionError("the database is not full")

@@ -25,6 +25,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.commit import Committer, Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Lease
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import behind_proxy
@@ -92,7 +93,7 @@ class _ExpireAt(AtStep):
 
 def expire(session: Session) -> None:
     """The end of a keepalive that gets no more answers, at once."""
-    keepalive = session._keepalive
+    keepalive = core_of(session)._keepalive
     assert keepalive
     keepalive._trust.next_renewal, keepalive._trust.deadline = math.inf, 0.0
     keepalive._check_trust()
@@ -100,7 +101,7 @@ def expire(session: Session) -> None:
 
 def renew(session: Session) -> None:
     """The next keepalive is answered."""
-    keepalive = session._keepalive
+    keepalive = core_of(session)._keepalive
     assert keepalive
     keepalive._trust.next_renewal = 0.0
 
@@ -239,14 +240,14 @@ async def test_a_longer_lease_that_came_late_is_not_relied_upon(
 ) -> None:
     """It may end before trust in the session does, for that one is renewed meanwhile."""
     async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=2) as member:
-        granted = member.transport.grant
+        granted = core_of(member).transport.grant
 
         async def late(ttl: int) -> Lease:
             lease = await granted(ttl)
             await asyncio.sleep(1)
             return lease
 
-        monkeypatch.setattr(member.transport, "grant", late)
+        monkeypatch.setattr(core_of(member).transport, "grant", late)
         with pytest.raises(EtcdUnavailable, match="longer lease came too late"):
             await DistributedLock("x", member, lock_delay=0.1).acquire()
         await queue_of(other, "x", 0)
@@ -262,7 +263,7 @@ async def test_a_holder_looks_for_its_key_until_it_gets_an_answer(
     session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its key is deleted before it watches it, and the first look fails."""
-    get, refused = session.transport.get, []
+    get, refused = core_of(session).transport.get, []
 
     async def refuse_once(what: Get) -> GetResult:
         if not refused:
@@ -271,8 +272,8 @@ async def test_a_holder_looks_for_its_key_until_it_gets_an_answer(
         return await get(what)
 
     grant = await DistributedLock("x", session, on_loss="notify").acquire()
-    monkeypatch.setattr(session.transport, "get", refuse_once)
-    await other.transport.delete(Delete(grant.key.encode()))
+    monkeypatch.setattr(core_of(session).transport, "get", refuse_once)
+    await core_of(other).transport.delete(Delete(grant.key.encode()))
     await asyncio.wait_for(grant.lost.wait(), 3)
     assert refused and isinstance(grant.lost.reason, LockLost)
 
@@ -351,7 +352,7 @@ async def test_a_lock_lost_while_etcd_is_away_is_given_back_when_it_is_there_aga
                 await asyncio.sleep(30)
         proxy.resume()
         await queue_of(other, "x", 0, limit=2)
-        await session.trusted()
+        await core_of(session).trusted()
         async with DistributedLock("x", session) as again:  # the session outlived it
             assert again.deadline() > 0
 

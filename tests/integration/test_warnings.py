@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, LockTimeout, Semaphore, Session, sync
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.admission import ADMITTED
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import queue_of
@@ -71,7 +72,7 @@ async def test_who_waits_for_another_task_or_after_its_release_is_not(session: S
         async with permits:
             with pytest.raises(LockTimeout):
                 await permits.acquire(timeout=0.1)
-    assert not session.member(LocalQueues).by_holder
+    assert not core_of(session).member(LocalQueues).by_holder
 
 
 def test_a_thread_that_waits_for_its_own_lock_is_warned(etcd: EmbeddedEtcd, namespace: str) -> None:

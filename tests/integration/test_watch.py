@@ -11,12 +11,13 @@ import grpc.aio
 from codomyrmex.concurrency import DeadLetterQueue, DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import behind_proxy
 
 
 async def put(session: Session, number: int) -> int:
-    done = await session.transport.txn((), (Put(b"/watched/x", b"%d" % number),))
+    done = await core_of(session).transport.txn((), (Put(b"/watched/x", b"%d" % number),))
     return done.revision
 
 
@@ -35,7 +36,7 @@ async def compact(etcd: EmbeddedEtcd, revision: int) -> None:
 class Told:
     def __init__(self, session: Session) -> None:
         self.notices: list[Notice] = []
-        session.hub.subscribe(WatchRequest(b"/watched/x"), self.notices.append)
+        core_of(session).hub.subscribe(WatchRequest(b"/watched/x"), self.notices.append)
 
     @property
     def values(self) -> list[int]:

@@ -25,6 +25,7 @@ from codomyrmex.concurrency.dead_letters.attempts import Attempts
 from codomyrmex.concurrency.dead_letters.follower import Follower
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, gateway
 from tests.integration.test_faults import behind_proxy
 from tests.integration.test_together import fill
@@ -137,7 +138,7 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
     assert stored
     running = record.encode(steps.claimed(stored.entry, "host", 1, record.now()))
     mark = b"%016x nobody" % session.id
-    await session.transport.txn(
+    await core_of(session).transport.txn(
         (), (Put(store.claim_key(entry_id), mark, session.id), Put(store.key(entry_id), running))
     )
     done = []
@@ -155,12 +156,12 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
 async def test_a_value_without_a_lease_under_a_claims_key_blocks_nobody(state: str, session: Session) -> None:
     dlq, store = queue_on(session), Store(session, "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
-    await session.transport.txn((), (Put(store.claim_key(entry_id), b"garbage"),))
+    await core_of(session).transport.txn((), (Put(store.claim_key(entry_id), b"garbage"),))
     if state == "running":
         stored = await store.get(entry_id)
         assert stored
         running = record.encode(steps.claimed(stored.entry, "host", 1, record.now()))
-        await session.transport.txn((), (Put(store.key(entry_id), running),))
+        await core_of(session).transport.txn((), (Put(store.key(entry_id), running),))
 
     @dlq.handler("x")
     async def handle(entry: DeadLetter, attempt: Attempt) -> None:
@@ -283,8 +284,8 @@ async def make_space(own: EmbeddedEtcd, session: Session) -> None:
     async def call(path: str, **body: object) -> dict[str, Any]:
         return await asyncio.to_thread(gateway, own.endpoint, path, **body)
 
-    await session.transport.delete(Delete(b"/filler/", b"/filler0"))
-    revision = (await session.transport.member(own.endpoint)).revision
+    await core_of(session).transport.delete(Delete(b"/filler/", b"/filler0"))
+    revision = (await core_of(session).transport.member(own.endpoint)).revision
     await call("kv/compaction", revision=revision, physical=True)
     await call("maintenance/defragment")
     for alarm in (await call("maintenance/alarm", action="GET"))["alarms"]:

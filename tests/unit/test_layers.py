@@ -130,7 +130,7 @@ def test_a_pure_module_reads_no_clock_and_no_chance(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        'session.layout.root + b"dead/"',
+        'core_of(session).layout.root + b"dead/"',
         'queue + b"limit-"',
         'b"%016x-%x" % (lease, slot)',
         'f"{root}/{name}".encode()',

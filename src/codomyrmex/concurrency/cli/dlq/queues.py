@@ -61,14 +61,14 @@ async def nothing_in(found: Opened) -> str:
     """The message that no entry was found: in which queue, and which other queues have some."""
     if count := await found.queue.count():
         return f"none of the {count} dead letters {found.where} is one of those asked for"
-    others = await overview.queues_with_entries(core_of(found).session)
+    others = await overview.queues_with_entries(core_of(found.session))
     elsewhere = f"; there are some in {_list(others)}; see them with --queue" if others else ""
     return f"no dead letters {found.where}{elsewhere}"
 
 
 async def warn_of_no_worker(found: Opened, operations: Iterable[str]) -> None:
     """Print a warning about the operations that no worker of the queue retries, if there are any."""
-    there = await overview.workers(core_of(found).session, found.queue.name)
+    there = await overview.workers(core_of(found.session), found.queue.name)
     handled = {operation for worker in there for operation in worker.operations}
     if not there:
         click.echo(
