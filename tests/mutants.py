@@ -597,15 +597,15 @@ MUTANTS = (
     Mutant(
         "leave an iterator's odd end to the worker",
         "pool/source.py",
-        "            except BaseException as error:  # whatever it is",
-        "            except Exception as error:  # whatever it is",
+        "            except BaseException as error:  # any error",
+        "            except Exception as error:  # any error",
         "tests/unit/pool/test_leaving.py -k BaseException",
     ),
     Mutant(
         "leave an async iterable's cancel to nobody",
         "pool/workers.py",
-        "        except BaseException as error:  # whatever it is",
-        "        except Exception as error:  # whatever it is",
+        "        except BaseException as error:  # any error",
+        "        except Exception as error:  # any error",
         "tests/unit/pool/test_leaving.py -k CancelledError",
     ),
     Mutant(
@@ -639,14 +639,14 @@ MUTANTS = (
     Mutant(
         "replace no dead worker",
         "pool/workers.py",
-        "            self.wake()  # another takes its place",
+        "            self.wake()  # starts a worker in its place",
         "            pass",
         "tests/unit/pool/test_supervision.py -k leave_nobody",
     ),
     Mutant(
         "let a pool's reporter die of what it does not know",
         "pool/reporting.py",
-        "            except Exception as error:  # whatever it is, the tasks",
+        "            except Exception as error:  # any error, the tasks",
         "            except ConcurrencyError as error:  # whatever it is, the tasks",
         "tests/integration/test_fleet_pools.py -k says_why",
     ),
