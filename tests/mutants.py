@@ -646,7 +646,7 @@ MUTANTS = (
     Mutant(
         "let a pool's reporter die of what it does not know",
         "pool/reporting.py",
-        "            except Exception as error:  # any error, the tasks",
+        "            except Exception as error:  # whatever it is, the tasks",
         "            except ConcurrencyError as error:  # whatever it is, the tasks",
         "tests/integration/test_fleet_pools.py -k says_why",
     ),

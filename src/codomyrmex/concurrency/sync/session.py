@@ -27,10 +27,11 @@ class Loss:
 
     @property
     def reason(self) -> ConcurrencyError | None:
+        """The error that says why; None before the loss."""
         return self._twin.reason
 
     def is_set(self) -> bool:
-        """True once something was lost."""
+        """True after the loss."""
         return self._twin.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -69,6 +70,7 @@ class Session(BlockingOnly):
 
     @property
     def settings(self) -> EtcdSettings:
+        """The settings that the session was made with."""
         return self._twin.settings
 
     deadline = blocking(twin.Session.deadline)
