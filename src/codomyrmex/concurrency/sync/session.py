@@ -56,7 +56,12 @@ class Session(BlockingOnly):
 
     def __init__(self, settings: EtcdSettings | None = None, **overrides: Unpack[EtcdOptions]) -> None:
         self._twin = twin.Session(settings, **overrides)
-        self.lost = Loss(self._twin.lost)
+        self._lost = Loss(self._twin.lost)
+
+    @property
+    @text_of(twin.Session.lost)
+    def lost(self) -> Loss:
+        return self._lost
 
     @property
     @text_of(twin.Session.id)
