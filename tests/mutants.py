@@ -270,16 +270,16 @@ MUTANTS = (
         "tests/integration/test_terms.py",
     ),
     Mutant(
-        "delete an overstaying entry's key whoever has it by now",
+        "delete the key of a hold past its limit whichever entry has it by now",
         "etcd/transports/base.py",
         "codec.txn_request((same,), (Delete(key),), ())",
         "codec.txn_request((), (Delete(key),), ())",
         "tests/integration/test_terms.py",
     ),
     Mutant(
-        "let the longer lease of a delayed lock run out",
+        "let the delayed lease of a lock run out",
         "etcd/keepalive.py",
-        "                self._renew_longer(self._trust.call_limit)",
+        "                self._renew_delayed(self._trust.call_limit)",
         "                pass",
         "tests/integration/test_terms.py",
     ),
@@ -686,7 +686,7 @@ MUTANTS = (
         "tests/integration/test_own_waiters.py",
     ),
     Mutant(
-        "lose a place that was given to somebody just cancelled",
+        "lose an admission that was given to a waiter just cancelled",
         "waitqueue/admission.py",
         "self.leave(queue)  # it was admitted",
         "pass  # it was admitted",
@@ -941,7 +941,7 @@ MUTANTS = (
         "tests/integration/test_trust.py -k before_its_end_was_noticed",
     ),
     Mutant(
-        "rely on a longer lease that came late",
+        "rely on a delayed lease that came late",
         "session_core.py",
         "if clock.now() - asked_at > self.ttl / 3:",
         "if False:",
@@ -998,7 +998,7 @@ MUTANTS = (
         "tests/integration/test_trust.py -k closes_under_a_release",
     ),
     Mutant(
-        "let a block pass that outlived its trust while its process was stopped",
+        "let a block pass that ran past its trust while its process was stopped",
         "recipes/hold.py",
         "            entry.notice_loss()",
         "            pass",
@@ -1166,7 +1166,7 @@ MUTANTS = (
         "tests/integration/test_commands.py -k one_key",
     ),
     Mutant(
-        "let a worker's key outlive its session",
+        "keep a worker's key after its session",
         "dead_letters/presence.py",
         "json.dumps(said).encode(), self._store.session.id)",
         "json.dumps(said).encode())",
@@ -1383,14 +1383,14 @@ MUTANTS = (
         "tests/integration/test_elsewhere.py -k dead_letter",
     ),
     Mutant(
-        "say nothing of who holds at a timeout",
+        "say nothing of the holders at a timeout",
         "recipes/acquire.py",
         "reason = await timeout_reason(self._used, self._queue_refs, rules, entries)",
         'reason = ""',
         "tests/integration/test_refusals.py -k who_holds",
     ),
     Mutant(
-        "wait for etcd's word on who holds for as long as it takes",
+        "wait for etcd's word on the holders for as long as it takes",
         "recipes/timeout_reason.py",
         "_PATIENCE = 0.5",
         "_PATIENCE = 60",
@@ -1404,7 +1404,7 @@ MUTANTS = (
         "tests/integration/test_refusals.py -k several_names",
     ),
     Mutant(
-        "warn nobody who waits for itself",
+        "warn no waiter for itself",
         "waitqueue/join.py",
         "                warn_of_itself(entry.session, entry.queue_ref, entry.by)\n",
         "",
@@ -1453,7 +1453,7 @@ MUTANTS = (
         "tests/unit/test_settings.py -k in_our_words",
     ),
     Mutant(
-        "delete a semaphore although somebody has joined it meanwhile",
+        "delete a semaphore although a waiter has joined it meanwhile",
         "recipes/semaphore_limit.py",
         "        same.append(Compare(queue,",
         "        [].append(Compare(queue,",
