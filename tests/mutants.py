@@ -1,10 +1,11 @@
-"""Breaks the library in named ways, each in a copy of its own, and shows that the suite notices: ``make mutants``.
+"""Breaks the library in named ways, each in a copy of its own, and checks that the tests notice: ``make mutants``.
 
-A mutant names the file, what is replaced, and the tests that must fail then. One that survives is a missing test; one
-whose text is no longer found must be written anew. ``python -m tests.mutants NAME...`` runs only those.
+A mutant names a file, a text in it, the replacement, and the tests that must fail then. A mutant that survives shows
+that a test is missing. A mutant whose text is no longer in its file must be rewritten. ``python -m tests.mutants
+NAME...`` runs only the mutants with these names.
 
-``python -m tests.mutants --documents`` shows instead that the scenarios of ``tests/chaos/documents/``, which were
-written without a look at the code, notice the mutants that undo the fix of each kind of fault their like had found.
+``python -m tests.mutants --documents`` runs the scenarios of ``tests/chaos/documents/`` instead, written from the
+documents alone. They must notice the mutants that undo the fixes of faults that such scenarios had found.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _LIMIT = 180  # seconds; a mutant that hangs is noticed too
 
 
 class Mutant(NamedTuple):
+    """One breakage: ``old`` in ``file`` is replaced by ``new``, and ``tests`` must fail."""
+
     name: str
     file: str
     old: str
     new: str
-    tests: str  # what to give pytest
-    scenario: str = ""  # of the checker that was written from the documents, which must notice it too
-    also: tuple[tuple[str, str, str], ...] = ()  # files, texts and replacements of what would make good for the first
+    tests: str  # the arguments of pytest
+    scenario: str = ""  # the scenario of ``tests/chaos/documents/`` that must notice the mutant too
+    also: tuple[tuple[str, str, str], ...] = ()  # further replacements, of code that would make up for the first one
 
 
 MUTANTS = (
@@ -1498,6 +1501,7 @@ MUTANTS = (
 
 
 def main() -> None:
+    """Run the chosen mutants, and exit with 1 if one survives."""
     names = [text for text in sys.argv[1:] if text != "--documents"]
     chosen = [mutant for mutant in MUTANTS if not names or any(text in mutant.name for text in names)]
     if "--documents" in sys.argv:
@@ -1509,6 +1513,7 @@ def main() -> None:
 
 
 def _noticed(mutant: Mutant) -> bool:
+    """Apply a mutant in a copy of the tree. True if its tests fail or hang."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in ("src", "tests", "pyproject.toml"):

@@ -104,7 +104,7 @@ class Crew:
             if busy := {*self._workers, *self._feeders}:
                 await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
             else:
-                await asyncio.sleep(_POLL)  # an ``imap`` whose results nobody takes
+                await asyncio.sleep(_POLL)  # an ``imap`` whose results are not taken
 
     async def finish(self, source: Source) -> None:
         """Cancel the tasks of ``source`` that still run, and wait for their end. Its caller takes no more results."""
