@@ -25,6 +25,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m tests.typing
+	$(BIN)/python -m tests.words
 	$(BIN)/lint-imports
 
 # The site goes to build/docs. An environment of its own: two dozen packages that no test needs.

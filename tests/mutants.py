@@ -1,10 +1,11 @@
-"""Breaks the library in named ways, each in a copy of its own, and shows that the suite notices: ``make mutants``.
+"""Breaks the library in named ways, each in a copy of its own, and checks that the tests notice: ``make mutants``.
 
-A mutant names the file, what is replaced, and the tests that must fail then. One that survives is a missing test; one
-whose text is no longer found must be written anew. ``python -m tests.mutants NAME...`` runs only those.
+A mutant names a file, a text in it, the replacement, and the tests that must fail then. A mutant that survives shows
+that a test is missing. A mutant whose text is no longer in its file must be rewritten. ``python -m tests.mutants
+NAME...`` runs only the mutants with these names.
 
-``python -m tests.mutants --documents`` shows instead that the scenarios of ``tests/chaos/documents/``, which were
-written without a look at the code, notice the mutants that undo the fix of each kind of fault their like had found.
+``python -m tests.mutants --documents`` runs the scenarios of ``tests/chaos/documents/`` instead, written from the
+documents alone. They must notice the mutants that undo the fixes of faults that such scenarios had found.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _LIMIT = 180  # seconds; a mutant that hangs is noticed too
 
 
 class Mutant(NamedTuple):
+    """One breakage: ``old`` in ``file`` is replaced by ``new``, and ``tests`` must fail."""
+
     name: str
     file: str
     old: str
     new: str
-    tests: str  # what to give pytest
-    scenario: str = ""  # of the checker that was written from the documents, which must notice it too
-    also: tuple[tuple[str, str, str], ...] = ()  # files, texts and replacements of what would make good for the first
+    tests: str  # the arguments of pytest
+    scenario: str = ""  # the scenario of ``tests/chaos/documents/`` that must notice the mutant too
+    also: tuple[tuple[str, str, str], ...] = ()  # further replacements, of code that would make up for the first one
 
 
 MUTANTS = (
@@ -270,16 +273,16 @@ MUTANTS = (
         "tests/integration/test_terms.py",
     ),
     Mutant(
-        "delete an overstaying entry's key whoever has it by now",
+        "delete the key of a hold past its limit whichever entry has it by now",
         "etcd/transports/base.py",
         "codec.txn_request((same,), (Delete(key),), ())",
         "codec.txn_request((), (Delete(key),), ())",
         "tests/integration/test_terms.py",
     ),
     Mutant(
-        "let the longer lease of a delayed lock run out",
+        "let the delayed lease of a lock run out",
         "etcd/keepalive.py",
-        "                self._renew_longer(self._trust.call_limit)",
+        "                self._renew_delayed(self._trust.call_limit)",
         "                pass",
         "tests/integration/test_terms.py",
     ),
@@ -597,15 +600,15 @@ MUTANTS = (
     Mutant(
         "leave an iterator's odd end to the worker",
         "pool/source.py",
-        "            except BaseException as error:  # whatever it is",
-        "            except Exception as error:  # whatever it is",
+        "            except BaseException as error:  # any error",
+        "            except Exception as error:  # any error",
         "tests/unit/pool/test_leaving.py -k BaseException",
     ),
     Mutant(
         "leave an async iterable's cancel to nobody",
         "pool/workers.py",
-        "        except BaseException as error:  # whatever it is",
-        "        except Exception as error:  # whatever it is",
+        "        except BaseException as error:  # any error",
+        "        except Exception as error:  # any error",
         "tests/unit/pool/test_leaving.py -k CancelledError",
     ),
     Mutant(
@@ -639,7 +642,7 @@ MUTANTS = (
     Mutant(
         "replace no dead worker",
         "pool/workers.py",
-        "            self.wake()  # another takes its place",
+        "            self.wake()  # starts a worker in its place",
         "            pass",
         "tests/unit/pool/test_supervision.py -k leave_nobody",
     ),
@@ -686,7 +689,7 @@ MUTANTS = (
         "tests/integration/test_own_waiters.py",
     ),
     Mutant(
-        "lose a place that was given to somebody just cancelled",
+        "lose an admission that was given to a waiter just cancelled",
         "waitqueue/admission.py",
         "self.leave(queue)  # it was admitted",
         "pass  # it was admitted",
@@ -941,7 +944,7 @@ MUTANTS = (
         "tests/integration/test_trust.py -k before_its_end_was_noticed",
     ),
     Mutant(
-        "rely on a longer lease that came late",
+        "rely on a delayed lease that came late",
         "session_core.py",
         "if clock.now() - asked_at > self.ttl / 3:",
         "if False:",
@@ -998,7 +1001,7 @@ MUTANTS = (
         "tests/integration/test_trust.py -k closes_under_a_release",
     ),
     Mutant(
-        "let a block pass that outlived its trust while its process was stopped",
+        "let a block pass that ran past its trust while its process was stopped",
         "recipes/hold.py",
         "            entry.notice_loss()",
         "            pass",
@@ -1166,7 +1169,7 @@ MUTANTS = (
         "tests/integration/test_commands.py -k one_key",
     ),
     Mutant(
-        "let a worker's key outlive its session",
+        "keep a worker's key after its session",
         "dead_letters/presence.py",
         "json.dumps(said).encode(), self._store.session.id)",
         "json.dumps(said).encode())",
@@ -1383,14 +1386,14 @@ MUTANTS = (
         "tests/integration/test_elsewhere.py -k dead_letter",
     ),
     Mutant(
-        "say nothing of who holds at a timeout",
+        "say nothing of the holders at a timeout",
         "recipes/acquire.py",
         "reason = await timeout_reason(self._used, self._queue_refs, rules, entries)",
         'reason = ""',
         "tests/integration/test_refusals.py -k who_holds",
     ),
     Mutant(
-        "wait for etcd's word on who holds for as long as it takes",
+        "wait for etcd's word on the holders for as long as it takes",
         "recipes/timeout_reason.py",
         "_PATIENCE = 0.5",
         "_PATIENCE = 60",
@@ -1404,7 +1407,7 @@ MUTANTS = (
         "tests/integration/test_refusals.py -k several_names",
     ),
     Mutant(
-        "warn nobody who waits for itself",
+        "warn no waiter for itself",
         "waitqueue/join.py",
         "                warn_of_itself(entry.session, entry.queue_ref, entry.by)\n",
         "",
@@ -1453,7 +1456,7 @@ MUTANTS = (
         "tests/unit/test_settings.py -k in_our_words",
     ),
     Mutant(
-        "delete a semaphore although somebody has joined it meanwhile",
+        "delete a semaphore although a waiter has joined it meanwhile",
         "recipes/semaphore_limit.py",
         "        same.append(Compare(queue,",
         "        [].append(Compare(queue,",
@@ -1498,6 +1501,7 @@ MUTANTS = (
 
 
 def main() -> None:
+    """Run the chosen mutants, and exit with 1 if one survives."""
     names = [text for text in sys.argv[1:] if text != "--documents"]
     chosen = [mutant for mutant in MUTANTS if not names or any(text in mutant.name for text in names)]
     if "--documents" in sys.argv:
@@ -1509,6 +1513,7 @@ def main() -> None:
 
 
 def _noticed(mutant: Mutant) -> bool:
+    """Apply a mutant in a copy of the tree. True if its tests fail or hang."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for part in ("src", "tests", "pyproject.toml"):

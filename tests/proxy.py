@@ -1,4 +1,4 @@
-"""A TCP proxy that does to a connection what networks do: delays, silence, resets, lost answers, late requests."""
+"""A TCP proxy that imitates faults of a network: delays, silence, resets, lost answers, late requests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from types import TracebackType
 
 CHUNK = 1 << 16
 LOST_ANSWER_RESET = 0.3  # seconds until the connection with a lost answer is reset
-STRAGGLER_AFTERLIFE = 1.0  # seconds the server's side stays open after a late request, so that it is carried out
+STRAGGLER_AFTERLIFE = 1.0  # seconds for which the server's side stays open after a late request, so that etcd runs it
 
 
 class TcpProxy:
     """A proxy on a free port of 127.0.0.1 that runs in the caller's event loop.
 
     "Up" is from client to server. Requests are matched by bytes in the stream: HTTP/2 carries protobuf uncompressed,
-    so an etcd key can be matched as it is. Each match that is armed is used once.
+    so an etcd key can be matched as it is. Each match is used once.
     """
 
     def __init__(self, target_host: str, target_port: int) -> None:
@@ -37,11 +37,13 @@ class TcpProxy:
         self.resume()
 
     async def start(self) -> TcpProxy:
+        """Listen, and set ``endpoint``."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def stop(self) -> None:
+        """End all connections, and listen no more."""
         if self._server:
             self._server.close()
             links = list(self._links)
@@ -66,11 +68,11 @@ class TcpProxy:
                 self._open[direction].clear()
 
     def delay(self, seconds: float) -> None:
-        """Hold every chunk for so long, in each direction. What arrives meanwhile waits up to twice as long."""
+        """Hold each chunk for ``seconds``, in each direction. Chunks that come meanwhile wait up to twice as long."""
         self._delay = seconds
 
     def refuse(self, on: bool = True) -> None:
-        """Reset new connections at once; those that exist go on."""
+        """Reset new connections at once. Existing connections go on."""
         self._refusing = on
 
     def resume(self) -> None:
@@ -85,11 +87,11 @@ class TcpProxy:
             link.cut()
 
     def drop_next_answer(self, match: bytes) -> None:
-        """Let the next request with `match` through; lose all the server says after it, then reset the connection."""
+        """Let the next request with `match` through, lose all later bytes of the server, then reset the connection."""
         self._lost_answers.append(match)
 
     def delay_next_request(self, match: bytes, seconds: float) -> None:
-        """A straggler: reset the client's side at the next request with `match`, and deliver the request later."""
+        """Reset the client's side at the next request with `match`, and deliver the request after ``seconds``."""
         self._stragglers.append((match, seconds))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,7 +116,7 @@ class _Link:
         self.proxy = proxy
         self.client = reader, writer
         self.server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.recent = b""  # the end of what the client sent, for a match that two chunks share
+        self.recent = b""  # the last bytes of the client, for a match that two chunks share
         self.answers_lost = False
         self.straggling = False
         self.task = asyncio.create_task(self._run())
@@ -186,7 +188,7 @@ class _Link:
     ) -> None:
         self.straggling = self.answers_lost = True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.02):  # the rest of the request, should it come in pieces
+            async with asyncio.timeout(0.02):  # the rest of the request, which may come in pieces
                 while more := await client.read(CHUNK):
                     chunk += more
         reset(self.client[1])

@@ -96,9 +96,9 @@ async def retry(session: Session) -> None:
         await asyncio.Event().wait()
 
 
-def set_clock(ahead: timedelta) -> None:
+def set_clock(offset: timedelta) -> None:
     right = record.now
-    record.now = lambda: right() + ahead
+    record.now = lambda: right() + offset
 
 
 async def main() -> None:

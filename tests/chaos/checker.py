@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
 
 def violations(history: Iterable[Change]) -> list[str]:
-    """What is wrong with the history of a lock; an empty list if nothing is."""
+    """The violations in the history of a lock; an empty list if there is none."""
     queue: dict[bytes, int] = {}
     found: list[str] = []
     highest = 0
@@ -67,8 +67,11 @@ def violations(history: Iterable[Change]) -> list[str]:
 
 
 def semaphore_violations(history: Iterable[Change]) -> list[str]:
-    """The same for a semaphore: whoever writes must be among the first whose permits together fit the limit. That is
-    both the limit and first come, first served."""
+    """The violations in the history of a semaphore.
+
+    A writer must be among the first entries whose permits together fit the limit. That covers both the limit and first
+    come, first served.
+    """
     queue: dict[bytes, Change] = {}
     granted: set[int] = set()  # once granted, a smaller limit takes nothing away
     limit = 0
@@ -115,8 +118,11 @@ def crowds(holds: Iterable[Hold], limit: int) -> list[str]:
 def dead_letter_violations(
     history: Iterable[Step], acknowledged: Iterable[str], started: Iterable[tuple[str, int]]
 ) -> list[str]:
-    """What is wrong with the history of a dead letter queue. ``acknowledged``: ids that ``add`` returned. ``started``:
-    each handler's start, as it said: the entry and the attempt's token."""
+    """The violations in the history of a dead letter queue.
+
+    ``acknowledged`` are the ids that ``add`` returned. ``started`` are the starts that handlers report: the entry
+    and the attempt's token.
+    """
     claims: dict[str, int] = {}
     tokens: defaultdict[str, list[int]] = defaultdict(list)
     records: dict[str, Step] = {}

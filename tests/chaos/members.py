@@ -85,8 +85,10 @@ class Members:
         return [said for member in self.all for said in member.said if said["what"] == what]
 
     def holds(self, what: str) -> list[Hold]:
-        """What holders believed in, but for those that were stopped: they believe in their hold until they wake, and
-        fencing stands in for it there."""
+        """The holds that holders believed in, without those of stopped processes.
+
+        A stopped process believes in its hold until it wakes; fencing protects the lock from it.
+        """
         fields = Hold._fields
         return [
             Hold(**{name: said[name] for name in fields if name in said})

@@ -29,7 +29,7 @@ async def once(session: Session, name: str, argument: str) -> None:
 
 
 async def hold(session: Session, name: str, argument: str) -> None:
-    """Hold, on the terms given as JSON, until killed or told of a loss; then try a late fenced write."""
+    """Hold, with the hold options given as JSON, until killed or told of a loss; then try a late fenced write."""
     key = f"/{core_of(session).layout.namespace}/register"
     try:
         async with DistributedLock(name, session, **json.loads(argument or "{}")) as grant:
@@ -57,7 +57,7 @@ async def block(session: Session, name: str, argument: str) -> None:
         say(event="still held", lost=grant.lost.is_set(), deadline=grant.deadline())
 
 
-async def overstay(session: Session, name: str, argument: str) -> None:
+async def exceed(session: Session, name: str, argument: str) -> None:
     """Hold for a second at most, but block the event loop for longer; then go on as a member of the fleet."""
     try:
         async with DistributedLock(name, session, max_hold=1) as grant:
@@ -86,7 +86,7 @@ async def main() -> None:
     endpoint, namespace, role, name, argument, *_ = [*sys.argv[1:], "", ""]
     async with Session(endpoints=endpoint, namespace=namespace, session_ttl=3) as session:
         say(event="session", id=session.id)
-        await {"once": once, "hold": hold, "block": block, "overstay": overstay, "cycles": cycles}[role](
+        await {"once": once, "hold": hold, "block": block, "exceed": exceed, "cycles": cycles}[role](
             session, name, argument
         )
 

@@ -70,13 +70,13 @@ async def test_a_rolling_restart_takes_no_lock_and_no_place(three: Cluster, name
         lock = DistributedLock("x", one)
         grant = await lock.acquire()
         waiting = asyncio.create_task(DistributedLock("x", two).acquire())
-        place = (await queue_of(one, "x", 2))[1]
+        waiter = (await queue_of(one, "x", 2))[1]
         for member in three.members:
             await three.restart(member)
             await three.leader()
         assert not grant.lost.is_set() and not waiting.done()
         await lock.release()
-        assert (await asyncio.wait_for(waiting, 10)).token == place.create_revision
+        assert (await asyncio.wait_for(waiting, 10)).token == waiter.create_revision
 
 
 async def test_a_client_cut_off_from_its_member_goes_on_with_another(three: Cluster, namespace: str) -> None:

@@ -85,9 +85,9 @@ async def test_a_crowd_takes_no_more_places_in_the_queue_than_a_few(session: Ses
 
 async def test_who_waits_outside_is_told_of_the_end(etcd: EmbeddedEtcd, namespace: str, session: Session) -> None:
     async with DistributedLock("x", session):
-        crowded = Session(endpoints=etcd.endpoint, namespace=namespace)
-        async with crowded:
-            tasks = [asyncio.create_task(DistributedLock("x", crowded).acquire()) for _ in range(2 * ADMITTED)]
+        busy = Session(endpoints=etcd.endpoint, namespace=namespace)
+        async with busy:
+            tasks = [asyncio.create_task(DistributedLock("x", busy).acquire()) for _ in range(2 * ADMITTED)]
             await queue_of(session, "x", ADMITTED + 1, 20)
         ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
         assert {type(end).__name__ for end in ends} == {"SessionClosed"}
@@ -155,7 +155,7 @@ async def test_events_of_a_handoff_do_not_grow_with_the_processes_that_wait(
                 for lock, task in zip(locks, waiting, strict=True):
                     await task
                     await lock.release()
-                # From the third on, the deletion of the one ahead and its baton: nobody reads the queue.
+                # From the third on, the deletion of the predecessor and its release marker: no queue is read.
                 assert sum(call["events"] for call in calls) <= 2 * size
                 assert sum(call["range"] for call in calls) <= 2
                 if size > 2:
@@ -226,7 +226,7 @@ async def test_only_a_hold_that_lasts_costs_one_write_more(session: Session) -> 
 
 
 async def test_holds_that_last_are_told_of_one_at_a_time(session: Session) -> None:
-    """However many there are, whoever joins meanwhile is not behind them."""
+    """However many there are, a waiter that joins meanwhile does not wait behind all of them."""
     under_way = most = 0
     transport: Any = core_of(session).transport
     txn = transport.txn

@@ -31,7 +31,7 @@ from tests.stepping import AtStep
 
 
 @asynccontextmanager
-async def behind_proxy(etcd: EmbeddedEtcd, namespace: str, **settings: Any) -> AsyncIterator[tuple[TcpProxy, Session]]:
+async def through_proxy(etcd: EmbeddedEtcd, namespace: str, **settings: Any) -> AsyncIterator[tuple[TcpProxy, Session]]:
     address = urlsplit(etcd.endpoint)
     async with TcpProxy(address.hostname, address.port) as proxy:
         settings = {"session_ttl": 6, "request_timeout": 5.0, **settings}
@@ -42,7 +42,7 @@ async def behind_proxy(etcd: EmbeddedEtcd, namespace: str, **settings: Any) -> A
 async def test_a_lost_answer_to_an_acquire_leaves_no_ghost_and_no_double_grant(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         proxy.drop_next_answer(core_of(session).layout.queue("x"))
         async with DistributedLock("x", session) as grant:
             assert proxy.dropped == 1
@@ -54,7 +54,7 @@ async def test_a_lost_answer_to_an_acquire_leaves_no_ghost_and_no_double_grant(
 async def test_a_lost_answer_in_a_shared_transaction_is_settled_for_everybody(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         names = [f"n{number}" for number in range(20)]
         proxy.drop_next_answer(core_of(session).layout.queue("n19"))
         grants = await asyncio.gather(*(DistributedLock(name, session).acquire() for name in names))
@@ -64,7 +64,7 @@ async def test_a_lost_answer_in_a_shared_transaction_is_settled_for_everybody(
 
 
 async def test_a_lost_answer_to_a_release_is_a_release(etcd: EmbeddedEtcd, namespace: str, other: Session) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         lock = DistributedLock("x", session)
         await lock.acquire()
         proxy.drop_next_answer(core_of(session).layout.queue("x"))
@@ -86,7 +86,7 @@ async def test_a_lost_answer_to_a_release_is_a_release(etcd: EmbeddedEtcd, names
 async def test_what_a_caller_was_told_to_be_in_doubt_is_not_carried_out_afterwards(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace, request_timeout=0.4, session_ttl=30) as (proxy, session):
+    async with through_proxy(etcd, namespace, request_timeout=0.4, session_ttl=30) as (proxy, session):
         proxy.blackhole()
         with pytest.raises(EtcdUnavailable) as caught:
             await DeadLetterQueue("q", session=session).add(operation="x", args={}, error="e")
@@ -106,7 +106,7 @@ async def _works(session: Session) -> bool:
 
 async def test_a_straggler_is_fenced_off(etcd: EmbeddedEtcd, namespace: str, other: Session) -> None:
     """The connection breaks, the transaction arrives at etcd a second later: it must not commit any more."""
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         proxy.delay_next_request(core_of(session).layout.queue("x"), 1.0)
         async with (
             core_of(session).member(LocalQueues).recording,
@@ -128,7 +128,7 @@ async def test_a_straggler_is_fenced_off(etcd: EmbeddedEtcd, namespace: str, oth
 async def test_a_cancelled_acquire_whose_answer_is_lost_leaves_no_key(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         proxy.drop_next_answer(core_of(session).layout.queue("x"))
         task = asyncio.create_task(DistributedLock("x", session).acquire())
         await queue_of(other, "x", 1)
@@ -227,11 +227,11 @@ async def test_a_timeout_at_any_moment_leaves_no_key(session: Session, other: Se
 async def test_a_broken_connection_while_waiting_does_not_lose_the_place(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         lock = DistributedLock("x", other)
         await lock.acquire()
         waiting = asyncio.create_task(DistributedLock("x", session).acquire())
-        place = (await queue_of(other, "x", 2))[1]
+        waiter = (await queue_of(other, "x", 2))[1]
         proxy.refuse()
         proxy.cut()
         await asyncio.sleep(0.3)
@@ -240,13 +240,13 @@ async def test_a_broken_connection_while_waiting_does_not_lose_the_place(
         assert not waiting.done()
         proxy.resume()
         grant = await asyncio.wait_for(waiting, 5)
-        assert grant.token == place.create_revision
+        assert grant.token == waiter.create_revision
 
 
 async def test_a_holder_cut_off_is_told_before_anyone_else_is_granted(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=3) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=3) as (proxy, session):
         lock = DistributedLock("x", session, on_loss="notify")
         grant = await lock.acquire()
         waiting = asyncio.create_task(DistributedLock("x", other).acquire())
@@ -270,7 +270,7 @@ async def test_waiters_resume_after_an_etcd_restart(namespace: str) -> None:
             lock = DistributedLock("x", first)
             grant = await lock.acquire()
             waiting = [asyncio.create_task(DistributedLock("x", second).acquire()) for _ in range(3)]
-            places = await queue_of(first, "x", 4)
+            queue = await queue_of(first, "x", 4)
             await asyncio.to_thread(own.kill)
             await asyncio.sleep(0.5)
             await own.start()
@@ -280,7 +280,7 @@ async def test_waiters_resume_after_an_etcd_restart(namespace: str) -> None:
             for task in waiting:
                 tokens.append((await asyncio.wait_for(task, 10)).token)
                 await core_of(second).remover.remove((await entries(second, "x"))[0].key)
-            assert tokens == [place.create_revision for place in places[1:]]
+            assert tokens == [entry.create_revision for entry in queue[1:]]
 
 
 async def test_calls_fail_within_their_time_limit_while_etcd_is_away(namespace: str) -> None:
@@ -305,7 +305,7 @@ async def test_calls_fail_within_their_time_limit_while_etcd_is_away(namespace: 
 async def test_who_lines_up_behind_a_call_in_doubt_waits_no_longer_than_its_time(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace, request_timeout=1.0, session_ttl=30) as (proxy, session):
+    async with through_proxy(etcd, namespace, request_timeout=1.0, session_ttl=30) as (proxy, session):
         proxy.blackhole()
         for _ in range(3):
             started = time.monotonic()

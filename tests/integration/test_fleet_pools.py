@@ -164,9 +164,7 @@ async def test_a_reporter_that_ends_is_told_and_begins_again(
     assert not any(task.get_name() == "pool-reporter" for task in asyncio.all_tasks())
 
 
-async def test_a_reporter_that_somebody_cancels_begins_again(
-    session: Session, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_reporter_that_is_cancelled_begins_again(session: Session, caplog: pytest.LogCaptureFixture) -> None:
     async with AsyncWorkerPool(name="crew", session=session, report=0.02) as pool:
         await pool.map(double, range(2))
         (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "pool-reporter"]

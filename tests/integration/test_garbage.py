@@ -112,7 +112,7 @@ async def test_a_fleet_goes_on_among_garbage(session: Session, other: Session, c
         manager.acquire("x") as grant,
         sem.hold(2),
     ):
-        behind = asyncio.create_task(Semaphore("s", max_concurrent=2, session=other).acquire(timeout=20))
+        successor = asyncio.create_task(Semaphore("s", max_concurrent=2, session=other).acquire(timeout=20))
         await dlq.add(operation="send", args={"n": "before"}, error="e")
         await eventually(lambda: handled == ["before"])
         await sweep(session, b"dead/mail/dedup/", b"pool/", b"baton/", b"audit/", b"lock/y", b"lock/z", b"semaphore/u")
@@ -127,13 +127,13 @@ async def test_a_fleet_goes_on_among_garbage(session: Session, other: Session, c
         port = metrics.serve(port=0)
         scraped = await asyncio.to_thread(_scrape, port)
         assert scraped[("mail", "resolved")] == 2
-        assert not behind.done()
+        assert not successor.done()
         async with manager.acquire("later"):
             seen = [json.loads(await line(watching))["kind"] for _ in range(2)]
             assert seen == ["enqueued", "granted"]
         watching.send_signal(signal.SIGINT)
         assert await ended(watching) == 0
-    permit = await behind
+    permit = await successor
     await permit.release()
     await eventually(lambda: ("x", "released") in told and ("later", "released") in told)
     assert not following.done()
@@ -216,12 +216,12 @@ async def test_a_claim_of_more_than_there_can_be_blocks_nobody(session: Session,
     await core_of(session).transport.txn((), (Put(key, b"", other.id),))
     sem = Semaphore("s", max_concurrent=2, session=session)
     async with sem.hold(2):
-        behind = asyncio.create_task(Semaphore("s", max_concurrent=2, session=other).acquire())
+        successor = asyncio.create_task(Semaphore("s", max_concurrent=2, session=other).acquire())
         await eventually(lambda: _waits(sem))
         await core_of(session).transport.txn((), (Delete(key),))
         await core_of(session).transport.txn((), (Put(key, b"", other.id),))
-        assert await sem.try_acquire() is None and not behind.done()
-    await (await asyncio.wait_for(behind, 10)).release()
+        assert await sem.try_acquire() is None and not successor.done()
+    await (await asyncio.wait_for(successor, 10)).release()
 
 
 async def _waits(sem: Semaphore) -> bool:

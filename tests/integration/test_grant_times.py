@@ -1,4 +1,4 @@
-"""Waited and held are told apart: for those who look once, for those who follow, and for those who wait."""
+"""Waited and held are told apart: in an inspection, in a watch, and at the end of a wait."""
 
 from __future__ import annotations
 

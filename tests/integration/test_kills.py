@@ -108,9 +108,9 @@ async def test_an_entry_that_kills_its_workers_is_parked_and_harms_nobody_else(
     workers = [await fleet.start("retry") for _ in range(2)]
 
     async def over() -> bool:
-        for place, worker in enumerate(workers):
+        for index, worker in enumerate(workers):
             if not worker.lives:
-                workers[place] = await fleet.start("retry")
+                workers[index] = await fleet.start("retry")
         return all(entry.state in ("resolved", "parked") for entry in await queue.list_entries())
 
     await eventually(over, 40)
@@ -124,11 +124,11 @@ async def test_an_entry_that_kills_its_workers_is_parked_and_harms_nobody_else(
     assert dead_letter_violations(recorder.dead_letters, [deadly, *others], started) == []
 
 
-@pytest.mark.parametrize("ahead", [3600, -3600])
+@pytest.mark.parametrize("offset", [3600, -3600])
 async def test_a_wrong_clock_starts_no_retry_storm_and_holds_nothing_back(
-    fleet: Members, queue: DeadLetterQueue, ahead: int
+    fleet: Members, queue: DeadLetterQueue, offset: int
 ) -> None:
-    await fleet.start("retry", f"ahead={ahead}")
+    await fleet.start("retry", f"ahead={offset}")
     await fleet.start("retry")
     await eventually(lambda: len(fleet.said("settled")) == 2, 15)  # both follow the queue
     ids = [await queue.add(operation="flaky", args={}, error="e") for _ in range(6)]

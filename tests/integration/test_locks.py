@@ -277,8 +277,8 @@ async def test_both_nested_locks_report_a_lost_session(session: Session) -> None
 async def test_a_waiter_whose_place_is_deleted_is_told(session: Session, other: Session) -> None:
     async with DistributedLock("x", session):
         waiting = asyncio.create_task(DistributedLock("x", other).acquire())
-        place = (await queue_of(session, "x", 2))[1]
-        await core_of(session).remover.remove(place.key)
+        waiter = (await queue_of(session, "x", 2))[1]
+        await core_of(session).remover.remove(waiter.key)
         with pytest.raises(LockLost, match="place in the queue"):
             await asyncio.wait_for(waiting, 3)
 
@@ -298,9 +298,7 @@ async def test_a_waiter_in_mid_queue_that_leaves_harms_nobody(session: Session, 
     await asyncio.wait_for(last, 2)
 
 
-async def test_a_key_of_somebody_else_is_skipped_with_one_warning(
-    session: Session, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_foreign_key_is_skipped_with_one_warning(session: Session, caplog: pytest.LogCaptureFixture) -> None:
     junk = core_of(session).layout.queue("x") + b"junk"
     await core_of(session).transport.txn((), (Put(junk, b"\xff not json"),))
     lock = DistributedLock("x", session)

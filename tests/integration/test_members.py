@@ -69,7 +69,7 @@ async def _judge(fleet: Members, recorder: Recorder, *, beliefs: bool) -> None:
 
 
 async def _another_leads(three: Cluster, former: Member) -> None:
-    """The fault has had its effect: the other members follow somebody else."""
+    """Wait for the effect of the fault: the other members follow another leader."""
     other = next(member for member in three.members if member is not former)
     known = gateway(other.endpoint, "cluster/member/list")["members"]
     [number] = [member["ID"] for member in known if member["name"] == former.name]
@@ -182,7 +182,7 @@ async def test_a_member_is_replaced_under_holders_and_waiters(three: Cluster, na
         lock = DistributedLock("x", one)
         grant = await lock.acquire()
         waiting = asyncio.create_task(DistributedLock("x", two).acquire())
-        place = (await queue_of(one, "x", 2))[1]
+        waiter = (await queue_of(one, "x", 2))[1]
         lost, other = three.members[0], three.members[1]
         known = gateway(other.endpoint, "cluster/member/list")["members"]
         [number] = [member["ID"] for member in known if member["name"] == lost.name]
@@ -195,7 +195,7 @@ async def test_a_member_is_replaced_under_holders_and_waiters(three: Cluster, na
         await eventually(lambda: _serves(lost, namespace), 20)
         assert not grant.lost.is_set() and not waiting.done()
         await lock.release()
-        assert (await asyncio.wait_for(waiting, 10)).token == place.create_revision
+        assert (await asyncio.wait_for(waiting, 10)).token == waiter.create_revision
 
 
 def _accepted(member: Member, path: str, **body: object) -> bool:

@@ -34,7 +34,7 @@ MAC = unicodedata.normalize("NFD", LINUX)
 PREFIX = "file_edit:re\u0301"  # as a Mac gives it
 
 
-async def left_behind(session: Session, kind: Kind = LOCK, claim: bytes = b"") -> None:
+async def leave_old_entry(session: Session, kind: Kind = LOCK, claim: bytes = b"") -> None:
     """An entry under the decomposed name, as an earlier release put it."""
     key = core_of(session).layout.entry(core_of(session).layout.queue(MAC, kind), session.id, 7, claim)
     value = json.dumps({"host": "old", "pid": 1, "since": 1e9}).encode()
@@ -111,7 +111,7 @@ async def test_the_command_line_takes_any_spelling(cli: Cli, session: Session) -
 
 
 async def test_a_holder_under_another_form_is_shown_apart_and_can_be_released(cli: Cli, session: Session) -> None:
-    await left_behind(session)
+    await leave_old_entry(session)
     manager = LockManager(session)
     async with manager.acquire(LINUX):  # they are two names in etcd
         assert [info.name for info in await manager.locks(PREFIX)] == [MAC, LINUX]
@@ -123,8 +123,8 @@ async def test_a_holder_under_another_form_is_shown_apart_and_can_be_released(cl
 
 
 async def test_one_alone_under_another_form_is_found_by_any_spelling(session: Session) -> None:
-    await left_behind(session)
-    await left_behind(session, SEMAPHORE, b".1")
+    await leave_old_entry(session)
+    await leave_old_entry(session, SEMAPHORE, b".1")
     manager = LockManager(session)
     shown = await manager.info(LINUX)
     assert shown and shown.name == MAC and shown.holders[0].host == "old"

@@ -19,17 +19,17 @@ Waiters = Callable[..., Awaitable[list[asyncio.Future[Any]]]]
 
 @pytest.fixture
 async def waiters(session: Session, other: Session) -> AsyncIterator[Waiters]:
-    """Starts so many who wait for "x", one behind the other, each with a grant as its result."""
+    """A function that starts waiters for "x", one behind the other, each with a grant as its result."""
     for own in (session, other):
         await eventually(lambda own=own: all(watch.in_step for watch in core_of(own).hub._sinks))
     made: list[asyncio.Future[Any]] = []
 
-    async def start(session: Session, count: int, place: int = 1) -> list[asyncio.Future[Any]]:
+    async def start(session: Session, count: int, before: int = 1) -> list[asyncio.Future[Any]]:
         started = []
         for number in range(count):
             started.append(asyncio.ensure_future(LockManager(session).acquire("x")))
             made.append(started[-1])
-            await queue_of(session, "x", place + number + 1)
+            await queue_of(session, "x", before + number + 1)
         return started
 
     yield start
@@ -72,14 +72,14 @@ async def test_one_that_gives_up_in_the_middle_lets_nobody_pass(session: Session
     assert (await asyncio.wait_for(waiting[3], 5)).token > first.token
 
 
-async def test_somebody_of_another_process_in_between_is_served_in_between(
+async def test_a_waiter_of_another_process_in_between_is_served_in_between(
     session: Session, other: Session, waiters: Waiters
 ) -> None:
     manager = LockManager(session)
     grant = await manager.acquire("x")
     [ours] = await waiters(session, 1)
-    [theirs] = await waiters(other, 1, place=2)
-    [last] = await waiters(session, 1, place=3)
+    [theirs] = await waiters(other, 1, before=2)
+    [last] = await waiters(session, 1, before=3)
     await grant._entry.release()
     grant = await asyncio.wait_for(ours, 5)
     assert not theirs.done() and not last.done()
@@ -103,7 +103,7 @@ async def test_a_holder_whose_key_is_deleted_by_hand_makes_way(
 async def test_a_forced_release_makes_way(session: Session, other: Session, waiters: Waiters) -> None:
     grant = await LockManager(session).acquire("x")
     waiting = await waiters(session, 2)
-    await asyncio.sleep(1.2)  # it is looked after
+    await asyncio.sleep(1.2)  # past a tick
     await LockManager(other).force_release("x", reason="stuck")
     assert await asyncio.wait_for(waiting[0], 2)
     assert grant.lost.is_set() and not waiting[1].done()
@@ -135,7 +135,7 @@ async def test_who_holds_for_too_long_and_never_lets_go_makes_way(
 async def test_a_writer_waits_for_all_readers_of_its_process(session: Session, waiters: Waiters) -> None:
     manager = LockManager(session)
     readers = [await manager.acquire("x", shared=True) for _ in range(3)]
-    [writer] = await waiters(session, 1, place=3)
+    [writer] = await waiters(session, 1, before=3)
     for reader in (readers[2], readers[0]):
         await reader._entry.release()
         await asyncio.sleep(0.2)
@@ -149,7 +149,7 @@ async def test_readers_enter_together_behind_a_writer_of_their_process(session: 
     writer = await manager.acquire("x")
     readers = [asyncio.ensure_future(manager.acquire("x", shared=True)) for _ in range(3)]
     await queue_of(session, "x", 4)
-    [last] = await waiters(session, 1, place=4)
+    [last] = await waiters(session, 1, before=4)
     await writer._entry.release()
     grants = await asyncio.wait_for(asyncio.gather(*readers), 5)
     assert not last.done()

@@ -254,7 +254,7 @@ async def test_waiters_of_one_process_share_a_watch_and_read_nothing(session: Se
     permit = await sem.acquire()
     waiting = [asyncio.create_task(far.acquire()) for _ in range(30)]
     await eventually(lambda: _waits(sem, 30))
-    await asyncio.sleep(1.5)  # past the second look and the first patrols
+    await asyncio.sleep(1.5)  # past the second look and the first ticks
     with counting(other) as calls:
         await permit.release()
         for task in waiting:

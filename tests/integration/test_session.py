@@ -182,7 +182,7 @@ async def test_the_deadline_counts_from_when_a_keepalive_was_sent(etcd: Embedded
 
 
 def test_a_session_whose_loop_was_closed_is_no_open_one(etcd: EmbeddedEtcd, namespace: str) -> None:
-    """Whoever ends with asyncio.run and closes nothing must not stand in the figures for ever."""
+    """A session whose event loop ends without a close must not stay in the figures for ever."""
 
     async def use() -> Session:
         session = await Session(endpoints=etcd.endpoint, namespace=namespace, transport="grpc").open()

@@ -130,7 +130,7 @@ DEATHS = [
 async def test_whatever_dies_in_the_background_ends_the_session_with_the_reason(
     kill: Any, session: Session, other: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever holds is told, whoever waits gets an error, at once and not when a time limit runs out."""
+    """Holders are told and waiters get an error, at once and not when a time limit runs out."""
     blocked = DistributedLock("blocked", other)
     await blocked.acquire()
     waiting = asyncio.create_task(DistributedLock("blocked", session).acquire())

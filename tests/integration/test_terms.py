@@ -29,14 +29,14 @@ TTL = 3.0
 DELAY = 2.0
 
 
-@pytest.mark.parametrize("terms", [{"max_hold": 0}, {"max_hold": -1}, {"max_hold": float("nan")}])
-def test_a_hold_of_no_time_is_refused(terms: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{"max_hold": 0}, {"max_hold": -1}, {"max_hold": float("nan")}])
+def test_a_hold_of_no_time_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="max_hold must be None or more than 0"):
-        DistributedLock("x", **terms)
+        DistributedLock("x", **options)
     with pytest.raises(ValueError, match="max_hold must be None or more than 0"):
-        LockManager().acquire("x", **terms)
+        LockManager().acquire("x", **options)
     with pytest.raises(ValueError, match="max_hold must be None or more than 0"):
-        Semaphore("x", max_concurrent=1, **terms)
+        Semaphore("x", max_concurrent=1, **options)
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), 1e300])
@@ -109,7 +109,7 @@ async def test_a_blocked_event_loop_keeps_no_lock_beyond_max_hold(
     etcd: EmbeddedEtcd, namespace: str, session: Session
 ) -> None:
     async with fleet(etcd, namespace) as members:
-        agent = await members.start("overstay", "x", 2 * TTL)
+        agent = await members.start("exceed", "x", 2 * TTL)
         first = await agent.until("granted")
         waiting = asyncio.create_task(DistributedLock("x", session).acquire())
         grant = await asyncio.wait_for(waiting, 1 + TTL / 3 + 1.5)
@@ -233,8 +233,8 @@ async def test_the_delay_costs_one_write_more_and_one_lease(session: Session) ->
     assert [core_of(session).layout.lease_of(kv.key) for kv in found.kvs] == [session.id]
 
 
-async def test_a_hold_outlasts_the_longer_lease(session: Session, other: Session) -> None:
-    """The longer lease is renewed with the session's."""
+async def test_a_hold_outlasts_the_delayed_lease(session: Session, other: Session) -> None:
+    """The delayed lease is renewed with the session's."""
     async with DistributedLock("x", session, lock_delay=0.5) as grant:
         await asyncio.sleep(core_of(session).ttl + 3)
         assert not grant.lost.is_set()

@@ -92,7 +92,7 @@ async def test_joins_that_are_cancelled_before_they_are_sent_leave_nothing_behin
 
 
 async def test_a_full_database_lets_a_crowd_take_turns(namespace: str) -> None:
-    """A release that cannot write its baton is a release all the same."""
+    """A release that cannot write its release marker is still a release."""
     async with EmbeddedEtcd(args=[f"--quota-backend-bytes={16 << 20}"]) as own:
         settings = {"endpoints": own.endpoint, "namespace": namespace}
         async with Session(**settings) as first, Session(**settings) as second:

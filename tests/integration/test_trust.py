@@ -28,7 +28,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResu
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually, queue_of
-from tests.integration.test_faults import behind_proxy
+from tests.integration.test_faults import through_proxy
 from tests.stepping import AtStep
 
 Acquire = Callable[[Session], Coroutine[Any, Any, Sequence[Grant]]]
@@ -38,24 +38,24 @@ Block = Callable[..., AbstractAsyncContextManager[Any]]
 # While it acquires
 
 
-async def lock(session: Session, **terms: Any) -> Sequence[Grant]:
-    return [await DistributedLock("x", session, **terms).acquire(timeout=30)]
+async def lock(session: Session, **options: Any) -> Sequence[Grant]:
+    return [await DistributedLock("x", session, **options).acquire(timeout=30)]
 
 
-async def reader(session: Session, **terms: Any) -> Sequence[Grant]:
-    return [await LockManager(session).acquire("x", shared=True, **terms)]
+async def reader(session: Session, **options: Any) -> Sequence[Grant]:
+    return [await LockManager(session).acquire("x", shared=True, **options)]
 
 
-async def joint(session: Session, **terms: Any) -> Sequence[Grant]:
-    return await LockManager(session).acquire_all(["w", "x"], **terms)
+async def joint(session: Session, **options: Any) -> Sequence[Grant]:
+    return await LockManager(session).acquire_all(["w", "x"], **options)
 
 
-async def permits(session: Session, **terms: Any) -> Sequence[Grant]:
-    return [(await Semaphore("x", max_concurrent=2, session=session, **terms).acquire(2)).grant]
+async def permits(session: Session, **options: Any) -> Sequence[Grant]:
+    return [(await Semaphore("x", max_concurrent=2, session=session, **options).acquire(2)).grant]
 
 
-async def tried_lock(session: Session, **terms: Any) -> Sequence[Grant]:
-    grant = await DistributedLock("x", session, **terms).try_acquire()
+async def tried_lock(session: Session, **options: Any) -> Sequence[Grant]:
+    grant = await DistributedLock("x", session, **options).try_acquire()
     return [grant] if grant else []
 
 
@@ -157,7 +157,7 @@ async def _nobody_there(session: Session) -> bool:
 async def test_trust_that_ends_between_the_second_write_and_the_grant_is_waited_for(
     etcd: EmbeddedEtcd, namespace: str, other: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=6) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=6) as (proxy, session):
         commit, written, go_on = Committer.commit, asyncio.Event(), asyncio.Event()
 
         async def commit_and_stop(committer: Committer, request: Request) -> Reply:
@@ -186,7 +186,7 @@ async def test_a_waiter_keeps_its_place_while_its_session_is_not_trusted(member:
     holder = DistributedLock("x", other)
     await holder.acquire()
     waiting = asyncio.create_task(DistributedLock("x", member).acquire())
-    place = (await queue_of(other, "x", 2))[1]
+    waiter = (await queue_of(other, "x", 2))[1]
     expire(member)
     await asyncio.sleep(0.05)
     await holder.release()
@@ -194,7 +194,7 @@ async def test_a_waiter_keeps_its_place_while_its_session_is_not_trusted(member:
     assert not waiting.done()
     renew(member)
     grant = await asyncio.wait_for(waiting, 2)
-    assert grant.token == place.create_revision and grant.deadline() > 0
+    assert grant.token == waiter.create_revision and grant.deadline() > 0
 
 
 @pytest.mark.parametrize("kind", [name for name in ACQUIRED if name.startswith("tried")])
@@ -248,7 +248,7 @@ async def test_a_longer_lease_that_came_late_is_not_relied_upon(
             return lease
 
         monkeypatch.setattr(core_of(member).transport, "grant", late)
-        with pytest.raises(EtcdUnavailable, match="longer lease came too late"):
+        with pytest.raises(EtcdUnavailable, match="delayed lease came too late"):
             await DistributedLock("x", member, lock_delay=0.1).acquire()
         await queue_of(other, "x", 0)
         monkeypatch.undo()
@@ -292,24 +292,24 @@ async def test_an_end_of_trust_that_no_thread_tells_is_noticed_all_the_same(memb
 # At the end of a block
 
 
-def the_lock(session: Session, **terms: Any) -> AbstractAsyncContextManager[Any]:
-    return DistributedLock("x", session, **terms)
+def the_lock(session: Session, **options: Any) -> AbstractAsyncContextManager[Any]:
+    return DistributedLock("x", session, **options)
 
 
-def the_reader(session: Session, **terms: Any) -> AbstractAsyncContextManager[Any]:
-    return LockManager(session).acquire("x", shared=True, **terms)
+def the_reader(session: Session, **options: Any) -> AbstractAsyncContextManager[Any]:
+    return LockManager(session).acquire("x", shared=True, **options)
 
 
-def the_joint(session: Session, **terms: Any) -> AbstractAsyncContextManager[Any]:
-    return LockManager(session).acquire_all(["w", "x"], **terms)
+def the_joint(session: Session, **options: Any) -> AbstractAsyncContextManager[Any]:
+    return LockManager(session).acquire_all(["w", "x"], **options)
 
 
-def the_semaphore(session: Session, **terms: Any) -> AbstractAsyncContextManager[Any]:
-    return Semaphore("x", max_concurrent=2, session=session, **terms)
+def the_semaphore(session: Session, **options: Any) -> AbstractAsyncContextManager[Any]:
+    return Semaphore("x", max_concurrent=2, session=session, **options)
 
 
-def the_permits(session: Session, **terms: Any) -> AbstractAsyncContextManager[Any]:
-    return Semaphore("x", max_concurrent=2, session=session, **terms).hold(2)
+def the_permits(session: Session, **options: Any) -> AbstractAsyncContextManager[Any]:
+    return Semaphore("x", max_concurrent=2, session=session, **options).hold(2)
 
 
 BLOCKS: dict[str, Block] = {
@@ -327,7 +327,7 @@ BLOCKS: dict[str, Block] = {
 async def test_a_block_whose_lock_is_lost_because_etcd_is_away_ends_with_lock_lost_at_once(
     etcd: EmbeddedEtcd, namespace: str, other: Session, kind: str
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=3, request_timeout=2.0) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=3, request_timeout=2.0) as (proxy, session):
         cancelled = math.inf
         with pytest.raises(LockLost, match="no keepalive was answered") as caught:
             async with BLOCKS[kind](session):
@@ -345,7 +345,7 @@ async def test_a_block_whose_lock_is_lost_because_etcd_is_away_ends_with_lock_lo
 async def test_a_lock_lost_while_etcd_is_away_is_given_back_when_it_is_there_again(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=9, request_timeout=0.5) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=9, request_timeout=0.5) as (proxy, session):
         with pytest.raises(LockLost):
             async with DistributedLock("x", session):
                 proxy.blackhole()
@@ -353,7 +353,7 @@ async def test_a_lock_lost_while_etcd_is_away_is_given_back_when_it_is_there_aga
         proxy.resume()
         await queue_of(other, "x", 0, limit=2)
         await core_of(session).trusted()
-        async with DistributedLock("x", session) as again:  # the session outlived it
+        async with DistributedLock("x", session) as again:  # the session goes on
             assert again.deadline() > 0
 
 
@@ -361,7 +361,7 @@ async def test_a_lock_lost_while_etcd_is_away_is_given_back_when_it_is_there_aga
 async def test_a_block_that_ends_by_itself_while_etcd_is_away_has_succeeded(
     etcd: EmbeddedEtcd, namespace: str, other: Session, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
         async with BLOCKS[kind](session):
             proxy.blackhole()
         assert "release" in caplog.text and "goes on" in caplog.text
@@ -371,7 +371,7 @@ async def test_a_block_that_ends_by_itself_while_etcd_is_away_has_succeeded(
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-async def test_a_block_that_outlived_its_trust_unnoticed_ends_with_lock_lost(
+async def test_a_block_that_ran_past_its_trust_unnoticed_ends_with_lock_lost(
     member: Session, other: Session, kind: str
 ) -> None:
     """The process was stopped in a block that awaits nothing."""
@@ -425,7 +425,7 @@ async def test_trust_that_ends_at_any_await_point_of_a_block_ends_it_well_or_wit
 
 
 async def test_an_error_of_the_body_comes_through_while_etcd_is_away(etcd: EmbeddedEtcd, namespace: str) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
         with pytest.raises(RuntimeError, match="mine"):
             async with DistributedLock("x", session):
                 proxy.blackhole()
@@ -436,7 +436,7 @@ async def test_an_error_of_the_body_comes_through_while_etcd_is_away(etcd: Embed
 async def test_an_error_of_the_body_comes_through_when_trust_ended_under_it(
     etcd: EmbeddedEtcd, namespace: str, kind: str
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=2, request_timeout=1.0) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=2, request_timeout=1.0) as (proxy, session):
         with pytest.raises(RuntimeError, match="mine") as caught:
             async with BLOCKS[kind](session):
                 proxy.blackhole()
@@ -451,7 +451,7 @@ async def test_an_error_of_the_body_comes_through_when_trust_ended_under_it(
 
 async def test_a_block_that_is_only_notified_ends_in_peace(etcd: EmbeddedEtcd, namespace: str) -> None:
     async with (
-        behind_proxy(etcd, namespace, session_ttl=2, request_timeout=1.0) as (proxy, session),
+        through_proxy(etcd, namespace, session_ttl=2, request_timeout=1.0) as (proxy, session),
         DistributedLock("x", session, on_loss="notify") as grant,
     ):
         proxy.blackhole()
@@ -459,7 +459,7 @@ async def test_a_block_that_is_only_notified_ends_in_peace(etcd: EmbeddedEtcd, n
 
 
 async def test_a_release_says_that_etcd_is_away_and_goes_on(etcd: EmbeddedEtcd, namespace: str, other: Session) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
         manager = LockManager(session)
         lock = DistributedLock("a", session)
         await lock.acquire()
@@ -477,7 +477,7 @@ async def test_a_release_says_that_etcd_is_away_and_goes_on(etcd: EmbeddedEtcd, 
 async def test_the_release_of_what_was_lost_does_nothing_also_while_etcd_is_away(
     etcd: EmbeddedEtcd, namespace: str
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=2, request_timeout=1.0) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=2, request_timeout=1.0) as (proxy, session):
         manager = LockManager(session)
         lock = DistributedLock("a", session)
         await lock.acquire()
@@ -496,7 +496,7 @@ async def test_the_release_of_what_was_lost_does_nothing_also_while_etcd_is_away
 async def test_a_hold_that_is_over_while_etcd_stands_still_ends_with_lock_lost(
     etcd: EmbeddedEtcd, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=0.5) as (proxy, session):
         lock = DistributedLock("y", session, max_hold=0.2)
         grant = await lock.acquire()
         with pytest.raises(LockLost, match="max_hold"):
@@ -520,14 +520,14 @@ async def test_a_permit_s_block_is_the_task_that_entered_it(session: Session) ->
 async def test_a_session_that_closes_under_a_release_ends_it_without_an_error(
     etcd: EmbeddedEtcd, namespace: str
 ) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=60, request_timeout=10.0) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=10.0) as (proxy, session):
         manager = LockManager(session)
         grants = [await manager.acquire(f"x{number}") for number in range(4)]
         joined = await manager.acquire_all(["a", "b"])
         proxy.blackhole()
         under_way = asyncio.create_task(manager.release(grants[0]))
         await asyncio.sleep(0.1)
-        behind_it = [asyncio.create_task(manager.release(grant)) for grant in (*grants[1:], *joined)]
+        queued = [asyncio.create_task(manager.release(grant)) for grant in (*grants[1:], *joined)]
         await asyncio.sleep(0.1)
         await session.close()
-        assert await asyncio.gather(under_way, *behind_it) == [None] * 6
+        assert await asyncio.gather(under_way, *queued) == [None] * 6

@@ -44,7 +44,7 @@ async def _awaited(manager: LockManager) -> None:
     await manager.acquire("x", timeout=0.1)  # waits for itself
 
 
-async def test_who_waits_for_itself_outside_a_crowded_queue_is_warned_too(session: Session) -> None:
+async def test_a_waiter_for_itself_outside_a_full_queue_is_warned_too(session: Session) -> None:
     lock = DistributedLock("x", session)
     async with lock:
         tasks = [asyncio.create_task(lock.acquire()) for _ in range(ADMITTED)]

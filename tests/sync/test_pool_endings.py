@@ -16,7 +16,7 @@ LIMIT = 20  # seconds; what hangs fails by it
 
 
 def within(call: Callable[[], Any]) -> Any:
-    """What ``call`` gives or raises, from a thread that may hang."""
+    """Return the result of ``call``, or raise its error. A thread runs it, because it may hang."""
     answer: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
 
     def run() -> None:

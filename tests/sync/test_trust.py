@@ -21,8 +21,8 @@ from tests.proxy import TcpProxy
 Block = Callable[[Session], AbstractContextManager[Any]]
 
 
-def the_lock(session: Session, **terms: Any) -> AbstractContextManager[Any]:
-    return DistributedLock("x", session, **terms)
+def the_lock(session: Session, **options: Any) -> AbstractContextManager[Any]:
+    return DistributedLock("x", session, **options)
 
 
 def the_acquired(session: Session) -> AbstractContextManager[Any]:

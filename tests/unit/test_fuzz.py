@@ -1,4 +1,4 @@
-"""Whatever lies under our prefix, or is typed at the command line: read, refused or passed over, never a crash."""
+"""Any key under the prefix, and any text at the command line, is read, refused or skipped, and never crashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package promises to the outside: its names, its weight, its shape."""
+"""The promises of the package to its users: its names, the cost of its import, and its shape."""
 
 from __future__ import annotations
 

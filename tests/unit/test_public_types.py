@@ -1,4 +1,4 @@
-"""What the public names give is public too: nobody must import a private name to write down a type."""
+"""The types that public names return are public too: no user needs a private name to write down a type."""
 
 from __future__ import annotations
 

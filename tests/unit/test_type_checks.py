@@ -1,4 +1,4 @@
-"""What ``make lint`` lets the type checkers read, and what it says when one of them is not there."""
+"""The files that ``make lint`` lets the type checkers read, and its message when a checker is missing."""
 
 from __future__ import annotations
 

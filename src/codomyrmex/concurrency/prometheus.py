@@ -8,7 +8,7 @@ The only labels are kinds, states and the names of pools and of the given dead l
     codomyrmex_losses_total{kind}            codomyrmex_session_deadline_seconds  the least of this process's sessions
     codomyrmex_fenced_writes_rejected_total  codomyrmex_waiting{kind}, codomyrmex_oldest_wait_seconds{kind}
     codomyrmex_sessions_lost_total           codomyrmex_holding{kind}, codomyrmex_oldest_hold_seconds{kind}
-    codomyrmex_pool_tasks{pool,state}        each task in one state; "waiting": begun, and waits
+    codomyrmex_pool_tasks{pool,state}        each task has one state; "waiting" tasks have begun, and wait
     codomyrmex_dead_letters{queue,state}, codomyrmex_dead_letters_oldest_seconds{queue}
 """
 
@@ -36,22 +36,22 @@ from codomyrmex.concurrency.session_core import open_sessions
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-MAX_POOLS = 50  # names of pools in labels; the pools beyond are summed up as "other"
+MAX_POOLS = 50  # the number of pool names in labels; further pools are summed up as "other"
 _KINDS = ("lock", "semaphore")
 _STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-_PAUSE = 5.0
+_PAUSE = 5.0  # seconds before a failed watch is begun again
 
 
 class Metrics(telemetry.Observer):
     """The metrics of this process: ``async with Metrics() as metrics: metrics.serve()``.
 
     Args:
-        registry: where the metrics are registered; prometheus_client's own when left out.
-        dead_letters: queues to count, by one watch each, while the ``async with`` block runs.
+        registry: the registry of the metrics; prometheus_client's own when left out.
+        dead_letters: the queues to count, by one watch each, while the ``async with`` block runs.
 
-    Without queues no event loop is needed: make one, and ``close`` it at the end.
+    Without queues no event loop is needed: make a ``Metrics``, and ``close`` it at the end.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, dead_letters: Sequence[DeadLetterQueue] = ()) -> None:
@@ -70,7 +70,7 @@ class Metrics(telemetry.Observer):
         self._waits = self._histogram("wait_seconds", "Time from the request to the grant", _SECONDS)
         self._holds = self._histogram("hold_seconds", "Time from the grant to the release", _SECONDS)
         self._batches = self._histogram("commit_batch_size", "Requests in one transaction", _SIZES, ())
-        for kind in _KINDS:  # so that a rate is known from the first one on
+        for kind in _KINDS:  # each counter begins at 0, so that a rate includes its first event
             for counter in (self._grants, self._handoffs, self._releases, self._losses):
                 counter.labels(kind)
         self._registry.register(self)
@@ -108,25 +108,31 @@ class Metrics(telemetry.Observer):
     # The methods of an observer
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
+        """Count a grant and its wait."""
         self._grants.labels(kind).inc()
         self._waits.labels(kind).observe(waited)
         if contended:
             self._handoffs.labels(kind).inc()
 
     def released(self, kind: str, name: str, held: float) -> None:
+        """Count a release and its hold."""
         self._releases.labels(kind).inc()
         self._holds.labels(kind).observe(held)
 
     def lost(self, kind: str, name: str, held: float) -> None:
+        """Count a loss."""
         self._losses.labels(kind).inc()
 
     def write_rejected(self, kind: str, name: str) -> None:
+        """Count a fenced write that was refused."""
         self._rejected.inc()
 
     def committed(self, requests: int) -> None:
+        """Count a transaction by its number of requests."""
         self._batches.observe(requests)
 
     def session_lost(self, session: int) -> None:
+        """Count a lost session."""
         self._sessions_lost.inc()
 
     # Gauges, read at each scrape in the server's thread
@@ -136,7 +142,7 @@ class Metrics(telemetry.Observer):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges, read now."""
+        """The gauges, with their values right now."""
         sessions = open_sessions()
         deadline = GaugeMetricFamily(
             "codomyrmex_session_deadline_seconds", "Time for which the least trusted session may still be trusted"
@@ -159,6 +165,7 @@ class Metrics(telemetry.Observer):
 
     @staticmethod
     def _pool_tasks() -> Metric:
+        """The tasks of all pools, by pool and state."""
         tasks: Tally[tuple[str, str]] = Tally()
         names: set[str] = set()
         for pool in pools():
@@ -174,12 +181,13 @@ class Metrics(telemetry.Observer):
         return family
 
     def _dead_letters(self) -> Iterator[Metric]:
+        """The dead letters of the given queues, and the age of the oldest one of each."""
         letters = GaugeMetricFamily("codomyrmex_dead_letters", "Dead letters in etcd", labels=("queue", "state"))
         oldest = GaugeMetricFamily(
             "codomyrmex_dead_letters_oldest_seconds", "Age of the oldest that is not resolved", labels=("queue",)
         )
         for name, census in self._censuses.items():
-            if not census.current:  # no figure is better than one of long ago
+            if not census.current:  # an old figure would mislead; none is shown
                 continue
             counts, added = census.counts(), census.oldest()
             for state in _STATES:
@@ -189,6 +197,7 @@ class Metrics(telemetry.Observer):
         yield oldest
 
     async def _follow(self, name: str) -> None:
+        """Keep the counts of a dead letter queue; begin again after a failure."""
         while True:
             try:
                 await self._censuses[name].follow(await self._queues[name]._opened())

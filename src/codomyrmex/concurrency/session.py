@@ -61,7 +61,7 @@ class Session(AsyncOnly):
         return self
 
     async def close(self) -> None:
-        """Release everything held at once, then give the lease back. Calling it again does nothing."""
+        """Release everything held at once, then revoke the lease. A second call does nothing."""
         await self._core.close()
 
     async def __aenter__(self) -> Session:

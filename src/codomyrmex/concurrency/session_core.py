@@ -1,9 +1,11 @@
-"""The machinery of a session: one connection, one lease, one watch stream, shared by every primitive of a process.
+"""The core of a session: one connection, one lease and one watch stream, shared by every primitive of a process.
 
-It decides until when the lease may be trusted and tells its session members when that ends; it knows nothing of locks.
-The end of trust and the loss of the session are two things. Trust ends two thirds of a TTL after the last acknowledged
-keepalive was sent: from then on nothing that is held may be relied upon, though the lease may live on and waiters keep
-their entries. The session is lost when the lease is known to be gone, and a lost session stays lost.
+A session decides until when its lease may be trusted, and tells its session members when trust ends. It knows nothing
+of locks. The end of trust and the loss of the session are two events:
+
+- Trust ends two thirds of a TTL after the last acknowledged keepalive was sent. From then on nothing held may be relied
+  on, but the lease may still exist, and waiters keep their entries.
+- The session is lost when the lease is known to be gone. A lost session stays lost.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codomyrmex.concurrency")
 
-_open_sessions: set[SessionCore] = set()  # also those whose loop was closed under them: nothing can close them any more
+_open_sessions: set[SessionCore] = set()  # with those whose loop was closed, which nothing can close any more
 _ENDING = 1.0  # seconds for the tasks of the session to end when it is closed
 
 M = TypeVar("M", bound=SessionMember)
@@ -48,7 +50,7 @@ M = TypeVar("M", bound=SessionMember)
 class SessionCore:
     """The lease, its keepalive, its watch stream and its group commit, and the session members that depend on them.
 
-    Layers above get it from ``session.ready`` or ``session.core_of``; users see ``Session`` alone.
+    Layers above get it from ``session.ready`` or ``session.core_of``. Users see only ``Session``.
     """
 
     def __init__(self, settings: EtcdSettings) -> None:
@@ -102,7 +104,7 @@ class SessionCore:
                     raise
 
     async def close(self) -> None:
-        """Release everything held at once, then give the lease back. Calling it again does nothing."""
+        """Release everything held at once, then revoke the lease. A second call does nothing."""
         if not self.home.in_process:  # a copy in a forked child, which has nothing to give back
             self.lost.tell(SessionClosed("the session was closed"))
             return
@@ -118,7 +120,7 @@ class SessionCore:
             async with asyncio.timeout(min(2.0, self.settings.request_timeout)):
                 await self.committer.idle()
         except TimeoutError:
-            pass  # the lease's end takes the keys along
+            pass  # the end of the lease deletes the keys
         if self._keepalive:
             self._keepalive.stop(revoke=True)
         self._end(reason)
@@ -133,7 +135,7 @@ class SessionCore:
         return f"<Session {self.id:016x} {state}>"
 
     def usable_here(self) -> bool:
-        """True if the session is open and this is the process and the event loop that it belongs to."""
+        """True if the session is open and belongs to this process and the running event loop."""
         return self.is_open and self.home.is_here() and not self.lost.is_set()
 
     @property
@@ -142,7 +144,7 @@ class SessionCore:
         return self.lost.is_set() or (self.home.loop is not None and self.home.loop.is_closed())
 
     async def trusted(self) -> None:
-        """Wait until the lease may be trusted; raises ``SessionLost`` when it is gone instead."""
+        """Wait until the lease may be trusted. Raises ``SessionLost`` if the session is lost meanwhile."""
         while not self.alive:
             if self.lost.is_set():
                 raise fresh(self.lost.reason or SessionLost("the session is over"))
@@ -153,7 +155,7 @@ class SessionCore:
         """Tell the members at once that the lease is not trusted, before the keepalive's callback runs."""
         self._lease_changed()
 
-    # Its members and their work
+    # Session members and their work
 
     def member(self, kind: type[M]) -> M:
         """The session's one member of type ``kind``. The first call makes it, with the session as its argument.
@@ -167,19 +169,19 @@ class SessionCore:
         return made
 
     def join(self, member: SessionMember) -> None:
-        """Tell ``member`` from now on what becomes of the session."""
+        """Tell ``member`` of the end of trust, the loss and the close of the session from now on."""
         self.members.add(member)
 
     def leave(self, member: SessionMember) -> None:
-        """Tell ``member`` no more."""
+        """Tell ``member`` nothing more."""
         self.members.discard(member)
 
     def waits(self) -> list[tuple[str, float]]:
-        """The kind of each thing that members wait for, and its time on ``clock``. Any thread may call it."""
+        """The waits of all members: the kind of each, and its beginning on ``clock``. Any thread may call this."""
         return self.members.waits()
 
     def holds(self) -> list[tuple[str, float]]:
-        """The kind of each thing that members hold, and its time on ``clock``. Any thread may call it."""
+        """The holds of all members: the kind of each, and its beginning on ``clock``. Any thread may call this."""
         return self.members.holds()
 
     def keep(self, task: asyncio.Task[Any]) -> None:
@@ -188,30 +190,30 @@ class SessionCore:
         task.add_done_callback(self._tasks.discard)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run ``work`` in a task of the session; if it fails, the session ends with the reason."""
+        """Run ``work`` in a task of the session. If ``work`` fails, the session is lost for that reason."""
         task = supervise(work, name, self._broken)
         self.keep(task)
         return task
 
-    # Its lease
+    # The lease
 
     async def delayed_lease(self, seconds: float) -> int:
-        """The id of a lease that is renewed with the session's and ends ``seconds`` after it."""
+        """The id of a delayed lease: it is renewed with the session's lease, and ends ``seconds`` after it."""
         assert self._keepalive
         ttl = math.ceil(self.ttl + seconds)
         async with self._opening:
-            lease = self._keepalive.longer(ttl)
+            lease = self._keepalive.delayed_lease(ttl)
             if lease is None:
                 asked_at = clock.now()
                 lease = await self.transport.grant(ttl)
-                # It must last longer than the present trust in the session; from the next keepalive on it does.
+                # It must not end before the trust in the session does. The next keepalive makes sure of that.
                 if clock.now() - asked_at > self.ttl / 3:
-                    raise EtcdUnavailable("the longer lease came too late to be relied upon", retryable=True)
+                    raise EtcdUnavailable("the delayed lease came too late to be relied upon", retryable=True)
                 self._keepalive.renew_too(ttl, lease)
         return lease.id
 
     def hold_limits(self) -> HoldLimits:
-        """The limits of holds, which the keepalive's thread enforces, even if the event loop is blocked."""
+        """The hold limits, which the keepalive's thread enforces, even if the event loop is blocked."""
         assert self._keepalive
         return self._keepalive.hold_limits
 
@@ -261,12 +263,15 @@ class SessionCore:
     # Ends
 
     def _key_notice(self, notice: Notice) -> None:
-        """The session's own key is watched, since its end is the lease's end. A gap in the watch may hide it; then the
-        next keepalive tells."""
+        """End the session if its own key was deleted, because the key ends with the lease.
+
+        A gap in the watch may hide the deletion; then the next keepalive tells.
+        """
         if isinstance(notice, Changed):
             self._end(SessionLost("the session's lease is gone: it expired or was revoked"))
 
     def _lease_changed(self) -> None:
+        """Tell the members if trust in the lease has ended, or end the session if the lease is gone."""
         if self._keepalive is None:
             return
         if self._keepalive.gone:
@@ -280,26 +285,32 @@ class SessionCore:
             self.members.tell(lambda member: member.untrusted(reason), self.id)
 
     def _keepalive_failed(self, endpoint: str) -> None:
-        """An endpoint that hangs for the keepalive hangs for the watches too, and they would not notice for long."""
+        """Leave an endpoint that did not answer a keepalive.
+
+        It hangs for the watches too, which would not notice for long.
+        """
         if len(self.transport.endpoints) > 1 and not self.lost.is_set():
             self.transport.suspect(endpoint)
             self.hub.leave(endpoint)
 
     def _give_up(self, reason: ConcurrencyError) -> None:
-        """A transaction may be in flight and cannot be fenced off; only the end of the lease undoes it."""
+        """Revoke the lease, because a transaction may be in flight that nothing else can undo or fence off."""
         if self._keepalive:
             self._keepalive.stop(revoke=True)
         self._end(SessionLost(f"the lease was given up, because a transaction's fate could not be settled: {reason}"))
 
     def _broken(self, name: str, error: BaseException) -> None:
-        """Background work ended by an error, and the session cannot keep its promises without it. The lease is left to
-        expire, so that holders, which are told now, can come to an end before others begin."""
+        """End the session because its background work failed, without which it cannot keep its promises.
+
+        The lease is not revoked but expires, so that holders, which are told now, can end before others begin.
+        """
         if self.lost.is_set() and isinstance(self.lost.reason, SessionClosed):
             return
         log.error("%s of the session %016x failed", name, self.id, exc_info=error)
         self._end(SessionLost(f"{name} of this session failed: {type(error).__name__}: {text_of(error)}"))
 
     def _end(self, reason: SessionLost) -> None:
+        """Make the session lost, once, and tell its members."""
         if self.lost.is_set():
             return
         self.lost.tell(reason)

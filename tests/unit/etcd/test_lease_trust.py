@@ -149,5 +149,5 @@ def test_trust_is_extended_only_when_the_longer_leases_are_renewed_too(monkeypat
     renewing.keepalive.renew_too(30, Lease(2, 30))
     assert renewing.renew(102.0)
     assert renewing.client.renewed == [1, 2] and renewing.keepalive.remaining() == 2.0
-    assert renewing.renew(103.0)  # the longer lease was revoked; the session goes on without it
-    assert renewing.keepalive.remaining() == 4.0 and renewing.keepalive.longer(30) is None
+    assert renewing.renew(103.0)  # the delayed lease was revoked; the session goes on without it
+    assert renewing.keepalive.remaining() == 4.0 and renewing.keepalive.delayed_lease(30) is None

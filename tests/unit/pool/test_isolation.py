@@ -253,7 +253,7 @@ async def test_a_late_cancel_of_the_tasks_parent_reaches_no_other_task(how: str,
 
 
 async def test_a_late_cancel_reaches_no_other_task_whoever_looked_on() -> None:
-    """Somebody held the worker as the task began, and lets go of it while the task's own child still does not."""
+    """Other code held the worker as the task began, and lets go of it while the task's own child still holds it."""
     children: list[asyncio.Task[None]] = []
 
     async def late(parent: asyncio.Task[Any]) -> None:

@@ -231,7 +231,7 @@ async def test_leaving_that_is_cancelled_ends_everything_and_delivers_it(how: st
         results = await mapping
         assert [result.status for result in results] == ["ok"] * 2 + ["cancelled"] * 4
         assert {result.status for result in await other} <= {"cancelled"}
-    if cancels == 1 and how != "now":  # a second cancel is passed on, to what they do at their end too
+    if cancels == 1 and how != "now":  # a second cancel reaches the tasks too, even their clean-up
         assert cleaned
     with pytest.raises(PoolClosed):
         await pool.submit(identity, 1)

@@ -189,7 +189,7 @@ async def test_processes_are_used_again_and_one_that_died_idle_is_replaced() -> 
         assert other.unwrap() != first.unwrap()
 
 
-async def test_no_process_outlives_its_pool() -> None:
+async def test_every_process_ends_with_its_pool() -> None:
     before = {process.pid for process in multiprocessing.active_children()}
     async with AsyncWorkerPool(2, executor="process") as pool:
         results = await pool.map(whose, range(4))

@@ -97,7 +97,7 @@ async def test_a_source_that_breaks_is_told_to_its_consumer(monkeypatch: pytest.
         assert balanced(pool.stats()) and pool.stats().running == pool.stats().queued == 0
 
 
-async def test_workers_that_somebody_cancels_are_replaced() -> None:
+async def test_workers_that_are_cancelled_are_replaced() -> None:
     async def work(number: int) -> int:
         await asyncio.sleep(0.005)
         return number

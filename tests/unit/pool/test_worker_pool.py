@@ -1,4 +1,4 @@
-"""What a user of a pool sees; no etcd anywhere."""
+"""The behaviour of a pool that its user sees; no etcd is involved."""
 
 from __future__ import annotations
 

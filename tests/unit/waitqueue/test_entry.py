@@ -22,7 +22,7 @@ ENDS_OF_THE_KEY = {Event.WITHDRAWN, Event.RELEASED, Event.KEY_LOST}
 
 
 class Facts:
-    """What is true of an entry after the events of a history."""
+    """The facts about an entry after the events of a history."""
 
     def __init__(self, history: list[Event]) -> None:
         happened = set(history)
@@ -78,7 +78,7 @@ def test_over_any_history_the_state_says_what_happened(choices: list[int]) -> No
 
 
 def _found(table: Table) -> bool:
-    """Whether any history of up to five events shows that ``table`` is broken."""
+    """True if a history of up to five events shows that ``table`` is broken."""
     return any(violations([n // 12**k % 12 for k in range(5)], table) for n in range(0, 12**5, 7))
 
 

@@ -34,7 +34,7 @@ LIMIT = b"/fleet/v1/semaphore/q/limit-%d"
 
 
 class Queue:
-    """What etcd knows, at every revision there was."""
+    """A queue in etcd, as it was at every revision."""
 
     def __init__(self, seed: int, limit: int | None) -> None:
         self.random = random.Random(seed)
@@ -85,13 +85,13 @@ class Waiter:
     def __init__(self, queue: Queue, rule: Rule) -> None:
         self.queue = queue
         self.rule = rule
-        ahead, limit = queue.history[-1]
+        entries, limit = queue.history[-1]
         self.entry = queue.join(rule.key_suffix)
         self.turn = Turn(rule)
         self.watched_from: int | None = None
         self.granted = False
-        seen = ahead if rule.needs_all else ahead[-1:]
-        self.apply(self.turn.seen(View(queue.revision, seen, len(ahead), limit)))
+        seen = entries if rule.needs_all else entries[-1:]
+        self.apply(self.turn.seen(View(queue.revision, seen, len(entries), limit)))
 
     def apply(self, action: Action) -> None:
         self.granted = self.granted or action is Action.GRANT
@@ -101,7 +101,7 @@ class Waiter:
             self.told: set[int] = set()
 
     def steps(self) -> list[Callable[[], None]]:
-        """What may happen to this waiter next: news come in order, but views at any time."""
+        """The events that may come next: notices come in order, but views at any time."""
         if self.granted or self.action is Action.FAIL:
             return []
         if self.watched_from is None:
@@ -124,11 +124,11 @@ class Waiter:
         """A view at any revision from the one needed to now."""
         revision = self.queue.random.randint(max(self.turn.needed, self.entry.create_revision), self.queue.revision)
         entries, limit = self.queue.history[revision]
-        ahead = [e for e in entries if e.create_revision < self.entry.create_revision]
+        predecessors = [e for e in entries if e.create_revision < self.entry.create_revision]
         if self.rule.needs_all:
-            self.apply(self.turn.seen(View(revision, ahead, len(ahead), limit)))
+            self.apply(self.turn.seen(View(revision, predecessors, len(predecessors), limit)))
         else:
-            self.apply(self.turn.seen(View(revision, ahead[-1:], min(2, len(ahead)), limit)))
+            self.apply(self.turn.seen(View(revision, predecessors[-1:], min(2, len(predecessors)), limit)))
 
     def tell(self, key: bytes, revision: int) -> None:
         self.told.add(revision)
@@ -185,7 +185,7 @@ def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, round
         if done and queue.random.random() < 0.5:
             living.remove(done[0])
             queue.release(done[0].entry)
-    return "somebody waits for ever"
+    return "a waiter waits for ever"
 
 
 def _wrong(queue: Queue, living: list[Waiter], largest: int | None) -> str:

@@ -1,4 +1,4 @@
-"""A command in a process group of its own: it gets our signals, ends as a whole, and its exit code becomes ours."""
+"""Runs a command in a process group of its own: forwards signals, ends the whole group, and returns its exit code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "S
 class Command:
     """One run of ``argv``, without a shell and with our stdin.
 
-    A user may stop this process at the terminal and continue it. Then ``may_continue`` decides: on False the command is
-    killed.
+    A user may stop this process at the terminal and continue it. ``may_continue`` is called then; if it returns False,
+    the command is killed.
     """
 
     def __init__(
@@ -31,10 +31,13 @@ class Command:
         self._environment = environment
         self._may_continue = may_continue
         self._process: asyncio.subprocess.Process | None = None
-        self._early: list[int] = []  # signals that came before it had started
+        self._early: list[int] = []  # signals that came before the command had started
 
     async def run(self) -> int:
-        """Run to the end and return the exit code: its own, 128+N for a signal, 127 not found, 126 not executable."""
+        """Run the command to its end and return its exit code.
+
+        The code is 128+N after the signal N, 127 if the command is not found, and 126 if it cannot be executed.
+        """
         with self._forwarding():
             try:
                 self._process = await asyncio.create_subprocess_exec(
@@ -56,10 +59,10 @@ class Command:
             async with _guarded(process.pid):
                 return await process.wait()
         finally:
-            self._signal(signal.SIGKILL)  # what it left behind in its group
+            self._signal(signal.SIGKILL)  # ends the processes that the command has left in its group
 
     async def end(self, patience: float) -> None:
-        """End the whole group: SIGTERM, and SIGKILL after ``patience`` seconds."""
+        """End the whole group: send SIGTERM, and SIGKILL after ``patience`` seconds."""
         if self._process is None:
             return
         self._signal(signal.SIGTERM)
@@ -98,13 +101,14 @@ class Command:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        """Ctrl-Z: stops the command too, for it must not run while nobody watches its lock."""
+        """Handle Ctrl-Z: stop the command too, because it must not run while this process cannot check its lock."""
         self._signal(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         self._signal(signal.SIGCONT if self._may_continue() else signal.SIGKILL)
 
 
-# Not a preexec_fn: Python code between fork and exec crashes next to gRPC's threads. SIG_IGN and codes as a shell has.
+# Not a preexec_fn, because Python code between fork and exec crashes next to gRPC's threads. Ignored signals and exit
+# codes are as in a shell.
 _SHIM = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -122,8 +126,8 @@ except OSError as error:
 """
 
 
-# Lives on after a SIGKILL of this process, to end the whole group of the command. A byte on stdin tells it that the
-# command has ended by itself.
+# This guard survives a SIGKILL of the main process, and then kills the whole group of the command. A byte on stdin says
+# that the command has ended by itself.
 _GUARD = """
 import os, signal, sys
 if not os.read(0, 1):
@@ -136,7 +140,7 @@ if not os.read(0, 1):
 
 @contextlib.asynccontextmanager
 async def _guarded(group: int) -> AsyncIterator[None]:
-    """While the block runs, a SIGKILL of this process kills the process group too."""
+    """Kill the process ``group`` too if a SIGKILL ends this process while the block runs."""
     guard = await asyncio.create_subprocess_exec(
         *(sys.executable, "-S", "-E", "-c", _GUARD, str(group)),
         stdin=asyncio.subprocess.PIPE,

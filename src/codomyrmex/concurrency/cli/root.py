@@ -10,7 +10,7 @@ from codomyrmex.concurrency.cli.command_classes import Group
 
 
 class _Installed(Group):
-    """Sub-groups of whatever codomyrmex distributions are installed, each loaded when it is asked for."""
+    """The sub-groups of all installed codomyrmex distributions. Each is loaded when it is asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({point.name for point in entry_points(group="codomyrmex.cli")})
@@ -20,7 +20,7 @@ class _Installed(Group):
             try:
                 command: click.Command = point.load()
             except Exception as error:
-                # One broken distribution must not take the others down.
+                # A broken distribution must not make the others unusable.
                 click.echo(f"warning: the command {name!r} cannot be loaded: {error}", err=True)
                 return None
             return command

@@ -1,6 +1,6 @@
-"""Keeps a lease alive from a thread of its own: a blocked event loop must not cost its process the lease.
+"""Keeps a lease alive from a thread of its own, so that a blocked event loop does not lose the lease.
 
-``lease_trust.py`` decides until when the lease may be trusted. Its clock runs during suspend.
+``lease_trust.py`` decides until when the lease may be trusted. Its clock runs while the machine is suspended.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from codomyrmex.concurrency.etcd.supervision import Broken
 from codomyrmex.concurrency.etcd.transports.failures import LEASE_NOT_FOUND
 from codomyrmex.concurrency.etcd.transports.protocol import Lease, LeaseClient
 
-_EXIT_LIMIT = 1.0  # seconds to revoke a lease at the end
+_EXIT_LIMIT = 1.0  # seconds for revoking a lease at exit
 
 
 class Keepalive(threading.Thread):
-    """Renews ``lease`` and the longer leases of its session until it is stopped, the lease is gone, or the event loop
-    has closed. It also enforces the session's hold limits.
+    """The thread that renews the lease and the delayed leases of a session, and enforces the session's hold limits.
+
+    It ends when it is stopped, when the lease is gone, or when the event loop has closed.
 
     ``changed`` is called in the event loop whenever trust ends or is renewed, and when the lease is gone. ``failed`` is
     called with the endpoint after each keepalive that was not answered. ``broken`` is called if the thread ends with an
@@ -46,7 +47,7 @@ class Keepalive(threading.Thread):
         super().__init__(name=f"etcd-keepalive-{lease.id:x}", daemon=True)
         self._client = client
         self._lease = lease
-        self._longer: dict[int, Lease] = {}
+        self._delayed: dict[int, Lease] = {}
         self.hold_limits = HoldLimits(client)
         self._loop = loop
         self._changed = changed
@@ -63,21 +64,21 @@ class Keepalive(threading.Thread):
         """The seconds for which the lease may still be trusted; 0 or less when it may not."""
         return -1.0 if self.gone else self._trust.deadline - clock.now()
 
-    def longer(self, ttl: int) -> Lease | None:
-        """The lease of ``ttl`` seconds that is renewed together with the session's, if there is one."""
-        return self._longer.get(ttl)
+    def delayed_lease(self, ttl: int) -> Lease | None:
+        """The delayed lease of ``ttl`` seconds that is renewed with the session's lease, or None."""
+        return self._delayed.get(ttl)
 
     def renew_too(self, ttl: int, lease: Lease) -> None:
-        """Renew ``lease`` too from now on. It lasts longer than the session's by the difference of their TTLs."""
-        self._longer[ttl] = lease
+        """Renew the delayed ``lease`` too from now on. It ends after the session's by the difference of their TTLs."""
+        self._delayed[ttl] = lease
 
     def stop(self, *, revoke: bool) -> None:
-        """End the thread soon. With ``revoke`` it first gives the lease back, if etcd answers."""
+        """End the thread soon. With ``revoke``, it first revokes the lease, if etcd answers."""
         self._revoke = self._revoke or revoke
         self._ending.set()
 
     def run(self) -> None:
-        """The thread's work."""
+        """Renew and check, until the thread is stopped. The thread calls this."""
         try:
             while not self._ending.wait(self._trust.tick):
                 if self._loop.is_closed():
@@ -100,13 +101,13 @@ class Keepalive(threading.Thread):
             self._tell(self._changed)
 
     def _renew(self) -> bool:
-        """Send a keepalive; false if the lease is gone."""
+        """Send a keepalive. Returns False if the lease is gone."""
         sent_at = clock.now()
         endpoint = self._client.endpoint
         try:
             ttl = self._client.renew(self._lease.id, self._trust.renewal_limit(sent_at))
             if ttl > 0:
-                self._renew_longer(self._trust.call_limit)
+                self._renew_delayed(self._trust.call_limit)
         except EtcdError as error:
             if LEASE_NOT_FOUND in str(error):
                 return self._end()
@@ -120,9 +121,9 @@ class Keepalive(threading.Thread):
         self._tell(self._changed)  # also if trust never ended here: the event loop may have seen it end
         return True
 
-    def _renew_longer(self, limit: float) -> None:
-        """Renew the longer leases. Trust in the session is trust in these too, so it is extended only afterwards."""
-        for asked, lease in self._longer.copy().items():
+    def _renew_delayed(self, limit: float) -> None:
+        """Renew the delayed leases. Trust in the session includes them, so trust is extended only afterwards."""
+        for asked, lease in self._delayed.copy().items():
             try:
                 gone = self._client.renew(lease.id, limit) <= 0
             except EtcdError as error:
@@ -130,7 +131,7 @@ class Keepalive(threading.Thread):
                     raise
                 gone = True
             if gone:  # another client revoked it; the entries with a key on it notice by themselves
-                self._longer.pop(asked, None)
+                self._delayed.pop(asked, None)
 
     def _end(self) -> bool:
         self.gone = True
@@ -140,13 +141,13 @@ class Keepalive(threading.Thread):
     def _tell(self, callback: Callable[[], object]) -> None:
         try:
             self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:  # the loop closed just now; the next turn notices
+        except RuntimeError:  # the loop closed just now; the next round of ``run`` notices
             return
 
     def _give_back(self) -> None:
         if os.getpid() != self._pid:
             return
-        for lease in (self._lease, *self._longer.values()):
+        for lease in (self._lease, *self._delayed.values()):
             try:
                 self._client.revoke(lease.id, _EXIT_LIMIT)
             except EtcdError:
@@ -158,7 +159,7 @@ _running: weakref.WeakSet[Keepalive] = weakref.WeakSet()
 
 @atexit.register
 def _end_all() -> None:
-    """Give the leases back when the process exits, within a time limit."""
+    """Revoke the leases when the process exits, within a time limit."""
     mine = [thread for thread in list(_running) if thread.is_alive()]
     for thread in mine:
         thread.stop(revoke=True)

@@ -1,4 +1,4 @@
-"""Runs an async function in a context of its own, within the current task: a task per call would cost more."""
+"""Runs an async function in a context of its own within the current task, because a task per call would cost more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 
 class InContext:
-    """Awaits what ``call`` returns, each step of it in ``context``. ``suspended`` once it has waited for anything."""
+    """An awaitable that calls ``call`` and runs each step of its result in ``context``.
+
+    ``suspended`` becomes True when a step has waited for anything.
+    """
 
     __slots__ = ("_args", "_call", "_context", "_kwargs", "suspended")
 

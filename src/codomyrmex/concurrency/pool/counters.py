@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from codomyrmex.concurrency.pool.histogram import Histogram
 from codomyrmex.concurrency.pool.results import PoolStats, Status
 
-_WINDOW = 10  # seconds of which the throughput is the mean
-_SAMPLE = 0.25
+_WINDOW = 10  # seconds over which the throughput is averaged
+_SAMPLE = 0.25  # seconds between measurements of the loop's delay
 
 
 class Meter:
@@ -40,11 +40,13 @@ class Meter:
         self.changes = 0
 
     def submit(self) -> None:
+        """Count a new task as queued."""
         self.submitted += 1
         self.queued += 1
         self.changes += 1
 
     def begin(self) -> None:
+        """Count a queued task as running."""
         self.queued -= 1
         self.running += 1
         if self._sampling is None:
@@ -52,7 +54,7 @@ class Meter:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Count a running task as waiting during this block: it does no work."""
+        """Count a running task as waiting while the block runs."""
         self.waiting += 1
         self.changes += 1
         try:
@@ -62,7 +64,7 @@ class Meter:
             self.changes += 1
 
     def end(self, status: Status, elapsed_ms: float, now: float) -> None:
-        """Count the end of a running task. ``now`` is of ``time.perf_counter``."""
+        """Count the end of a running task. ``now`` is a reading of ``time.perf_counter``."""
         self.running -= 1
         self._ended[status] += 1
         self.changes += 1
@@ -80,13 +82,15 @@ class Meter:
         self.changes += 1
 
     def leave_loop(self) -> None:
-        """The event loop is closed, and its timer with it."""
+        """Forget the timer of an event loop that was closed."""
         self._sampling = None
 
     def where(self) -> dict[str, object]:
+        """The host and the process id of the pool, for dead letters."""
         return {"host": self._host, "pid": os.getpid()}
 
     def stats(self) -> PoolStats:
+        """All figures right now."""
         return PoolStats(
             submitted=self.submitted,
             completed=self._ended["ok"],
@@ -119,7 +123,7 @@ class Meter:
         return sum(recent) / max(1.0, min(_WINDOW, age))
 
     def _sample(self, expected: float) -> None:
-        """Measure the delay of a timer of the loop, again and again while tasks run."""
+        """Measure the delay of the event loop by a timer, repeatedly while tasks run."""
         now = time.perf_counter()
         self._lag = max(0.0, now - expected) * 1000
         if self.running:

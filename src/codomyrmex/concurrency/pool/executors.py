@@ -1,4 +1,4 @@
-"""Runs a function on the loop, in a thread, or in a process. The choice is made before anything runs."""
+"""Runs a function on the event loop, in a thread, or in a process. The choice is made before the function runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Call = Callable[..., Awaitable[Any]]
 
 
 class Runner:
-    """Runs functions, at most ``workers`` in threads or processes. What it starts ends with ``close``."""
+    """Runs functions, at most ``workers`` of them in threads or processes. ``close`` ends the threads and processes."""
 
     def __init__(self, executor: Executor, workers: int, name: str) -> None:
         if executor not in get_args(Executor):
@@ -32,8 +32,8 @@ class Runner:
         self._name = name
         self._threads: ThreadPoolExecutor | None = None
         self._processes = Processes()
-        self._ending: set[Future[Outcome]] = set()  # those of them that end soon
-        self.busy: set[Future[Outcome]] = set()  # threads at work; they run on after their task has ended
+        self._ending: set[Future[Outcome]] = set()  # the busy threads whose process was killed, and which end soon
+        self.busy: set[Future[Outcome]] = set()  # threads at work; a thread runs on after its task has timed out
 
     def call(self, function: Callable[..., Any]) -> Call:
         """An awaitable form of ``function``. Raises ``TypeError`` if the executor cannot run it."""
@@ -64,7 +64,7 @@ class Runner:
         return await result if inspect.isawaitable(result) else result
 
     async def _in_process(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A thread packs the arguments, waits for the process and unpacks the result, so the loop does none of it."""
+        """Run ``function`` in a process. A thread packs, waits and unpacks, so the event loop is not blocked by it."""
         errand = Errand()
         run = functools.partial(self._processes.run, errand, describe(function), function, args, kwargs)
         return await self._answer(function, run, errand.end)
@@ -84,20 +84,23 @@ class Runner:
         try:
             done: Outcome = await _heard(running)
         except BaseException:
-            running.cancel()  # this has an effect only if it has not begun
+            running.cancel()  # this has an effect only before the work has begun
             if end:
                 self._ending.add(running)
                 running.add_done_callback(self._ending.discard)
                 end()
             raise
-        if isinstance(done.error, StopIteration):  # no coroutine may raise it, and Python says so in the same way
+        if isinstance(done.error, StopIteration):  # a coroutine cannot raise it; Python raises RuntimeError too
             raise RuntimeError(f"{describe(function)} raised StopIteration") from done.error
         if done.error is not None:
             raise done.error
         return done.value
 
     def close(self) -> int:
-        """End threads and processes once they have nothing to do, without waiting. Returns how many threads go on."""
+        """End the threads and processes when their work is done, without waiting.
+
+        Returns the number of threads that run on.
+        """
         threads, self._threads = self._threads, None
         if threads:
             threads.shutdown(wait=False)
@@ -106,12 +109,15 @@ class Runner:
 
 
 def _heard(running: Future[Outcome]) -> asyncio.Future[Outcome]:
-    """A future of this loop for a thread's work. A cancel does not reach the work; a loop that is gone is no error."""
+    """A future of this event loop for the work of a thread.
+
+    A cancel of the future does not reach the work. The work may end after the loop was closed.
+    """
     loop = asyncio.get_running_loop()
     heard: asyncio.Future[Outcome] = loop.create_future()
 
     def deliver(done: Future[Outcome]) -> None:
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+        with suppress(RuntimeError):  # the loop is closed, so nothing waits for the answer
             loop.call_soon_threadsafe(_hear, heard, done)
 
     running.add_done_callback(deliver)
@@ -124,13 +130,17 @@ def _hear(heard: asyncio.Future[Outcome], done: Future[Outcome]) -> None:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
+    """True if ``function`` is a coroutine function, or an object whose ``__call__`` is one."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def describe(function: Callable[..., Any]) -> str:
-    """``module.name``, as dead letters name the operation; what runs as ``__main__`` goes by its importable name."""
+    """The ``module.name`` of a function, which dead letters use as the operation.
+
+    For a function of ``__main__``, it is the name under which other programs import the module.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__).replace("<locals>.", "")

@@ -1,4 +1,4 @@
-"""The run of one task, from its beginning to its result: attempts, delays, dead letter."""
+"""The run of one task of a pool: its attempts, the delays between them, its dead letter, and its result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Course:
         """Run ``job`` and settle it. Returns True if nothing that the task left behind can reach the ``worker``.
 
         A task that waited, or that may have kept a reference to its worker, can cancel the worker later. Such a worker
-        is replaced. Other workers go on, for an event loop's task costs as much as a pool's task.
+        is replaced. Other workers are kept, because a new task of the event loop costs as much as a task of the pool.
         """
         work = job.source.work
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
@@ -71,7 +71,7 @@ class Course:
             while True:
                 attempts += 1
                 try:
-                    if plain:  # written out here: a further coroutine would slow the task that does nothing
+                    if plain:  # not a method: a further coroutine would cost much for a short task
                         references = sys.getrefcount(worker), getweakrefcount(worker)
                         steps = InContext(job.context, work.call, job.args, job.kwargs)
                         value = await steps
@@ -82,10 +82,10 @@ class Course:
                         value = await self._attempt(job)
                     if worker.cancelling():
                         untouched = False
-                        await asyncio.sleep(0)  # a function that cancels itself and returns is cancelled, as in asyncio
+                        await asyncio.sleep(0)  # a task that cancels itself and returns is cancelled, as in asyncio
                     status, failure = "ok", None
                     break
-                except BaseException as error:  # a function that exits must not end its host
+                except BaseException as error:  # a SystemExit of the function must not end the process
                     if _is_the_workers(error, worker):
                         raise
                     status, failure = _failure(error)
@@ -96,7 +96,7 @@ class Course:
             if failure and self._dlq:
                 routed = await self._route(job, failure, attempts)
         except asyncio.CancelledError as error:
-            if failure is None:  # else the task had failed before, and the cancel met its delay or its dead letter
+            if failure is None:  # else the task had failed before: the cancel came in its delay or with its dead letter
                 status, failure = "cancelled", error
             elif self._dlq:
                 routed = Routed(None, _NOT_STORED)
@@ -114,7 +114,7 @@ class Course:
             )
             if status != "ok":
                 result = _with_failure(result, failure, routed)
-            if job in job.source.running:  # else its loop was closed, and it has been settled
+            if job in job.source.running:  # else its loop was closed, and the task was settled then
                 self._meter.end(status, elapsed, ended)
                 job.source.settle(job, result)
         return untouched
@@ -224,13 +224,14 @@ def _with_failure(result: TaskResult, failure: BaseException | None, routed: Rou
 
 
 async def _absorb() -> None:
-    """Absorb a cancel that a function left behind as it failed: the cancel must not end the handling of the failure."""
+    """Absorb a cancel that a failed function left behind, so that it does not end the handling of the failure."""
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
 
 
 def _closing(worker: asyncio.Task[None]) -> bool:
-    """True if a ``GeneratorExit`` is the end of the worker's coroutine, whose loop is gone, and not the function's."""
+    """True if a ``GeneratorExit`` closes the worker's own coroutine because its loop is gone; False if the function
+    raised it."""
     return outcome(asyncio.current_task).value is not worker
 
 
@@ -249,6 +250,6 @@ def _trace(failure: BaseException) -> str:
 
 
 def _total(text: Callable[[], str]) -> str:
-    """The text that ``text`` returns. Code of an exception may raise anything while its text is made."""
+    """The text that ``text`` returns, or a substitute: the code of an exception may raise while its text is made."""
     told = outcome(text)
     return told.value if told.error is None else f"(it cannot be told: {type(told.error).__qualname__})"

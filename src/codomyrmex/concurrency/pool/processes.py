@@ -1,8 +1,8 @@
-"""Child processes that run one function each at a time. One that dies takes nothing along but what ran in it.
+"""Child processes that run one function each at a time. A process that dies fails only the function that ran in it.
 
-An executor of the standard library breaks as a whole when one of its processes dies, or sends what cannot be unpickled.
-So each process has an executor of its own, and what goes through it is bytes and text alone. A process can be ended, as
-a thread cannot: that of a task that timed out or was cancelled is killed.
+An executor of the standard library breaks as a whole when one of its processes dies or sends data that cannot be
+unpickled. So each process has an executor of its own, which transports only bytes and text. A process can be ended, as
+a thread cannot: the process of a task that timed out or was cancelled is killed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from codomyrmex.concurrency.pool.outcome import outcome
 
 
 class _Reply(NamedTuple):
-    """The answer of a process. ``error`` and ``trace`` say in words what ``pickled`` may fail to say."""
+    """The answer of a process. ``error`` and ``trace`` are texts, for the case that ``pickled`` cannot be unpickled."""
 
     pickled: bytes | None
     error: str = ""
@@ -32,14 +32,14 @@ class _Reply(NamedTuple):
 
 
 class _Trace(Exception):
-    """The traceback in the other process, as the cause of its error here."""
+    """The traceback of the other process, used here as the cause of its error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f'\n"""\n{text}"""')
 
 
 class Errand:
-    """One function's run in a process. Any thread may end it."""
+    """One run of a function in a process. Any thread may end it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,18 +47,18 @@ class Errand:
         self.ended = False
 
     def begun(self, pid: int) -> bool:
-        """It is about to run in the process ``pid``; False if it was ended before."""
+        """Note that the function is about to run in the process ``pid``. Returns False if the run was ended before."""
         with self._lock:
             self._pid = 0 if self.ended else pid
             return not self.ended
 
     def over(self) -> None:
-        """The process has answered, or died."""
+        """Note that the process has answered or died."""
         with self._lock:
             self._pid = 0
 
     def end(self) -> None:
-        """Kill the process if the function runs in it; it begins in none any more."""
+        """Kill the process if the function runs in it. If the function has not begun, it never begins."""
         with self._lock:
             self.ended = True
             for process in multiprocessing.active_children() if self._pid else ():
@@ -67,14 +67,14 @@ class Errand:
 
 
 class Child(NamedTuple):
-    """A process, and the executor that it alone serves."""
+    """A process, and the executor that uses only this process."""
 
     executor: ProcessPoolExecutor
     pid: int
 
 
 class Processes:
-    """Processes that are started as they are needed, and used again. Threads may call it side by side."""
+    """Processes that are started when they are needed, and used again. Any number of threads may call it at once."""
 
     def __init__(self) -> None:
         self._idle: list[Child] = []
@@ -84,7 +84,12 @@ class Processes:
     def run(
         self, errand: Errand, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """``function``'s result, from a process; blocks. Raises what it raised, or else an error that says what was."""
+        """Run ``function`` in a process, block until its end, and return its result.
+
+        Raises the function's own error. If that error cannot be pickled, raises a ``RuntimeError`` with its text.
+        Raises ``PicklingError`` or ``UnpicklingError`` if the arguments or the result cannot be packed or unpacked, and
+        ``BrokenProcessPool`` if the process died.
+        """
         packed = outcome(lambda: bytes(ForkingPickler.dumps((function, args, kwargs))))
         if packed.error:
             raise pickle.PicklingError(f"the arguments of {name} cannot be pickled: {_said(packed.error)}")
@@ -101,7 +106,7 @@ class Processes:
         raise RuntimeError(f"{reply.error} (the error itself was lost between processes: {why})") from cause
 
     def close(self) -> None:
-        """End the processes that have nothing to do; the others end once they are done. Waits for none."""
+        """End the idle processes, without waiting. A busy process ends when its function does."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -118,7 +123,7 @@ class Processes:
                 running = child.executor.submit(_serve, name, packed)
             except BrokenProcessPool:
                 child.executor.shutdown(wait=False)
-                continue  # it died while it was idle, so nothing began; there are only so many of these
+                continue  # it died while it was idle, so nothing began; the idle processes are few
             try:
                 reply = running.result()
             except BrokenProcessPool as error:
@@ -155,7 +160,7 @@ class Processes:
 
 
 def _serve(name: str, packed: bytes) -> _Reply:
-    """Runs in the process; never raises."""
+    """Run the packed function. This is called in the child process, and never raises."""
     work = outcome(lambda: ForkingPickler.loads(packed))
     if work.error:
         return _problem(pickle.UnpicklingError(f"{name} cannot be unpickled in its process: {_said(work.error)}"))

@@ -1,4 +1,4 @@
-"""Telling how far a ``map`` or ``imap`` is: a bar on a terminal, or a callback. rich is imported for the bar alone."""
+"""The progress of a ``map`` or ``imap``: a bar on a terminal, or a callback. Only the bar imports rich."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ Callback = Callable[[int, int | None], object]
 
 
 class Progress:
-    """``done`` of ``total``, told after every task. ``how``: True, False, or called with the two numbers."""
+    """Reports the number of tasks done, and their total, after every task.
+
+    ``how`` True shows a bar, False reports nothing, and a callable is called with the two numbers.
+    """
 
     def __init__(self, how: bool | Callback, title: str, total: int | None) -> None:
         self._tell: Callback | None = how if callable(how) else None
@@ -33,6 +36,7 @@ class Progress:
         return self
 
     def step(self) -> None:
+        """Count one more task as done, and report it."""
         self._done += 1
         if self._tell:
             self._tell(self._done, self._total)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
     from typing import TypeVar
 
-    T = TypeVar("T", covariant=True)  # which has a default since Python 3.13
+    T = TypeVar("T", covariant=True)  # ``typing.TypeVar`` takes a default since Python 3.13
 
 Status = Literal["ok", "failed", "timeout", "cancelled"]
 
@@ -25,8 +25,8 @@ class TaskResult(Generic[T]):
     """The result of one task of a function that returns a ``T``.
 
     ``error`` is never empty for a failure. ``elapsed_ms`` counts all attempts and the delays between them, ``wait_ms``
-    the time in the pool's queue. ``dead_letter_note`` tells if the dead letter was spilled to a file or could not be
-    stored.
+    the time in the pool's queue. ``dead_letter_note`` is set if the dead letter was spilled to a file or could not
+    be stored.
     """
 
     task_id: str
@@ -55,8 +55,8 @@ class PoolStats:
     """A pool's figures at one moment.
 
     ``submitted`` is the sum of ``completed``, ``failed``, ``timed_out``, ``cancelled``, ``running`` and ``queued``.
-    ``waiting`` counts the running tasks that wait for a lock, a permit or another attempt, and do no work. Times are in
-    milliseconds, of tasks that ended. ``throughput`` is the number of tasks ended per second over the last ten seconds.
+    ``waiting`` counts the running tasks that wait for a lock, a permit or another attempt. Times are in milliseconds,
+    and of tasks that have ended. ``throughput`` is the number of tasks ended per second over the last ten seconds.
     ``loop_lag_ms`` is the last measured delay of the event loop.
     """
 
@@ -89,4 +89,5 @@ class DeadLetterSink(Protocol):
 
     async def route(
         self, *, operation: str, args: dict[str, Any], error: BaseException, metadata: dict[str, Any]
-    ) -> Routed: ...
+    ) -> Routed:
+        """Store a failed operation as a dead letter."""

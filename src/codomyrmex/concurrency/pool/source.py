@@ -1,7 +1,7 @@
-"""Where a pool's tasks come from: the items of one ``map``, ``imap`` or ``submit``, taken one at a time.
+"""The sources of a pool's tasks: each has the items of one ``map``, ``imap`` or ``submit``, taken one at a time.
 
-A source makes a task of the next item only when a worker has room for it and the window of results that nobody has
-taken yet has room too; so an endless iterable runs in bounded memory.
+A source makes a task of the next item only when a worker is free and the window has room. The window bounds the results
+that the caller has not taken yet, so an endless iterable runs in bounded memory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Work(NamedTuple):
     operation: str
     lock: Callable[[Any], str | None] | None
     semaphore: Any
-    on_loop: bool  # its function is async
+    on_loop: bool  # the function is async
 
 
 class Job:
-    """One task: its arguments, its worker, and the flags of its course."""
+    """One task: its arguments, its worker, and whether it has begun or was cancelled."""
 
     __slots__ = (
         "args",
@@ -58,7 +58,10 @@ class Job:
 
 
 class Source:
-    """The items of one call. ``window`` bounds the tasks begun and not yet taken from ``results``; None: no bound."""
+    """The items and the results of one call.
+
+    ``window`` bounds the number of tasks that have begun and whose results were not taken; None sets no bound.
+    """
 
     def __init__(
         self, work: Work, items: Iterable[Any] | AsyncIterable[Any], began: float, *, window: int | None, ordered: bool
@@ -70,7 +73,7 @@ class Source:
         self.exhausted = False
         self.error: BaseException | None = None
         self.running: set[Job] = set()
-        self.uncounted = 0  # items that are counted as queued, and not taken yet
+        self.uncounted = 0  # items that are counted as queued and were not taken yet
         self._window = window
         self._begun = 0
         self._taken = 0
@@ -88,6 +91,7 @@ class Source:
 
     @property
     def full(self) -> bool:
+        """True when the window has no room for another task."""
         return self._window is not None and self._begun + len(self._arrived) - self._taken >= self._window
 
     @property
@@ -107,7 +111,7 @@ class Source:
             except StopIteration:
                 self.end()
                 return None
-            except BaseException as error:  # whatever it is, it is for whoever gave the items
+            except BaseException as error:  # any error of the items is raised to the caller that gave them
                 self.end(error)
                 return None
         job = self.make(self._begun, item)
@@ -116,6 +120,7 @@ class Source:
         return job
 
     def make(self, index: int, item: Any) -> Job:
+        """The task of an item."""
         return Job(self, index, item, (item,), {})
 
     def arrive(self, item: Any) -> None:
@@ -129,6 +134,7 @@ class Source:
         self._tell()
 
     def settle(self, job: Job, result: TaskResult) -> None:
+        """Store the result of a task that has ended."""
         self.running.discard(job)
         self._ready[job.index] = result
         self._order.append(job.index)
@@ -159,7 +165,7 @@ class Source:
             self._taken += 1
             self._order.popleft()
             if self.feed:
-                self._tell()  # there is room for another item
+                self._tell()  # the feeder has room for another item
         return result
 
     async def settled(self) -> None:
@@ -170,6 +176,7 @@ class Source:
             await asyncio.wait([self.feeder])
 
     async def news(self) -> None:
+        """Wait for the next change: a result, the end of the items, or room for another item."""
         self._news = self._news or asyncio.get_running_loop().create_future()
         await asyncio.shield(self._news)
 
@@ -189,6 +196,7 @@ class Single(Source):
         self._task_id = task_id
 
     def make(self, index: int, item: Any) -> Job:
+        """The task, with the arguments of ``submit``."""
         job = Job(self, index, item, self._args, self._kwargs)
         job.task_id = self._task_id
         return job

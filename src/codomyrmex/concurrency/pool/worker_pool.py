@@ -1,7 +1,7 @@
-"""``AsyncWorkerPool``: a few workers take tasks from many sources. Local: it needs no etcd, and imports none.
+"""``AsyncWorkerPool``: a few workers take tasks from many sources. It runs in one process, and imports no etcd code.
 
-``workers.py`` has the workers, ``job.py`` the run of one task. The user hands over the dead-letter queue and the
-session of the reports.
+``workers.py`` has the workers, ``job.py`` the run of one task. The user passes in the dead-letter queue, and the
+session that reports are sent with.
 """
 
 from __future__ import annotations
@@ -54,28 +54,29 @@ def pools() -> list[AsyncWorkerPool]:
 
 
 class AsyncWorkerPool(AsyncOnly):
-    """Runs functions on items, at most ``max_workers`` at a time, and says exactly what became of each.
+    """Runs functions on items, at most ``max_workers`` at a time, and returns one ``TaskResult`` per item.
 
     Args:
-        max_workers: how many tasks run at a time.
-        name: what the pool is called in reports and dead letters.
-        dlq: a ``DeadLetterQueue`` for tasks that fail for good, retries included. The operation is
+        max_workers: the number of tasks that run at a time.
+        name: the pool's name in reports and dead letters.
+        dlq: a ``DeadLetterQueue`` for the tasks that still fail after their last attempt. The operation is
             ``operation_of`` the function; ``args`` are ``{"args": [item], "kwargs": {}}``.
-        retry: tries a failed task again, in the same worker, which waits meanwhile; None: one attempt.
-        task_timeout: seconds for each attempt. A function in a thread or process cannot be ended: it runs on, its
-            result is thrown away, and its thread counts as taken until it is done.
-        executor: ``"auto"`` runs async functions on the event loop and plain ones in threads, as does ``"thread"``;
-            ``"process"`` runs plain functions, that can be pickled, in processes. A process that dies fails the task
+        retry: the policy by which a failed task is tried again. Its worker waits between the attempts. None allows one
+            attempt.
+        task_timeout: seconds for each attempt. A function in a thread cannot be ended: it runs on, its result is
+            thrown away, and its thread stays busy until the end. A function in a process is killed.
+        executor: ``"auto"`` and ``"thread"`` run async functions on the event loop and plain ones in threads.
+            ``"process"`` runs plain functions in processes, if they can be pickled. A process that dies fails the task
             that ran in it (``BrokenProcessPool``) and no other.
-        report: whether to report the pool's figures to etcd for ``cluster_stats`` and ``pools``: True, False, or
-            seconds between reports (5); left out, it reports if a ``session`` is given.
+        report: True reports the pool's figures to etcd for ``cluster_stats`` and ``pools`` every 5 seconds, a number
+            sets the seconds between reports, and False reports nothing. Left out, it reports if a ``session`` is given.
         session: the session for reports, ``lock=`` and ``cluster_stats``; the default one when left out.
-        progress: True shows a bar on a terminal; a callable is told ``(done, total)`` after each task.
+        progress: True shows a bar on a terminal; a callable is called with ``(done, total)`` after each task.
 
-    A task's exception is in its ``TaskResult``, never raised. Context variables of the caller reach the task.
-    Use it with ``async with``, which waits for all tasks, or call ``shutdown``.
+    A task's exception is stored in its ``TaskResult`` and never raised. A task sees its caller's context variables.
+    Use the pool with ``async with``, which waits for all tasks, or call ``shutdown``.
 
-    Raises ``ValueError`` or ``TypeError`` for settings that make no sense.
+    Raises ``ValueError`` or ``TypeError`` for invalid settings.
     """
 
     def __init__(
@@ -169,9 +170,9 @@ class AsyncWorkerPool(AsyncOnly):
     ) -> list[TaskResult[Any]]:
         """Run ``function(item)`` for every item; the results come in the items' order.
 
-        ``lock``: called with an item, names the lock to hold around it, or None. ``semaphore``: a ``Semaphore`` of
-        which one permit is held around each item. What ``items`` itself raises is raised here, once the tasks begun
-        have ended.
+        ``lock`` is called with an item and returns the name of the lock to hold while the item runs, or None.
+        ``semaphore`` is a ``Semaphore`` of which one permit is held while an item runs. An error of ``items`` itself is
+        raised here, after the tasks that have begun have ended.
         """
         return [result async for result in self._each(function, items, lock, semaphore, ordered=True, window=None)]
 
@@ -204,8 +205,11 @@ class AsyncWorkerPool(AsyncOnly):
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
     ) -> AsyncGenerator[TaskResult[Any], None]:
-        """``map``, result by result as they come, or in the items' order. In bounded memory: at most twice
-        ``max_workers`` items are taken beyond the results that were. Leaving the loop early cancels what runs."""
+        """Run ``function(item)`` for every item, and yield each result as its task ends, or in the items' order.
+
+        Memory is bounded: at most twice ``max_workers`` items are taken whose results have not been taken yet. Leaving
+        the loop early cancels the tasks that run. ``lock`` and ``semaphore`` are those of ``map``.
+        """
         each = self._each(function, items, lock, semaphore, ordered=ordered, window=2 * self._max_workers)
         try:
             async for result in each:
@@ -223,15 +227,18 @@ class AsyncWorkerPool(AsyncOnly):
         return self._meter.stats()
 
     async def cluster_stats(self) -> ClusterPoolStats:
-        """The figures of all pools of this name that report to etcd: their sums, and each pool's own."""
+        """The figures of all pools of this name that report to etcd: the sums, and those of each pool."""
         from codomyrmex.concurrency.pool import cluster
 
         return await cluster.cluster_stats(self._session, self.name)
 
     async def shutdown(self, drain: bool = True, timeout: float | None = None) -> None:
-        """Take no more tasks and wait for those there are; after ``timeout`` seconds, or at once without ``drain``,
-        the rest is cancelled, and their results say so. Cancelled itself, it cancels the rest too, waits until they
-        have ended, and passes each further cancel on to them. Calling it again does no harm."""
+        """Take no more tasks, and wait for the end of those that the pool has.
+
+        After ``timeout`` seconds, or at once without ``drain``, the remaining tasks are cancelled, and their results
+        have the status ``"cancelled"``. If ``shutdown`` itself is cancelled, it cancels the remaining tasks and waits
+        for their end; each further cancel reaches them too. A second call does no harm.
+        """
         check_timeout(timeout)
         self._crew.check_here()
         self._closed = True

@@ -1,8 +1,8 @@
 """The workers of a pool: tasks of the event loop, each of which runs one task of the pool after another.
 
-A worker ends when there is nothing left to run, so a pool that is idle has nothing running and nothing to clean up. It
-also ends after a task that may have kept hold of it, and another takes its place: no cancel that one task leaves behind
-reaches the next. Any other end of a worker is noticed here, logged, and costs only the task that it ran.
+A worker ends when there is nothing left to run, so an idle pool has no running tasks and nothing to clean up. A worker
+is also replaced after a task that may have kept a reference to it; so a cancel that one task leaves behind never
+reaches the next. Any other end of a worker is logged here, and fails only the task that it ran.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Crew:
         self._meter = meter
         self._course = course
         self._sources: deque[Source] = deque()
-        self._workers: dict[asyncio.Task[None], Job] = {}  # each with the task it runs
+        self._workers: dict[asyncio.Task[None], Job] = {}  # each with the pool's task that it runs
         self._feeders: set[asyncio.Task[None]] = set()
-        self._home: Home | None = None  # where it ran last
+        self._home: Home | None = None  # the process and the event loop that it ran in last
 
     def check_here(self) -> None:
         """Raise ``UsedElsewhere`` if the pool was used in another process, or has tasks in another open event loop."""
@@ -48,7 +48,7 @@ class Crew:
         return not (self._workers or self._feeders or self._sources)
 
     def add(self, source: Source, known: int) -> None:
-        """Run the tasks of ``source``, of which ``known`` are counted as queued from now on."""
+        """Run the tasks of ``source``. ``known`` of them are counted as queued from now on."""
         self._leave_closed_loop()
         source.uncounted = known
         self._meter.submitted += known
@@ -93,6 +93,7 @@ class Crew:
                 job.worker.cancel()
 
     def cancel_all(self) -> None:
+        """Cancel the tasks of all sources."""
         for source in {*self._sources, *(job.source for job in self._workers.values())}:
             self.cancel(source)
 
@@ -103,17 +104,17 @@ class Crew:
             if busy := {*self._workers, *self._feeders}:
                 await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
             else:
-                await asyncio.sleep(_POLL)  # an ``imap`` whose results nobody takes
+                await asyncio.sleep(_POLL)  # an ``imap`` whose results are not taken
 
     async def finish(self, source: Source) -> None:
-        """Cancel the tasks of ``source`` that still run, and wait for their end: its caller takes no more results."""
+        """Cancel the tasks of ``source`` that still run, and wait for their end. Its caller takes no more results."""
         if source.over and not source.uncounted:
             return
         self.cancel(source)
         await patiently(source.settled(), lambda: self.cancel(source))
 
     async def _feed(self, source: Source) -> None:
-        """Takes the items of an async iterable as there is room for them."""
+        """Take the items of an async iterable while the window has room for them."""
         assert source.feed is not None
         try:
             async for item in source.feed:
@@ -122,8 +123,8 @@ class Crew:
                 source.arrive(item)
                 self.wake()
             source.end()
-        except BaseException as error:  # whatever it is, it is for whoever gave the items
-            if not source.exhausted:  # else this is the cancel that ends it
+        except BaseException as error:  # any error of the items is raised to the caller that gave them
+            if not source.exhausted:  # else ``cancel`` has ended this feeder
                 source.end(error)
 
     def _take(self) -> Job | None:
@@ -156,6 +157,7 @@ class Crew:
         source.uncounted = 0
 
     async def _run_jobs(self, job: Job | None) -> None:
+        """Run ``job`` and then the tasks that follow, until none is left or this worker must be replaced."""
         worker = asyncio.current_task()
         assert worker
         untouched = True
@@ -176,17 +178,18 @@ class Crew:
         job.source.settle(job, self._course.dropped())
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
+        """Settle the task of a worker that died, and replace the worker."""
         job = self._workers.pop(worker, None)
         error = None if worker.cancelled() else worker.exception()
         if job is None and error is None:
-            return  # it ended by itself
+            return  # it ended in the ordinary way, without work
         try:
             if job and job in job.source.running:
                 self._lose(job, error)
-            elif error and not isinstance(error, KeyboardInterrupt):  # which the loop has raised
+            elif error and not isinstance(error, KeyboardInterrupt):  # the loop has raised that already
                 log.error("a worker of the pool %r died between two tasks", self._name, exc_info=error)
         finally:
-            self.wake()  # another takes its place
+            self.wake()  # starts a worker in its place
 
     def _lose(self, job: Job, error: BaseException | None) -> None:
         """Settle the task of a worker that died before it made a result."""
@@ -203,7 +206,7 @@ class Crew:
             job.source.settle(job, self._course.lost(job, error))
 
     def _leave_closed_loop(self) -> None:
-        """Cancel the tasks of an event loop that was closed before they had ended: none of them goes on."""
+        """Settle the tasks of an event loop that was closed before their end as cancelled: none of them goes on."""
         before, self._home = self._home, Home()
         self._home.settle()
         if before is None or before.loop is None or not before.loop.is_closed():
@@ -224,7 +227,10 @@ class Crew:
 
 
 async def patiently(work: Coroutine[Any, Any, None], insist: Callable[[], None]) -> None:
-    """Wait until ``work`` has ended, and call ``insist`` when the wait is cancelled; that cancel is raised after."""
+    """Wait until ``work`` has ended, even when the wait is cancelled.
+
+    Each cancel calls ``insist``; the last one is raised again after the end of ``work``.
+    """
     waiting = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not waiting.done():

@@ -3,8 +3,8 @@
     with LockManager().acquire("file_edit:main.py") as grant:
         ...
 
-It may be used by many threads, in Jupyter, and in prefork workers (each child opens a session of its own at first use).
-All calls run on one event loop in a thread of its own. The exit of the interpreter releases everything that is held.
+It works with many threads, in Jupyter, and in prefork workers, where each child opens a session of its own at first
+use. All calls run on one event loop in a separate thread. The exit of the interpreter releases everything that is held.
 """
 
 from codomyrmex.concurrency.recipes.manager import Shared

@@ -6,12 +6,12 @@
 
         available = blocking(twin.Semaphore.available)
 
-The method takes its signature and its text from the asyncio method, so that neither is written twice. Type checkers see
-the same parameters, and the result without its coroutine. A method written by hand takes the text alone, by
-``text_of``.
+The method takes its signature and its docstring from the asyncio method, so that neither is written twice. Type
+checkers see the same parameters, and the result without its coroutine. A method written by hand takes only the
+docstring, by ``text_of``.
 
-The texts are written for asyncio. Code in them (between double backquotes) loses its ``async`` and ``await``; a method
-whose prose is true of asyncio alone has a text of its own.
+The docstrings are written for asyncio. ``async`` and ``await`` are removed from the code in them (between double
+backquotes). A method whose docstring is true of asyncio only has a docstring of its own here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class HasTwin(Protocol[AsyncioOf]):
-    """An object that has its asyncio twin in ``_twin``."""
+    """An object whose ``_twin`` is its asyncio twin."""
 
     @property
     def _twin(self) -> AsyncioOf: ...
@@ -78,9 +78,10 @@ def blocking(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def text_of(method: object) -> Callable[[Method], Method]:
-    """Give the decorated method the text of an asyncio method or property, in blocking words."""
+    """Give the decorated method the docstring of an asyncio method or property, in blocking words."""
 
     def worded(own: Method) -> Method:
+        """Set the docstring of ``own``, and return ``own``."""
         own.__doc__ = blocking_words(inspect.getdoc(method) or "") or None
         return own
 

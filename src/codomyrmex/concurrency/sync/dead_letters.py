@@ -19,8 +19,10 @@ from codomyrmex.concurrency.sync.session import Session, unwrapped
 
 
 class Attempt:
-    """One attempt of a handler. ``number`` counts from 1 and begins again after a replay; ``token`` strictly increases
-    with every attempt of an entry."""
+    """One attempt of a handler on a dead letter.
+
+    ``number`` counts from 1 and begins again after a replay. ``token`` rises with every attempt on an entry.
+    """
 
     def __init__(self, attempt: handlers.Attempt) -> None:
         self._twin = attempt
@@ -35,8 +37,10 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 
 class DeadLetterQueue(BlockingOnly):
-    """``codomyrmex.concurrency.DeadLetterQueue`` for code without an event loop. Handlers are plain functions of
-    ``(entry, attempt)`` and run in threads."""
+    """``codomyrmex.concurrency.DeadLetterQueue`` for code without an event loop.
+
+    Handlers are plain functions of ``(entry, attempt)`` and run in threads.
+    """
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class DeadLetterQueue(BlockingOnly):
 
     @property
     def name(self) -> str:
+        """The queue's name."""
         return self._twin.name
 
     @property
@@ -74,11 +79,12 @@ class DeadLetterQueue(BlockingOnly):
     watch = blocking(twin.DeadLetterQueue.watch)
 
     def handler(self, operation: str) -> Callable[[AnyHandler], AnyHandler]:
-        """Register the decorated ``def handle(entry, attempt)`` to retry ``operation``. Only operations with a handler
-        are retried.
+        """Register the decorated ``def handle(entry, attempt)`` as the handler that retries ``operation``.
 
-        The handler may raise ``Retry``, ``Park`` or ``Discard``. It runs in a thread, which cannot be ended: a handler
-        that still runs some seconds after the end of its worker's block keeps its claim until it ends.
+        Only operations with a handler are retried.
+
+        The handler may raise ``Retry``, ``Park`` or ``Discard``. It runs in a thread, which cannot be ended. A
+        handler that still runs some seconds after the end of its worker's block keeps its claim until it ends.
         """
 
         def register(function: AnyHandler) -> AnyHandler:
@@ -100,7 +106,7 @@ class DeadLetterQueue(BlockingOnly):
         """Retry the entries that are due while the block runs: ``with dlq.worker() as worker: worker.settled()``.
 
         At most ``concurrency`` handlers run at a time in this process. The end of the block waits at most
-        ``drain_timeout`` seconds for those that run; None sets no limit.
+        ``drain_timeout`` seconds for the handlers that run; None sets no limit.
         """
         return Worker(self._twin.worker(concurrency, drain_timeout=drain_timeout))
 
@@ -121,8 +127,10 @@ class DeadLetterQueue(BlockingOnly):
 
 
 async def _to_its_end(function: Handler, entry: DeadLetter, attempt: Attempt) -> None:
-    """Run a handler in a thread and wait for its end, also when cancelled: no cancel ends a thread, and the claim must
-    last as long as the handler runs."""
+    """Run a handler in a thread and wait for its end, even when cancelled.
+
+    A cancel does not end a thread, and the claim must last as long as the handler runs.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(_call, function, entry, attempt))
     while not running.done():
         with suppress(asyncio.CancelledError):
@@ -146,8 +154,8 @@ class Worker(BlockingOnly):
     def settled(self, timeout: float | None = None) -> None:
         """Wait until no entry of an operation that has a handler here is waiting, delayed or running on any host.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds; None sets no limit. Raises the error that ended the worker if
-        the worker cannot go on.
+        Raises ``TimeoutError`` after ``timeout`` seconds; None sets no limit. If an error ended the worker, raises that
+        error.
         """
         portal().run(self._settled(timeout))
 

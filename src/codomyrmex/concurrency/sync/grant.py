@@ -32,14 +32,14 @@ def this_thread() -> By:
 
 
 def at_loss(on_loss: OnLoss) -> AsyncOnLoss:
-    """The asyncio classes' word for ``on_loss``; raises ``ValueError`` for an unknown one."""
+    """The value of ``on_loss`` for the asyncio classes. Raises ``ValueError`` for an unknown one."""
     if on_loss not in ("raise", "notify"):
         raise ValueError(f"on_loss must be 'raise' or 'notify' here, where no block can be cancelled, not {on_loss!r}")
     return "cancel" if on_loss == "raise" else "notify"
 
 
 class Grant(BlockingOnly):
-    """A granted lock: ``with grant: ...`` releases it at the block's end, or call ``release``.
+    """A granted lock. ``with grant: ...`` releases it at the block's end, and so does ``release``.
 
     ``token`` is the fencing token; ``waited`` is in seconds. The fenced writes and their errors are those of
     ``codomyrmex.concurrency.Grant``.
@@ -53,28 +53,33 @@ class Grant(BlockingOnly):
 
     @property
     def name(self) -> str:
+        """The lock's name."""
         return self._twin.name
 
     @property
     def token(self) -> int:
+        """The fencing token, which rises with every grant of the name."""
         return self._twin.token
 
     @property
     def key(self) -> str:
+        """The key of the holder's entry in etcd."""
         return self._twin.key
 
     @property
     def acquired_at(self) -> datetime:
+        """The time of the grant, in UTC."""
         return self._twin.acquired_at
 
     @property
     def waited(self) -> float:
+        """The time from the request to the grant, in seconds."""
         return self._twin.waited
 
     deadline = blocking(twin.Grant.deadline)
 
     def check(self) -> None:
-        """Raise ``LockLost`` if the grant can no longer be trusted. Call it between the steps of long work."""
+        """Raise ``LockLost`` if the grant can no longer be trusted. Call this between the steps of long work."""
         if self._twin.lost.is_set() or self.deadline() <= 0:
             raise LockLost(f"{self.name!r} is no longer held with token {self.token}") from self.lost.reason
 
@@ -84,8 +89,10 @@ class Grant(BlockingOnly):
     txn = blocking(twin.Grant.txn)
 
     def release(self) -> None:
-        """Give the lock back; does nothing if it was lost or released before. Locks that were acquired together are
-        released together."""
+        """Release the lock; does nothing if it was lost or released before.
+
+        Locks that were acquired together are released together.
+        """
         portal().run(self._release())
 
     async def _release(self) -> None:
@@ -113,7 +120,7 @@ class Grants(BlockingOnly, list[Grant]):
     """Locks that were acquired together: ``with grants: ...`` releases them together."""
 
     def release(self) -> None:
-        """Give all of them back."""
+        """Release all of them."""
         if self:
             self[0].release()  # all of them are one hold
 

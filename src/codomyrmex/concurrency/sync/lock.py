@@ -28,9 +28,8 @@ _RULES = (exclusive,)
 class DistributedLock(BlockingOnly):
     """``codomyrmex.concurrency.DistributedLock`` for code without an event loop: ``with DistributedLock("x"): ...``.
 
-    One object may be used by many threads at once; each releases its own grant. The arguments are those of the asyncio
-    class, but for ``on_loss``: ``"raise"`` raises ``LockLost`` at the block's end, ``"notify"`` only sets
-    ``grant.lost``.
+    Many threads may use one object at once; each releases its own grant. The arguments are those of the asyncio class,
+    except ``on_loss``: ``"raise"`` raises ``LockLost`` at the block's end, and ``"notify"`` only sets ``grant.lost``.
     """
 
     def __init__(
@@ -44,20 +43,21 @@ class DistributedLock(BlockingOnly):
     ) -> None:
         self._name = check_name(name)
         self._session = unwrapped(session)
-        terms = HoldOptions.checked(max_hold, lock_delay)
+        options = HoldOptions.checked(max_hold, lock_delay)
         self._request = AcquireRequest(
             session=self._session,
             kind=LOCK,
             names=(self._name,),
             on_loss=at_loss(on_loss),
             metadata=metadata,
-            options=terms,
+            options=options,
         )
         self._held: list[tuple[int, Grant]] = []
         self._guard = threading.Lock()
 
     @property
     def name(self) -> str:
+        """The lock's name."""
         return self._name
 
     @property

@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 class AsyncWorkerPool(BlockingOnly):
     """``codomyrmex.concurrency.AsyncWorkerPool`` for code without an event loop: ``with AsyncWorkerPool(4) as pool``.
 
-    Plain functions run in threads and may use this module; async ones run on its event loop.
+    Plain functions run in threads and may use the blocking twin. Async functions run on its event loop.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class AsyncWorkerPool(BlockingOnly):
 
     @property
     def name(self) -> str:
+        """The pool's name in reports and dead letters."""
         return self._twin.name
 
     @overload  # one is needed for each: nothing may stand between `*args: P.args` and `**kwargs: P.kwargs`
@@ -176,13 +177,15 @@ def _inner(semaphore: Semaphore | None) -> Any:
 
 
 def _without_blocking(items: Iterable[Any]) -> Any:
-    """An async form of items that may block (a file, a generator): a thread takes them, not the event loop."""
+    """An async form of items that may block, such as a file or a generator. A thread takes them, not the event loop."""
     return items if isinstance(items, Sized) or not isinstance(items, Iterable) else _threaded(iter(items))
 
 
 async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    """Yield ``items``, each taken in a thread. An error of theirs travels as a value: raised, it could end the portal's
-    loop."""
+    """Yield ``items``, each of which is taken in a thread.
+
+    The thread returns an error of the items as a value, because a raised one could end the portal's loop.
+    """
     asked = _ask(lambda: next(items, _END))
     try:
         while True:
@@ -195,7 +198,7 @@ async def _threaded(items: Iterator[Any]) -> AsyncGenerator[Any, None]:
             asked = _ask(lambda: next(items, _END))
     finally:
         if isinstance(items, Generator):
-            closing = asyncio.create_task(_close(items, asked))  # nobody waits for a thread that may never answer
+            closing = asyncio.create_task(_close(items, asked))  # not awaited: the thread may never answer
             _closing.add(closing)
             closing.add_done_callback(_closing.discard)
 

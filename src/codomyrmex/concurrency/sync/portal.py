@@ -1,8 +1,8 @@
-"""An event loop in a thread of its own, on which blocking calls are carried out: one for each process.
+"""An event loop in a thread of its own, which runs all blocking calls of the process.
 
 Any number of threads may call at once. A thread that runs an event loop itself (as in Jupyter) may call too; the call
-blocks that loop, as any blocking call does. A call that is interrupted (Ctrl-C) cancels its coroutine, waits for its
-end, and undoes a result that came all the same.
+blocks that loop, as any blocking call does. An interrupted call (Ctrl-C) cancels its coroutine and waits for its end.
+If the coroutine returns a result all the same, the call undoes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from codomyrmex.concurrency.session import default_session
 
 T = TypeVar("T")
 _EXIT_LIMIT = 5.0  # seconds
-_THREADS = 64  # for handlers of dead letters and slow iterables; started as they are needed
+_THREADS = 64  # for handlers of dead letters and slow iterables; started when they are needed
 
 
 class Portal:
@@ -35,7 +35,7 @@ class Portal:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]] | None = None) -> T:
-        """Run ``work`` and return its result. If the caller is interrupted, ``undo`` is called with the result instead.
+        """Run ``work`` and return its result. If the caller is interrupted, pass the result to ``undo`` instead.
 
         Raises ``UsedElsewhere`` in the portal's own thread, and ``SessionLost`` while the interpreter exits.
         """
@@ -60,7 +60,7 @@ class Portal:
         try:
             return done.result()
         except BaseException as error:
-            if not done.done() or done.exception() is not error:  # it is the caller that was interrupted
+            if not done.done() or done.exception() is not error:  # then the caller was interrupted
                 self._loop.call_soon_threadsafe(lambda: task[0].cancel())
                 with suppress(Exception):
                     result = done.result()
@@ -69,7 +69,7 @@ class Portal:
             raise
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Yield ``items`` one by one. Leaving the loop early closes them."""
+        """Yield ``items`` one by one. Leaving the loop early closes ``items``."""
         try:
             while True:
                 item = self.run(_next(items))
@@ -77,15 +77,15 @@ class Portal:
                     return
                 yield item
         finally:
-            if threading.current_thread() is not self._thread:  # else it is garbage, and the loop closes what it held
+            if threading.current_thread() is not self._thread:  # else it is garbage, and the loop closes ``items``
                 self.run(_close(items))
 
     def close_default_session(self) -> None:
-        """Release what the process's default session holds; the next call makes another."""
+        """Close the process's default session, which releases all it holds. The next call makes another."""
         self.run(_close_default())
 
     def close(self) -> None:
-        """Close the default session, end what still runs, and the thread."""
+        """Close the default session, cancel the calls that still run, and end the thread."""
         if self._loop.is_closed():
             return
         with suppress(Exception):
@@ -112,8 +112,10 @@ class Portal:
 
 
 async def _carried_out(work: Coroutine[Any, Any, Any]) -> Outcome:
-    """Run ``work``; returns its result or its error as a value. Raised, ``SystemExit`` would end the loop of all
-    calls."""
+    """Run ``work`` and return its result or its error as a value.
+
+    A raised ``SystemExit`` would end the event loop of all calls.
+    """
     try:
         return Outcome(await work, None)
     except BaseException as error:

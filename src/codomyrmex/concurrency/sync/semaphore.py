@@ -58,6 +58,7 @@ class Semaphore(BlockingOnly):
 
     @property
     def name(self) -> str:
+        """The semaphore's name."""
         return self._twin.name
 
     @text_of(twin.Semaphore.acquire)

@@ -27,10 +27,11 @@ class Loss:
 
     @property
     def reason(self) -> ConcurrencyError | None:
+        """The error that says why; None before the loss."""
         return self._twin.reason
 
     def is_set(self) -> bool:
-        """True once something was lost."""
+        """True after the loss."""
         return self._twin.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -58,6 +59,11 @@ class Session(BlockingOnly):
         self._lost = Loss(self._twin.lost)
 
     @property
+    @text_of(twin.Session.lost)
+    def lost(self) -> Loss:
+        return self._lost
+
+    @property
     @text_of(twin.Session.id)
     def id(self) -> int:
         return self._twin.id
@@ -69,12 +75,8 @@ class Session(BlockingOnly):
 
     @property
     def settings(self) -> EtcdSettings:
+        """The settings that the session was made with."""
         return self._twin.settings
-
-    @property
-    @text_of(twin.Session.lost)
-    def lost(self) -> Loss:
-        return self._lost
 
     deadline = blocking(twin.Session.deadline)
 

@@ -38,7 +38,7 @@ async def test_a_cancel_of_the_caller_is_no_timeout() -> None:
     assert call.cancelled()
 
 
-async def test_a_caller_that_outlived_a_cancel_still_gets_its_timeout() -> None:
+async def test_a_caller_that_survived_a_cancel_still_gets_its_timeout() -> None:
     async def stubborn() -> None:
         try:
             await asyncio.sleep(5)

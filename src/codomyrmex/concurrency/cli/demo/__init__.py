@@ -1,4 +1,4 @@
-"""``demo``: a fleet of real processes on a real etcd, told as a story of five acts, and checked at the end."""
+"""``demo``: a fleet of real processes on a real etcd, shown in five acts, with its results checked at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from codomyrmex.concurrency.cli.options import common_options
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import output
 
-_LIMIT = 60.0
+_LIMIT = 60.0  # seconds for the whole demo
 
 
 @click.command()

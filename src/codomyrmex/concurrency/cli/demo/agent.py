@@ -1,10 +1,12 @@
-"""One agent of the demo, a process of its own.
+"""One agent of the demo, which runs in a process of its own.
 
     python -m codomyrmex.concurrency.cli.demo.agent NAME ROLE [ARGUMENT...]
 
-It says what it does on stdout, one JSON object a line. Roles: ``worker EDITS FILE...`` edits files, each under its
-lock; ``stuck FILE`` takes a file's lock and keeps it, so that the demo can kill or stop it while it holds; ``host``
-maps items through a pool and, once it is told to go on by a line on stdin, retries dead letters.
+It reports its steps on stdout, one JSON object a line. The roles:
+
+- ``worker EDITS FILE...`` edits files, each under its lock.
+- ``stuck FILE`` takes a file's lock and keeps it, so that the demo can kill or stop a holder.
+- ``host`` maps items through a pool. After a line on stdin, it retries dead letters.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ from codomyrmex.concurrency.cli.demo.stage import logged_by
 
 
 def say(event: str, **what: Any) -> None:
+    """Report a step on stdout."""
     print(json.dumps({"event": event, **what}), flush=True)  # noqa: T201
 
 
 async def edit(name: str, file: Path, grant: Grant) -> None:
-    """Read, think, write: without the lock, agents would overwrite each other's lines."""
+    """Read a file, wait, and write it. Without the lock, agents would overwrite each other's lines."""
     text = await asyncio.to_thread(file.read_text)
     await asyncio.sleep(random.uniform(0.02, 0.08))
     await asyncio.to_thread(file.write_text, f"{text}{grant.token} {name}\n")
@@ -46,6 +49,7 @@ async def edit(name: str, file: Path, grant: Grant) -> None:
 
 
 async def work(session: Session, name: str, edits: int, files: list[Path]) -> None:
+    """Make ``edits`` edits, each of a random file under its lock."""
     for _ in range(edits):
         file = random.choice(files)
         async with DistributedLock(f"file_edit:{file.name}", session, metadata={"agent": name}) as grant:
@@ -54,6 +58,7 @@ async def work(session: Session, name: str, edits: int, files: list[Path]) -> No
 
 
 async def hold(session: Session, name: str, file: Path) -> None:
+    """Keep the lock of ``file``. If it is lost, try a late write, which etcd must refuse."""
     grant = None
     try:
         async with DistributedLock(f"file_edit:{file.name}", session, metadata={"agent": name}) as grant:
@@ -70,7 +75,7 @@ async def hold(session: Session, name: str, file: Path) -> None:
 
 
 async def analyse(item: int) -> None:
-    """A call to a provider that is overloaded now and then."""
+    """Call a provider that is overloaded now and then."""
     since = time.monotonic()
     await asyncio.sleep(0.15)
     failed = item % 7 == 3
@@ -80,6 +85,7 @@ async def analyse(item: int) -> None:
 
 
 async def host(session: Session, name: str) -> None:
+    """Map items through a pool; then retry the failed ones."""
     provider = Semaphore("provider", max_concurrent=LIMIT, session=session)
     first = ITEMS * (int(name.rpartition("-")[2]) - 1)
     async with (
@@ -101,6 +107,7 @@ async def host(session: Session, name: str) -> None:
 
 
 async def main() -> None:
+    """Play the role that the command line names."""
     name, role, *arguments = sys.argv[1:]
     logged_by(lambda text: say("logged", text=text))
     async with Session() as session:

@@ -1,4 +1,4 @@
-"""The acts about locks: agents take turns at files; one is killed while it holds, one freezes and wakes up late."""
+"""The acts about locks: agents take turns at files; one is killed while it holds a lock, and one freezes for long."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _TOLD = 16
 
 
 class Locks:
+    """The three acts about locks."""
+
     def __init__(self, stage: Stage, agents: int, edits: int, folder: Path) -> None:
         self._stage = stage
         self._count = agents
@@ -28,6 +30,7 @@ class Locks:
         self._waited: list[float] = []
 
     async def play(self, session: Session) -> None:
+        """Play the acts, one after another."""
         for file in self._files:
             file.write_text("")
         await self._take_turns(session)

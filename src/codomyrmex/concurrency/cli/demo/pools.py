@@ -1,4 +1,4 @@
-"""The acts about pools: three hosts work under one semaphore; what fails there becomes dead letters, and is retried."""
+"""The acts about pools: three hosts work under one semaphore; their failures become dead letters and are retried."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ HOSTS, ITEMS, LIMIT = 3, 15, 3
 
 
 class Pools:
+    """The two acts about pools."""
+
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._calls: list[dict[str, Any]] = []
@@ -26,6 +28,7 @@ class Pools:
         self._failed: list[int] = []
 
     async def play(self, session: Session) -> None:
+        """Play the acts, one after another."""
         stage, queue = self._stage, DeadLetterQueue("analysis", session=session)
         stage.act(
             f"{HOSTS} hosts, each a process with a pool of 4 workers, analyse {ITEMS} items each with a provider "
@@ -57,7 +60,7 @@ class Pools:
 
     async def _look(self, session: Session) -> None:
         """Show the tables that an operator sees while the hosts work."""
-        while len(self._calls) < HOSTS * ITEMS / 2:  # noqa: ASYNC110 # the fleet's pace is not ours
+        while len(self._calls) < HOSTS * ITEMS / 2:  # noqa: ASYNC110 # other processes make the calls
             await asyncio.sleep(0.05)
         self._stage.say("  An operator who looks at the semaphores in the middle of it sees:\n")
         self._stage.show(semaphore_table.semaphores(await inspect.semaphores(core_of(session))))

@@ -1,7 +1,7 @@
 """A table that chooses its columns, rows and order when it is drawn, so that it fits the screen.
 
 On a narrow screen the least important columns are left out first. Then texts are cut between words, and names in their
-middle. A text that users type again (an id, a token) is never cut. Off a terminal everything is shown.
+middle. A text that users type again (an id, a token) is never cut. If the output is no terminal, everything is shown.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from rich.text import Text
 from codomyrmex.concurrency.cli.views.text import visible
 
 _GAP = 2
-_SPARE = 3  # the rank from which on a column is worth less than a whole name
+_SPARE = 3  # columns of this rank or a higher one are left out before a name is cut
 
 
 class Column(NamedTuple):
-    """``rank``: the columns of the highest rank are left out first, those of 0 never. ``least``: characters that must
-    be left of a text; 0: it is never cut. ``name``: cut in the middle, for both its ends tell."""
+    """A column of a table.
+
+    ``rank``: the columns of the highest rank are left out first, those of rank 0 never. ``least``: the number of
+    characters to which a text may be cut; with 0 it is never cut. ``name``: the text is cut in the middle, because both
+    ends of a name are informative.
+    """
 
     title: str
     rank: int = 0
@@ -32,7 +36,7 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """``by``: what the column is sorted by; the text when left out."""
+    """A text in a row. ``by`` is the number that the column is sorted by; without it, the text is."""
 
     text: str
     by: float | None = None
@@ -40,7 +44,7 @@ class Cell(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Rows by a column, numbers from the greatest, texts from A; or the other way round."""
+    """The order of the rows: by one column, numbers from the greatest, texts from A. ``reverse`` turns it round."""
 
     title: str = ""
     reverse: bool = False
@@ -48,7 +52,7 @@ class Order(NamedTuple):
 
 @dataclass
 class Grid:
-    """Rows under columns. ``foot`` is the line below them on a terminal: sums, and what else there is to say."""
+    """A table. ``foot`` is the line below the rows on a terminal, with sums and remarks."""
 
     columns: Sequence[Column]
     title: str = ""
@@ -57,7 +61,7 @@ class Grid:
     order: Order = field(default_factory=Order)
 
     def add(self, *cells: object, style: str = "") -> None:
-        """A row; a number is sorted as one, and shown as it is."""
+        """Add a row. A number is sorted by its value, and shown as it is."""
         self.rows.append((tuple(map(_cell, cells)), style))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -113,7 +117,10 @@ class Grid:
 
 
 def fit(columns: Sequence[Column], natural: Sequence[int], room: int) -> dict[int, int]:
-    """Which columns to show, and how wide. Those of a spare rank go rather than that a name is cut, if that helps."""
+    """The columns to show, each with its width.
+
+    Columns of a spare rank are left out before a name is cut, if that makes enough room.
+    """
     order = sorted(range(len(columns)), key=lambda n: (columns[n].rank, n))
     spare = [n for n in order if columns[n].rank >= _SPARE]
     for dropped in range(len(spare) + 1):
@@ -138,7 +145,7 @@ def _least(columns: Sequence[Column], natural: Sequence[int], shown: Sequence[in
 def _spread(
     columns: Sequence[Column], natural: Sequence[int], shown: Sequence[int], room: int, *, cut_names: bool = True
 ) -> dict[int, int]:
-    """These columns in their places, with what is left of the room for the most important of those that want it."""
+    """The widths of these columns, in the order of the table. The room left over goes to the most important ones."""
     left = max(0, room - _least(columns, natural, shown, cut_names=cut_names))
     widths = {}
     for n in shown:
@@ -149,7 +156,7 @@ def _spread(
 
 
 def cut(text: str, width: int, *, middle: bool = False) -> str:
-    """``text`` in ``width`` cells: a name without its middle, another text up to a word's end where there is one."""
+    """``text`` in ``width`` cells. A name loses its middle; another text is cut at a word's end where there is one."""
     if cell_len(text) <= width:
         return text
     if middle:
@@ -163,7 +170,7 @@ def cut(text: str, width: int, *, middle: bool = False) -> str:
 
 
 def _head(text: str, width: int) -> str:
-    """As much of the beginning as fits."""
+    """The longest beginning of ``text`` that fits into ``width`` cells."""
     if text.isascii():
         return text[: max(0, width)]
     used = 0

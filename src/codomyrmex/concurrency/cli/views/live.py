@@ -1,4 +1,4 @@
-"""Live views: a picture that is redrawn on a terminal, or one line per event off it. A lost session is replaced."""
+"""Live views: a picture that is redrawn on a terminal, or elsewhere one line per event. A lost session is replaced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from codomyrmex.concurrency.cli.views.grid import Grid, Order
 from codomyrmex.concurrency.cli.views.keyboard import keys
 from codomyrmex.concurrency.session import core_of
 
-_REDRAW = 0.25
+_REDRAW = 0.25  # seconds
 _RETRY = 1.0
 
 T = TypeVar("T")
@@ -35,9 +35,10 @@ async def watch(
     pictures: Callable[[Session], AsyncGenerator[T, None]],
     draw: Callable[[T], RenderableType],
 ) -> int:
-    """Show ``draw`` of the newest of ``pictures`` on a terminal, else ``line`` of each of ``events``, or its JSON.
+    """Show live data until the user interrupts the view or presses ``q``, which is success: returns 0.
 
-    Goes on until it is interrupted or ``q`` is pressed, which is success.
+    On a terminal, the newest of ``pictures`` is shown by ``draw``. Elsewhere, each of ``events`` is shown by ``line``,
+    or as JSON.
     """
     view = _View(context)
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
@@ -57,9 +58,10 @@ async def watch_changes(
     key: Callable[[T], Hashable],
     gone: Callable[[T], T] | None = None,
 ) -> int:
-    """The same, where an event is an item of a picture that is new or has changed since the picture before.
+    """Show live data whose events are the differences between pictures; returns 0 when the user ends it.
 
-    ``key`` tells items apart. ``gone`` makes the last event of an item that has left the picture.
+    An event is an item that is new, or that has changed since the picture before. ``key`` identifies an item. ``gone``
+    makes the last event of an item that has left the picture.
     """
     known: dict[Hashable, T] = {}
 
@@ -103,6 +105,7 @@ class _Sorting:
         self._columns: list[str] = []
 
     def press(self, key: str) -> None:
+        """Take a key that the user pressed."""
         if key in "qQ":
             self.ended = True
         elif key in "sS" and self._columns:
@@ -112,6 +115,7 @@ class _Sorting:
             self._reverse = not self._reverse
 
     def of(self, body: RenderableType) -> RenderableType:
+        """``body``, sorted by the order that the user chose."""
         if isinstance(body, Grid):
             self._columns = [column.title for column in body.columns]
             body.order = Order(self.title, self._reverse)
@@ -119,12 +123,15 @@ class _Sorting:
 
 
 class _View:
+    """One live view, on one session after another."""
+
     def __init__(self, context: click.Context) -> None:
         self._context = context
         self._session: Session | None = None
         self._answered: datetime | None = None
 
     async def lines(self, events: Callable[[Session], AsyncGenerator[E, None]], line: Callable[[E], Text]) -> None:
+        """Print a line, or a JSON object, for each event."""
         console = output.console(self._context)
         json = output_format(self._context) in ("json", "jsonl")
         telling = asyncio.create_task(self._tell_silence())
@@ -140,6 +147,7 @@ class _View:
     async def redraw(
         self, pictures: Callable[[Session], AsyncGenerator[T, None]], draw: Callable[[T], RenderableType]
     ) -> None:
+        """Draw the newest picture again and again, until the user ends it."""
         newest: list[T] = []
         pressed = asyncio.Event()
         sorting = _Sorting()
@@ -194,7 +202,7 @@ class _View:
         return [first.append(text.visible(searched), style="none"), second]
 
     def _last_answer(self) -> datetime | None:
-        """When etcd last answered, a reading or a keepalive."""
+        """The time of etcd's last answer, to a reading or a keepalive."""
         session = core_of(self._session) if self._session else None
         if session and session.is_open and session.alive:
             kept = datetime.now() - timedelta(seconds=max(0.0, session.ttl * 2 / 3 - session.deadline()))
@@ -202,7 +210,7 @@ class _View:
         return self._answered
 
     async def _over_sessions(self, stream: Callable[[Session], AsyncGenerator[E, None]]) -> AsyncIterator[E]:
-        """The items of ``stream``, which begins anew on a new session when one is lost."""
+        """The items of ``stream``. When the session is lost, ``stream`` begins again on a new one."""
         connected = False
         while True:
             try:

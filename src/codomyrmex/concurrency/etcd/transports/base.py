@@ -1,7 +1,7 @@
 """The common part of all transports: the choice of an endpoint, retries, tokens, time limits, requests and answers.
 
-``failures.py`` gives the meaning of a failure. A call that was certainly not applied is tried at the next endpoint
-until its time is up. A transaction that may have been applied is never sent twice from here; ``commit.py`` settles it.
+``failures.py`` has the failure table. A call that was certainly not applied is tried at the next endpoint, within its
+time limit. A transaction that may have been applied is never sent twice from here; ``commit.py`` settles it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BaseTransport(ABC):
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         """Send a request and return the answer of ``endpoint``, within ``timeout`` seconds; raises ``EtcdError``.
 
-        ``authenticate`` goes without a token: a stale one would spoil even the request for a new one.
+        ``authenticate`` is sent without a token: with a stale one, etcd would refuse even the request for a new one.
         """
 
     @abstractmethod
@@ -59,9 +59,11 @@ class BaseTransport(ABC):
 
     @property
     def endpoints(self) -> Sequence[str]:
+        """The endpoints of the settings."""
         return self._endpoints
 
     def suspect(self, endpoint: str) -> None:
+        """Use the next endpoint from now on if ``endpoint`` is the current one."""
         if self._endpoints[self._current] == endpoint:
             self._current = (self._current + 1) % len(self._endpoints)
 
@@ -70,6 +72,7 @@ class BaseTransport(ABC):
         await self._call_any("range", pb.RangeRequest(key=key), self._settings.dial_timeout)
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
+        """Send a transaction and return its results. Raises ``EtcdError``."""
         request = codec.txn_request(compares, then, otherwise)
         floor = self._guard.revision
         result = codec.txn_result(await self._call_any("txn", request, repeatable=False))
@@ -77,23 +80,28 @@ class BaseTransport(ABC):
         return result
 
     async def get(self, get: Get) -> GetResult:
+        """Read a key or a range."""
         response: pb.RangeResponse = await self._call_any("range", codec.range_request(get))
         return codec.get_result(response, response.header.revision)
 
     async def delete(self, delete: Delete) -> int:
+        """Delete a key or a range, and return the number of keys removed."""
         request = codec.delete_request(delete)
         response: pb.DeleteRangeResponse = await self._call_any("delete", request, repeatable=False)
         return response.deleted
 
     async def grant(self, ttl: int) -> Lease:
+        """Take a new lease of ``ttl`` seconds."""
         response = await self._call_any("grant", pb.LeaseGrantRequest(TTL=ttl))
         return Lease(response.ID, response.TTL)
 
     async def members(self) -> list[str]:
+        """The client URLs of all cluster members."""
         response: pb.MemberListResponse = await self._call_any("members", pb.MemberListRequest())
         return [url for member in response.members for url in member.clientURLs]
 
     async def member(self, endpoint: str) -> ClusterMember:
+        """The state of the cluster member at ``endpoint``."""
         reply: pb.StatusResponse = await self._call(
             endpoint, "status", pb.StatusRequest(), self._settings.request_timeout
         )
@@ -109,6 +117,7 @@ class BaseTransport(ABC):
         )
 
     async def alarms(self) -> list[str]:
+        """The cluster's alarms, each as a text that names the member."""
         response: pb.AlarmResponse = await self._call_any("alarms", pb.AlarmRequest())
         names = pb.AlarmMember.Type.Name
         return [f"{names(alarm.alarm)} on member {alarm.memberID:x}" for alarm in response.alarms]
@@ -121,7 +130,7 @@ class BaseTransport(ABC):
         for attempt in range(1_000_000):
             endpoint = self._endpoints[self._current]
             left = deadline - time.monotonic()
-            if left <= (_RETRY_PAUSE if attempt else 0):  # too little for an answer; the last error says more
+            if left <= (_RETRY_PAUSE if attempt else 0):  # too little time for an answer; the last error says more
                 break
             try:
                 return await self._call(endpoint, method, request, self._share_of(left))
@@ -138,10 +147,11 @@ class BaseTransport(ABC):
         raise failures.unavailable(self._endpoints, limit, last)
 
     def _share_of(self, left: float) -> float:
-        """The seconds for one endpoint, of those left: one that hangs must leave time for the others."""
+        """The seconds for one endpoint, of those left: an endpoint that hangs must leave time for the others."""
         return left if len(self._endpoints) == 1 else max(left / 2, min(left, 0.2))
 
     async def _call(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
+        """Call one endpoint, with a new token if the old one is missing or has expired."""
         if self._token.required and not self._token.value:
             await self._authenticate(endpoint, timeout)
         try:
@@ -188,19 +198,23 @@ class BaseLeaseClient(ABC):
         """Read replaced TLS files after a failure, and replace the connections."""
 
     def renew(self, lease_id: int, timeout: float) -> int:
+        """Renew the lease, and return its TTL in seconds; 0 if the lease is gone."""
         response = self._call("renew", pb.LeaseKeepAliveRequest(ID=lease_id), timeout)
         ttl: int = response.TTL
         return ttl
 
     def revoke(self, lease_id: int, timeout: float) -> None:
+        """Revoke the lease, which deletes its keys."""
         self._call("revoke", pb.LeaseRevokeRequest(ID=lease_id), timeout)
 
     def remove(self, key: bytes, create_revision: int, timeout: float) -> None:
+        """Delete ``key`` if it still has this create revision."""
         same = Compare(key, Target.CREATE_REVISION, create_revision)
         self._call("txn", codec.txn_request((same,), (Delete(key),), ()), timeout)
 
     @property
     def endpoint(self) -> str:
+        """The endpoint of the next call."""
         return self._endpoints[self._current]
 
     def _call(self, method: str, request: Any, timeout: float) -> Any:

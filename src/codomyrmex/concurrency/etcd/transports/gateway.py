@@ -1,8 +1,8 @@
-"""The transport over etcd's HTTP/JSON gateway, for networks that HTTP/2 does not get through (extra ``gateway``).
+"""The transport over etcd's HTTP/JSON gateway, for networks that block HTTP/2 (extra ``gateway``).
 
-Of etcd3-py only ``call_rpc`` is used, which sends one request and keeps no state. The messages are our own, in
-protobuf's JSON form (``gateway_messages.py``). The gateway costs more than gRPC: every value travels in base64, every
-call is a request of its own, and each watch keeps a connection of its own.
+Of etcd3-py only ``call_rpc`` is used, which sends one request and keeps no state. ``gateway_messages.py`` makes the
+messages, in protobuf's JSON form. The gateway costs more than gRPC: every value is sent in base64, every call is a
+request of its own, and each watch keeps a connection of its own.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _REQUIRE_LEADER = {"Grpc-Metadata-hasleader": "true"}
 
 
 class _NoVersionCheck:
-    """Replaces parts of etcd3-py's clients, which would ask for the server's version with a blocking call."""
+    """A mixin that keeps etcd3-py's clients from asking for the server's version by a blocking call."""
 
     server_version_sem = cluster_version_sem = semantic_version.Version("3.4.0")
 
     def _retrieve_version(self) -> None:
-        """Every etcd since 3.4 has the same paths."""
+        """Do nothing: every etcd since 3.4 has the same paths."""
 
 
 class _AsyncClient(_NoVersionCheck, AioClient):  # type: ignore[misc]
@@ -73,6 +73,7 @@ class _Sender:
         self._client: Any = None
 
     async def client(self) -> Any:
+        """The client, made at its first use."""
         if self._client is None:
             client = self._client = _AsyncClient(**_address(self._endpoint))
             its, connector = client.session, aiohttp.TCPConnector(limit=0, ssl=self._credentials or True)
@@ -81,6 +82,7 @@ class _Sender:
         return self._client
 
     async def close(self) -> None:
+        """Close the client."""
         if self._client:
             await self._client.close()
 
@@ -94,13 +96,16 @@ class GatewayTransport(BaseTransport):
         self._connections = Connections(lambda endpoint: _Sender(endpoint, self._tls.credentials), _Sender.close)
 
     async def watch(self) -> _GatewayWatchStream:
+        """Open a watch stream."""
         connection = self._connections.to(await self._current_endpoint())
         return _GatewayWatchStream(self._connections, connection, self._token, self._settings.request_timeout)
 
     def lease_client(self) -> GatewayLeaseClient:
+        """A client for the keepalive thread, with connections of its own."""
         return GatewayLeaseClient(self._settings, self._current, self._token)
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._connections.close()
 
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
@@ -125,9 +130,9 @@ class GatewayTransport(BaseTransport):
 
 
 class _GatewayWatchStream:
-    """Many watches behind the interface of one stream: each is a request whose answer does not end.
+    """A watch stream that consists of many requests: each watch is a request whose answer does not end.
 
-    When one watch breaks, the stream ends, and the reader opens a new one, as with gRPC.
+    When one watch breaks, the whole stream ends, and its reader opens a new one, as with gRPC.
     """
 
     def __init__(
@@ -158,12 +163,14 @@ class _GatewayWatchStream:
             raise EtcdUnavailable(f"etcd at {self.endpoint} did not begin a watch", retryable=True) from None
 
     async def cancel(self, watch_id: int) -> None:
+        """End a watch."""
         reading = self._reading.pop(watch_id, None)
         if reading:
             reading.cancel()
             self._messages.put_nowait(WatchMessage(watch_id, 0, canceled=True))
 
     async def receive(self) -> WatchMessage:
+        """The next message. Raises ``EtcdError`` when the stream has ended."""
         message = await self._messages.get()
         if isinstance(message, EtcdError):
             raise message
@@ -173,6 +180,7 @@ class _GatewayWatchStream:
         return message
 
     def close(self) -> None:
+        """End the stream and its watches."""
         for reading in self._reading.values():
             reading.cancel()
         self._reading.clear()
@@ -182,6 +190,7 @@ class _GatewayWatchStream:
             self._connections.leave(self._connection)
 
     async def _read(self, number: int, request: pb.WatchRequest, answered: asyncio.Future[None]) -> None:
+        """Put the messages of one watch into the queue, until the watch ends."""
         headers = {**_REQUIRE_LEADER, **({"Authorization": self._token.value} if self._token.value else {})}
         forever = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout)
         try:
@@ -247,6 +256,7 @@ class GatewayLeaseClient(BaseLeaseClient):
         return client
 
     def close(self) -> None:
+        """Close all connections."""
         clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-# gRPC's fork handlers crash a child whose parent was inside gRPC at that moment (seen in one fork of ten), and its
-# asyncio API cannot be used after a fork anyway. Without them the child lives, for whatever else it does.
+# gRPC's fork handlers crash a child whose parent was inside gRPC at that moment (seen in one fork of ten). The
+# asyncio API of gRPC cannot be used after a fork anyway. Without the handlers, the child can do its other work.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
@@ -104,13 +104,16 @@ class GrpcTransport(BaseTransport):
         self._timeouts = CallTimeouts()
 
     async def watch(self) -> _GrpcWatchStream:
+        """Open a watch stream."""
         endpoint = await self._current_endpoint()
         return _GrpcWatchStream(self._connections, self._connections.to(endpoint), self._token)
 
     def lease_client(self) -> GrpcLeaseClient:
+        """A client for the keepalive thread, with channels of its own."""
         return GrpcLeaseClient(self._settings, self._current, self._token)
 
     async def close(self) -> None:
+        """Close all channels."""
         await self._connections.close()
 
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
@@ -137,7 +140,7 @@ class GrpcTransport(BaseTransport):
 
 
 class _Channel:
-    """A channel to one endpoint, and its stubs."""
+    """A channel to one endpoint, with a stub per method."""
 
     def __init__(self, endpoint: str, credentials: grpc.ChannelCredentials | None) -> None:
         if credentials:
@@ -147,17 +150,19 @@ class _Channel:
         self._stubs: dict[str, Callable[..., Call[Any]]] = {}
 
     def stub(self, method: str) -> Callable[..., Call[Any]]:
+        """The stub of ``method``, made at its first use."""
         stub = self._stubs.get(method)
         if stub is None:
             stub = self._stubs[method] = _unary(self.channel, method)
         return stub
 
     async def close(self) -> None:
+        """Close the channel."""
         await self.channel.close()
 
 
 class _GrpcWatchStream:
-    """A watch stream. It keeps the token it was opened with, so it ends when that token is stale."""
+    """A watch stream. It keeps the token that it was opened with, and ends when that token is stale."""
 
     def __init__(self, connections: Connections[_Channel], connection: Connection[_Channel], token: Token) -> None:
         self._connections = connections
@@ -176,9 +181,11 @@ class _GrpcWatchStream:
         self._closed = False
 
     async def create(self, request: WatchRequest) -> None:
+        """Begin a watch."""
         await self._write(codec.watch_request(request))
 
     async def cancel(self, watch_id: int) -> None:
+        """End a watch."""
         await self._write(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch_id)))
 
     async def _write(self, message: pb.WatchRequest) -> None:
@@ -192,6 +199,7 @@ class _GrpcWatchStream:
             raise
 
     async def receive(self) -> WatchMessage:
+        """The next message. Raises ``EtcdError`` when the stream has ended."""
         try:
             response = await self._call.read()
         except grpc.RpcError as error:
@@ -208,13 +216,14 @@ class _GrpcWatchStream:
         return message
 
     def close(self) -> None:
+        """End the stream and its watches."""
         if not self._closed:
             self._closed = True
             self._call.cancel()
             self._connections.leave(self._connection)
 
     def _raise_unless_cancelled(self) -> None:
-        """Raise ``EtcdUnavailable`` unless the current task is cancelled: then the stream was.
+        """Raise ``EtcdUnavailable`` if the stream was cancelled, and not the current task.
 
         gRPC raises the same error for both.
         """
@@ -257,6 +266,7 @@ class GrpcLeaseClient(BaseLeaseClient):
         return channel
 
     def close(self) -> None:
+        """Close all channels."""
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()

@@ -1,6 +1,6 @@
-"""The narrow protocol between the library and etcd: plain operations in, plain results out.
+"""The protocol between the library and etcd: the operations, their results, and the ``Transport`` that sends them.
 
-Recipes, the wait queue and group commit are written against these types; the other modules here send them to etcd.
+Recipes, the wait queue and group commit use these types; the other modules of this folder send them to etcd.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Target(IntEnum):
 
 
 class KV(NamedTuple):
-    """A key as etcd has it; ``lease`` 0 means none."""
+    """A key and its value in etcd; ``lease`` 0 means that the key has no lease."""
 
     key: bytes
     value: bytes
@@ -34,9 +34,9 @@ class KV(NamedTuple):
 
 
 class Compare(NamedTuple):
-    """A condition of a transaction: the ``target`` of ``key`` equals ``value``, or is ``less``.
+    """A condition of a transaction: the ``target`` of ``key`` equals ``value``, or with ``less`` is less than it.
 
-    With ``end``, the condition is for every key in the range, and is true if there is none.
+    With ``end``, the condition must hold for every key in the range; it is true for an empty range.
     """
 
     key: bytes
@@ -103,7 +103,7 @@ OpResult = GetResult | Deleted | Done
 
 
 class TxnResult(NamedTuple):
-    """The answer of a transaction: its branch, its revision, and one result per operation."""
+    """The answer of a transaction: ``succeeded`` if the conditions were true, and one result per operation that ran."""
 
     succeeded: bool
     revision: int
@@ -157,26 +157,44 @@ class WatchStream(Protocol):
     """One stream that carries many watches; ends with an ``EtcdError``."""
 
     @property
-    def endpoint(self) -> str: ...
-    async def create(self, request: WatchRequest) -> None: ...
-    async def cancel(self, watch_id: int) -> None: ...
-    async def receive(self) -> WatchMessage: ...
-    def close(self) -> None: ...
+    def endpoint(self) -> str:
+        """The endpoint that the stream is open to."""
+
+    async def create(self, request: WatchRequest) -> None:
+        """Begin a watch; etcd answers with a "created" message."""
+
+    async def cancel(self, watch_id: int) -> None:
+        """End a watch."""
+
+    async def receive(self) -> WatchMessage:
+        """The next message. Raises ``EtcdError`` when the stream has ended."""
+
+    def close(self) -> None:
+        """End the stream and its watches."""
 
 
 class LeaseClient(Protocol):
     """Blocking calls for the keepalive thread.
 
-    ``renew`` returns the TTL in seconds, 0 if the lease is gone. ``remove`` deletes a key if it still has this create
-    revision. ``endpoint`` is that of the next call; after a failure it changes.
+    Every call ends within its ``timeout`` in seconds, or raises ``EtcdError``. After a failure, the next call goes to
+    the next endpoint.
     """
 
     @property
-    def endpoint(self) -> str: ...
-    def renew(self, lease_id: int, timeout: float) -> int: ...
-    def revoke(self, lease_id: int, timeout: float) -> None: ...
-    def remove(self, key: bytes, create_revision: int, timeout: float) -> None: ...
-    def close(self) -> None: ...
+    def endpoint(self) -> str:
+        """The endpoint of the next call."""
+
+    def renew(self, lease_id: int, timeout: float) -> int:
+        """Renew the lease, and return its TTL in seconds; 0 if the lease is gone."""
+
+    def revoke(self, lease_id: int, timeout: float) -> None:
+        """Revoke the lease, which deletes its keys."""
+
+    def remove(self, key: bytes, create_revision: int, timeout: float) -> None:
+        """Delete ``key`` if it still has this create revision."""
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 class ClusterMember(NamedTuple):
@@ -193,23 +211,44 @@ class ClusterMember(NamedTuple):
 
 
 class Transport(Protocol):
-    """BaseTransport to etcd. Every call ends within its time limit and raises nothing but ``ConcurrencyError``."""
+    """The connection to etcd. Every call ends within its time limit and raises only ``ConcurrencyError``."""
 
     @property
-    def endpoints(self) -> Sequence[str]: ...
+    def endpoints(self) -> Sequence[str]:
+        """The endpoints of the settings."""
+
     async def connect(self, key: bytes) -> None:
         """Find an endpoint that serves, by reading ``key``, which the user must be allowed to read."""
 
-    async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult: ...
-    async def get(self, get: Get) -> GetResult: ...
-    async def delete(self, delete: Delete) -> int: ...
-    async def grant(self, ttl: int) -> Lease: ...
-    async def watch(self) -> WatchStream: ...
-    def lease_client(self) -> LeaseClient: ...
+    async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
+        """Run ``then`` if all ``compares`` are true, else ``otherwise``, in one transaction."""
+
+    async def get(self, get: Get) -> GetResult:
+        """Read a key or a range."""
+
+    async def delete(self, delete: Delete) -> int:
+        """Delete a key or a range, and return the number of keys removed."""
+
+    async def grant(self, ttl: int) -> Lease:
+        """Take a new lease of ``ttl`` seconds."""
+
+    async def watch(self) -> WatchStream:
+        """Open a watch stream."""
+
+    def lease_client(self) -> LeaseClient:
+        """A client for the keepalive thread, with connections of its own."""
+
     def suspect(self, endpoint: str) -> None:
         """Use another endpoint for the next calls if ``endpoint``, which seems to hang, is the current one."""
 
-    async def members(self) -> list[str]: ...
-    async def member(self, endpoint: str) -> ClusterMember: ...
-    async def alarms(self) -> list[str]: ...
-    async def close(self) -> None: ...
+    async def members(self) -> list[str]:
+        """The client URLs of all cluster members."""
+
+    async def member(self, endpoint: str) -> ClusterMember:
+        """The state of the cluster member at ``endpoint``."""
+
+    async def alarms(self) -> list[str]:
+        """The cluster's alarms, each as a text that names the member."""
+
+    async def close(self) -> None:
+        """Close all connections."""
