@@ -263,3 +263,11 @@ def test_the_one_on_path_comes_first_and_scripts_are_passed_over(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EtcdUnavailable, match="pip install 'codomyrmex-concurrency\\[embedded\\]'"):
         find_etcd()
+
+
+async def test_an_etcd_that_was_quicker_at_the_port_is_not_taken_for_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with EmbeddedEtcd() as quicker:
+        monkeypatch.setattr(embedded, "is_free", lambda port: True)
+        port = int(quicker.endpoint.rpartition(":")[2])
+        with pytest.raises(EtcdUnavailable, match="address already in use"):
+            await EmbeddedEtcd(port=port).start()

@@ -22,7 +22,7 @@ class AsyncOnly:
             )
 
         def __exit__(self, *_: object) -> None:
-            """Python looks it up before it calls ``__enter__``."""
+            """Do nothing. Python requires the method before it calls ``__enter__``, which raises."""
 
 
 class BlockingOnly:
@@ -39,4 +39,4 @@ class BlockingOnly:
             )
 
         async def __aexit__(self, *_: object) -> None:
-            """Python looks it up before it calls ``__aenter__``."""
+            """Do nothing. Python requires the method before it calls ``__aenter__``, which raises."""

@@ -45,14 +45,18 @@ _MARGIN = 0.8  # of the third of a TTL between the end of trust and the end of t
     help="A semaphore; one permit of it is held.",
 )
 @click.option(
-    "--max", "limit", type=click.IntRange(min=1), metavar="N", help="The semaphore's limit. Default: the limit it has."
+    "--max",
+    "limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The semaphore's limit, which a new semaphore needs. Default: its present limit.",
 )
-@click.option("--max-hold", type=Duration(), metavar="1h", help="Release everything, and end CMD, after this time.")
+@click.option("--max-hold", type=Duration(), metavar="TIME", help="Release everything, and end CMD, after this time.")
 @click.option(
     "--lock-delay",
     type=Duration(),
     default=0.0,
-    metavar="10s",
+    metavar="TIME",
     help="Keep the locks closed for this time if this host dies.",
 )
 @click.option(
@@ -61,15 +65,15 @@ _MARGIN = 0.8  # of the third of a TTL between the end of trust and the end of t
     metavar="KEY=TEXT",
     help="Shown to others; agent=NAME names the holder. May be repeated.",
 )
-@click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this time; exits with 75.")
+@click.option("--timeout", type=Duration(), metavar="TIME", help="Give up waiting after this time; exits with 75.")
 @click.option(
     "--kill-after",
     type=Duration(),
     default=5.0,
-    metavar="5s",
-    help="Send SIGKILL this time after SIGTERM; after a loss, at most 4/15 of the session's TTL after it.",
+    metavar="TIME",
+    help="Send SIGKILL this time after SIGTERM; after a loss, at most 4/15 of the session's TTL after it. Default: 5s.",
 )
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, required=True, metavar="-- CMD...", type=click.UNPROCESSED)
 @common_options
 @click.pass_context
 def run(
@@ -97,9 +101,9 @@ def run(
 
     \b
     Examples:
-      codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh staging
-      codomyrmex concurrency run --lock src/a.py --metadata agent=parser -- ./edit.sh
-      codomyrmex concurrency run --lock a --lock b --semaphore gpu --max 2 -- ./train.sh
+      codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh
+      codomyrmex concurrency run --lock a.py --metadata agent=parser -- ./edit.sh
+      codomyrmex concurrency run --semaphore gpu --max 2 -- ./train.sh
     """
     if settings(context).endpoints == ("embedded",):
         raise click.UsageError("an etcd embedded in this command would exclude nobody; start one with `dev`")

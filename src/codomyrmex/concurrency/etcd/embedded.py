@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import random
+import secrets
 import select
 import shutil
 import socket
@@ -201,15 +202,16 @@ class EmbeddedEtcd:
     def _launch(self, binary: Path, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
         peers = f"http://127.0.0.1:{_free_port()}"
+        name = f"embedded-{secrets.token_hex(4)}"  # tells it from an etcd that was quicker at this port
         command = [
             str(binary),
-            "--name=embedded",
+            f"--name={name}",
             f"--data-dir={self.data_dir}",
             f"--listen-client-urls={self.endpoint}",
             f"--advertise-client-urls={self.endpoint}",
             f"--listen-peer-urls={peers}",
             f"--initial-advertise-peer-urls={peers}",
-            f"--initial-cluster=embedded={peers}",
+            f"--initial-cluster={name}={peers}",
             "--auto-compaction-mode=periodic",
             "--auto-compaction-retention=5m",
             "--logger=zap",
@@ -235,7 +237,7 @@ class EmbeddedEtcd:
         _owned[self._folder] = supervisor
         assert supervisor.stdout
         self.pid = int(supervisor.stdout.read(20) or 0)
-        self.version = _wait_until_served(self.endpoint, supervisor, logfile)
+        self.version = _wait_until_served(self.endpoint, supervisor, logfile, name)
         _announce(self.version, self._keeps_data)
 
 
@@ -318,9 +320,9 @@ def is_free(port: int) -> bool:
 
 
 def _wait_until_served(
-    endpoint: str, supervisor: subprocess.Popen[bytes] | None = None, logfile: Path | None = None
+    endpoint: str, supervisor: subprocess.Popen[bytes] | None = None, logfile: Path | None = None, name: str = ""
 ) -> str:
-    """Wait until the etcd at ``endpoint`` is healthy; returns its version."""
+    """Wait until the etcd at ``endpoint`` is healthy, and has ``name`` if one is given; returns its version."""
     deadline = time.monotonic() + _START_LIMIT
     problem = f"did not serve within {_START_LIMIT:g} s"
     while time.monotonic() < deadline:
@@ -328,7 +330,7 @@ def _wait_until_served(
             problem = "ended at once"
             break
         with contextlib.suppress(OSError, http.client.HTTPException):
-            if json.loads(_get(endpoint, "/health")).get("health") == "true":
+            if json.loads(_get(endpoint, "/health")).get("health") == "true" and _is_named(endpoint, name):
                 return str(json.loads(_get(endpoint, "/version"))["etcdserver"])
         time.sleep(0.02)
     said = logfile.read_text(errors="replace").splitlines() if logfile else []
@@ -337,9 +339,21 @@ def _wait_until_served(
     raise EtcdUnavailable("\n".join([f"etcd at {endpoint} {problem}", *said]))
 
 
+def _is_named(endpoint: str, name: str) -> bool:
+    """True if the etcd at ``endpoint`` has a member called ``name``, or if ``name`` is empty."""
+    if not name:
+        return True
+    members = json.loads(_ask(endpoint, "POST", "/v3/cluster/member/list", "{}")).get("members", ())
+    return any(member.get("name") == name for member in members)
+
+
 def _get(endpoint: str, path: str) -> bytes:
+    return _ask(endpoint, "GET", path)
+
+
+def _ask(endpoint: str, method: str, path: str, body: str | None = None) -> bytes:
     address = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
     connection = http.client.HTTPConnection(address.hostname or "", address.port or 2379, timeout=2)
     with contextlib.closing(connection):
-        connection.request("GET", path)
+        connection.request(method, path, body)
         return connection.getresponse().read()

@@ -60,7 +60,7 @@ async def need_operation(found: Opened, operation: str | None) -> None:
 async def nothing_in(found: Opened) -> str:
     """The message that no entry was found: in which queue, and which other queues have some."""
     if count := await found.queue.count():
-        return f"none of the {count} dead letters {found.where} is one of those asked for"
+        return f"none of the {count} dead letters {found.where} is among those asked for"
     others = await overview.queues_with_entries(core_of(found.session))
     elsewhere = f"; there are some in {_list(others)}; see them with --queue" if others else ""
     return f"no dead letters {found.where}{elsewhere}"

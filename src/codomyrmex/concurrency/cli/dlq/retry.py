@@ -38,8 +38,7 @@ def retry(
 ) -> None:
     """Have a worker retry entries now.
 
-    The entries become due, and their attempts are counted from 0 again. Prints a warning if no worker would take them;
-    workers of release 0.1 are not seen.
+    The entries become due, and their attempts are counted from 0 again. Prints a warning if no worker would take them.
 
     \b
     Examples:

@@ -62,7 +62,9 @@ async def _work(queue: DeadLetterQueue, concurrency: int, drain: float, stop: as
             handled = ", ".join(map(visible, queue.operations))
             click.echo(f"a worker of the queue {queue.name!r} retries {handled}; Ctrl-C or SIGTERM ends it", err=True)
             await stop.wait()
-            click.echo(f"takes nothing more; ends with the handlers that run, within {drain:g} s", err=True)
+            click.echo(
+                f"the worker takes nothing more; it ends with its running handlers, after at most {drain:g} s", err=True
+            )
     finally:
         await default_session().close()  # that of a queue without one of its own
 
