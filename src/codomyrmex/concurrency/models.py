@@ -103,6 +103,7 @@ class ForcedRelease:
     at: datetime
 
     def encode(self) -> bytes:
+        """Its value in etcd, as JSON."""
         return json.dumps(to_json(self)).encode()
 
     @classmethod

@@ -98,6 +98,7 @@ class DeadLetterQueue(AsyncOnly):
 
     @property
     def name(self) -> str:
+        """The name of the queue, in NFC."""
         return self._name
 
     @property

@@ -57,6 +57,7 @@ class ClusterPoolStats:
 
     @property
     def hosts(self) -> tuple[str, ...]:
+        """The hosts on which its instances run, sorted."""
         return tuple(sorted({pool.host for pool in self.instances}))
 
 

@@ -72,6 +72,7 @@ class DistributedLock(AsyncOnly):
 
     @property
     def name(self) -> str:
+        """The name of the lock, in NFC."""
         return self._name
 
     @property

@@ -142,6 +142,7 @@ class Semaphore(AsyncOnly):
 
     @property
     def name(self) -> str:
+        """The name of the semaphore, in NFC."""
         return self._name
 
     async def acquire(self, permits: int = 1, timeout: float | None = None) -> Permit:
