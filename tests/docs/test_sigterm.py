@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, LockEvent, Session
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "end-on-sigterm.md").read_text()
@@ -53,7 +54,7 @@ async def end_of(script: str, etcd: EmbeddedEtcd, session: Session) -> LockEvent
     )
     try:
         assert process.stdout and await asyncio.wait_for(process.stdout.readline(), 30) == b"held\n"
-        async with asyncio.timeout(30), aclosing(inspect.watch(session)) as events:
+        async with asyncio.timeout(30), aclosing(inspect.watch(core_of(session))) as events:
             async for event in events:
                 if event.kind == "granted":
                     process.send_signal(signal.SIGTERM)

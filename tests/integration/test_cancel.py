@@ -21,6 +21,7 @@ from codomyrmex.concurrency import (
     Semaphore,
     Session,
 )
+from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from tests.helpers import eventually
 from tests.integration.test_faults import _CancelAt
@@ -93,7 +94,7 @@ async def test_nothing_is_held_after_a_cancel_at_any_step(
         await cycle(session)
 
     async def free() -> bool:
-        found = await inspect.semaphore(other, "s")
+        found = await inspect.semaphore(core_of(other), "s")
         return not (await LockManager(other).locks() or found.holders or found.waiters)
 
     async def nothing_left() -> None:

@@ -57,7 +57,7 @@ async def test_semaphores_are_shown_with_who_holds_and_who_waits(cli: Cli, sessi
 
 
 async def _waiters(session: Session, name: str) -> Any:
-    return (await inspect.semaphore(session, name)).waiters
+    return (await inspect.semaphore(core_of(session), name)).waiters
 
 
 async def test_a_semaphore_that_is_not_there_is_an_error(cli: Cli) -> None:
@@ -118,7 +118,7 @@ async def test_pools_are_shown_per_host_and_live(cli: Cli, session: Session, oth
     (found,) = json.loads(whole.out)
     assert found["submitted"] == 7 and found["max_workers"] == 5
     assert "together" in table.out and table.out.count(f":{os.getpid()}") == 2
-    assert await pools(session) == []
+    assert await pools(core_of(session)) == []
     nothing = await cli("pools")
     assert (nothing.code, nothing.out) == (0, "")
 
@@ -320,7 +320,7 @@ async def test_a_lost_permit_ends_the_command(cli: Cli, session: Session) -> Non
     command = ("run", "--lock", "x", "--semaphore", "gpu", "--max", "1", "--", "sh", "-c", "echo in; sleep 60")
     async with cli.started(*command) as running:
         assert await line(running) == "in"
-        (holder,) = (await inspect.semaphore(session, "gpu")).holders
+        (holder,) = (await inspect.semaphore(core_of(session), "gpu")).holders
         await core_of(session).remover.remove(holder.key.encode())
         assert await ended(running) == 76
     await queue_of(session, "x", 0)

@@ -210,7 +210,7 @@ async def test_kinds_of_failures_are_called_so(cli: Cli, session: Session) -> No
 
 
 async def _workers(session: Session, queue: str) -> list[presence.WorkerInfo]:
-    return await presence.workers(Store(session, queue, 1.0))
+    return await presence.workers(Store(core_of(session), queue, 1.0))
 
 
 async def test_a_worker_keeps_one_key_that_says_what_it_handles(session: Session, other: Session) -> None:
@@ -242,7 +242,7 @@ async def _done(dlq: DeadLetterQueue) -> bool:
 
 async def test_the_key_goes_with_the_lease_and_garbage_beside_it_is_passed_over(session: Session) -> None:
     dlq = DeadLetterQueue("mail", session=session)
-    store = Store(session, "mail", 1.0)
+    store = Store(core_of(session), "mail", 1.0)
     async with Session(session.settings) as gone, DeadLetterQueue("mail", session=gone).worker():
         await eventually(lambda: _workers(session, "mail"))
         found = await core_of(session).transport.get(Get(store.workers, prefix_end(store.workers)))

@@ -30,7 +30,7 @@ async def add(dlq: DeadLetterQueue, key: str = "order-7") -> str:
 
 
 def dedup_key(session: Session, key: str = "order-7") -> bytes:
-    return Store(session, NAME, 60).prefix + b"dedup/" + hashlib.sha256(key.encode()).hexdigest().encode()
+    return Store(core_of(session), NAME, 60).prefix + b"dedup/" + hashlib.sha256(key.encode()).hexdigest().encode()
 
 
 async def named(session: Session, key: str = "order-7") -> bytes | None:
@@ -69,8 +69,7 @@ async def _purged_while_waiting(dlq: DeadLetterQueue, old: str) -> None:
 
 
 async def _evicted(dlq: DeadLetterQueue, old: str) -> None:
-    store = await dlq._opened()
-    full = DeadLetterQueue(NAME, session=store.session, max_entries=2)
+    full = DeadLetterQueue(NAME, session=dlq._session, max_entries=2)
     await add(full, "another failure")
     assert await dlq.get(old) is None
 
@@ -174,7 +173,7 @@ async def test_a_key_that_names_nothing_is_taken_over(session: Session, value: b
 async def test_a_key_whose_entry_does_not_stand_for_the_failure_is_taken_over(session: Session, what: str) -> None:
     dlq = dead_letters(session)
     first = await add(dlq, "another failure" if what == "of another failure" else "order-7")
-    key = Store(session, NAME, 60).key(first)
+    key = Store(core_of(session), NAME, 60).key(first)
     if what == "resolved":
         await dlq.discard(first, reason="x")
     elif what == "deleted by hand":
@@ -203,7 +202,7 @@ async def test_a_full_queue_still_knows_a_failure_that_it_holds(session: Session
 
 
 async def test_an_entry_that_is_there_is_not_written_again(session: Session) -> None:
-    store = Store(session, NAME, 60)
+    store = Store(core_of(session), NAME, 60)
     for dedup in (None, "order-7"):
         entry = record.new("x", {}, "bad", None, str, dedup)
         assert await store.add(entry) == entry.id

@@ -275,8 +275,8 @@ async def test_each_entry_is_run_by_one_worker_at_a_time(session: Session, other
 async def test_a_worker_that_dies_costs_an_attempt_and_a_crash(session: Session, other: Session) -> None:
     dying, living = DeadLetterQueue(session=other, retry=QUICK), DeadLetterQueue(session=session, retry=QUICK)
     entry_id = await store_one(living)
-    stored = await Store(other, "default", 60).get(entry_id)
-    assert stored and await Store(other, "default", 60).claim(stored)
+    stored = await Store(core_of(other), "default", 60).get(entry_id)
+    assert stored and await Store(core_of(other), "default", 60).claim(stored)
     done: list[int] = []
 
     @living.handler("fetch")
@@ -295,7 +295,7 @@ async def test_a_worker_that_dies_costs_an_attempt_and_a_crash(session: Session,
 async def test_an_entry_that_kills_its_workers_is_parked_before_it_runs_again(session: Session) -> None:
     dlq = DeadLetterQueue(session=session, retry=RetryPolicy(max_attempts=10, initial=0.01, jitter=0))
     entry_id = await store_one(dlq)
-    store = Store(session, "default", 60)
+    store = Store(core_of(session), "default", 60)
 
     @dlq.handler("other")
     async def other(entry: DeadLetter, attempt: Attempt) -> None: ...
@@ -514,14 +514,16 @@ async def test_a_handler_learns_that_its_claim_is_gone(dlq: DeadLetterQueue, ses
     entry_id = await store_one(dlq)
     async with dlq.worker():
         await began.wait()
-        await core_of(session).remover.removed(Store(session, "default", 1).claim_key(entry_id), lambda _: None)
+        await core_of(session).remover.removed(
+            Store(core_of(session), "default", 1).claim_key(entry_id), lambda _: None
+        )
         await eventually(lambda: told)
 
 
 async def test_a_foreign_value_among_the_entries_is_passed_over(dlq: DeadLetterQueue, session: Session) -> None:
     from codomyrmex.concurrency.etcd.transports.protocol import Put
 
-    await core_of(session).transport.txn((), (Put(Store(session, "default", 1).entries + b"junk", b"\xff"),))
+    await core_of(session).transport.txn((), (Put(Store(core_of(session), "default", 1).entries + b"junk", b"\xff"),))
     entry_id = await store_one(dlq)
 
     @dlq.handler("fetch")
@@ -582,7 +584,7 @@ async def test_settled_waits_for_everything_that_is_handled_here_and_nothing_els
 async def test_only_whoever_holds_the_claim_writes_how_an_attempt_ended(session: Session, other: Session) -> None:
     queue = DeadLetterQueue("late", session=session)
     entry_id = await queue.add(operation="x", args={}, error="e")
-    slow, quick = Store(session, "late", 60.0), Store(other, "late", 60.0)
+    slow, quick = Store(core_of(session), "late", 60.0), Store(core_of(other), "late", 60.0)
     stored = await slow.get(entry_id)
     assert stored
     first = await slow.claim(stored)
@@ -683,7 +685,7 @@ async def test_a_block_that_fails_at_any_moment_gives_every_claim_back(session: 
             async with queue.worker(concurrency=4):
                 await asyncio.sleep(number * 0.0005)
                 raise ZeroDivisionError
-        store = Store(other, "quick", 60.0)
+        store = Store(core_of(other), "quick", 60.0)
         claims = [kv.key async for page in store.pages(store.claims) for kv in page.kvs]
         entries = await queue.list_entries()
         assert claims == [] and not any(entry.crash_count or entry.state == "running" for entry in entries)

@@ -20,6 +20,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.pool.cluster import pools
 from codomyrmex.concurrency.pool.reporting import Reporter
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import counting, eventually
 
 
@@ -52,7 +53,7 @@ async def test_pools_of_two_processes_are_summed_and_go_with_their_sessions(sess
             return len((await here.cluster_stats()).instances) == 1
 
         await eventually(one)
-    assert await pools(session) == []
+    assert await pools(core_of(session)) == []
 
 
 async def test_nothing_is_written_while_nothing_changes(session: Session) -> None:
@@ -193,7 +194,7 @@ async def test_leaving_that_is_cancelled_takes_the_report_back(session: Session)
     with pytest.raises(asyncio.CancelledError):
         await leaving
     assert {result.status for result in await running[0]} == {"cancelled"}
-    assert await pools(session) == []
+    assert await pools(core_of(session)) == []
     assert not any(task.get_name().startswith(("pool-reporter", "crew")) for task in asyncio.all_tasks())
 
 

@@ -177,8 +177,8 @@ async def test_each_key_that_is_skipped_is_told_of_once(
     with caplog.at_level(logging.WARNING, "codomyrmex.concurrency"):
         for _ in range(2):
             async with sem:
-                assert await inspect.semaphores(session) == [await sem.info()]
-            assert await cluster.pools(session) == []
+                assert await inspect.semaphores(core_of(session)) == [await sem.info()]
+            assert await cluster.pools(core_of(session)) == []
             assert await DeadLetterQueue("mail", session=session).list_entries() == []
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == len(skipped) and all(len(text) < 500 for text in warnings)

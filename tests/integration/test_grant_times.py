@@ -57,7 +57,7 @@ async def test_what_was_waited_for_is_held_from_its_grant(session: Session, othe
 
 async def test_permits_are_told_of_as_locks_are(session: Session) -> None:
     async def told() -> bool:
-        holders = (await inspect.semaphore(session, "s")).holders
+        holders = (await inspect.semaphore(core_of(session), "s")).holders
         return bool(holders) and holders[0].granted_at is not None
 
     async with Semaphore("s", max_concurrent=1, session=session):
@@ -170,7 +170,7 @@ async def test_run_says_who_it_is(cli: Cli, session: Session) -> None:
             assert running.stdout
             await asyncio.wait_for(running.stdout.readline(), 15)
             owner = await holder(session, name)
-            (permit,) = (await inspect.semaphore(session, f"s{name}")).holders
+            (permit,) = (await inspect.semaphore(core_of(session), f"s{name}")).holders
             assert owner and owner.metadata == permit.metadata
             if not more:
                 assert owner.metadata["agent"] == "from-the-environment"

@@ -62,11 +62,11 @@ async def test_a_manager_takes_all_spellings_for_one(session: Session) -> None:
 async def test_permits_are_of_one_semaphore(session: Session, other: Session) -> None:
     async with Semaphore(MAC, max_concurrent=1, session=session):
         assert await Semaphore(LINUX, max_concurrent=1, session=other).try_acquire() is None
-        assert [info.name for info in await inspect.semaphores(other, PREFIX)] == [LINUX]
+        assert [info.name for info in await inspect.semaphores(core_of(other), PREFIX)] == [LINUX]
 
 
 async def test_a_watch_by_a_decomposed_prefix_sees_the_name(session: Session, other: Session) -> None:
-    async with DistributedLock(LINUX, other), aclosing(inspect.watch(session, PREFIX)) as events:
+    async with DistributedLock(LINUX, other), aclosing(inspect.watch(core_of(session), PREFIX)) as events:
         first: LockEvent = await asyncio.wait_for(anext(events), 5)
         assert (first.kind, first.name) == ("enqueued", LINUX)
 
@@ -128,9 +128,9 @@ async def test_one_alone_under_another_form_is_found_by_any_spelling(session: Se
     manager = LockManager(session)
     shown = await manager.info(LINUX)
     assert shown and shown.name == MAC and shown.holders[0].host == "old"
-    semaphore = await inspect.semaphore(session, LINUX)
+    semaphore = await inspect.semaphore(core_of(session), LINUX)
     assert semaphore.name == MAC and [owner.host for owner in semaphore.waiters] == ["old"]
-    async with aclosing(inspect.watch(session, LINUX)) as events:
+    async with aclosing(inspect.watch(core_of(session), LINUX)) as events:
         assert (await asyncio.wait_for(anext(events), 5)).name == MAC
     assert (await manager.force_release(LINUX, reason="a test")).host == "old"
     assert await manager.info(LINUX) is None
@@ -143,7 +143,7 @@ async def failed(queue: Store, number: int, dedup_key: str | None = None) -> Dea
 
 
 async def test_dead_letters_under_another_form_are_drained(session: Session) -> None:
-    former = Store(session, MAC, 60)
+    former = Store(core_of(session), MAC, 60)
     first, second = await failed(former, 1, "mail-1"), await failed(former, 2)
     dlq = DeadLetterQueue(LINUX, session=session)
     handled: list[int] = []
@@ -152,7 +152,7 @@ async def test_dead_letters_under_another_form_are_drained(session: Session) -> 
     async def send(entry: DeadLetter, attempt: Attempt) -> None:
         handled.append(entry.args["number"])
 
-    assert await store.queues(session) == [LINUX]
+    assert await store.queues(core_of(session)) == [LINUX]
     assert {entry.id for entry in await dlq.list_entries()} == {first.id, second.id}
     assert await dlq.add(operation="send", args={}, error="away", dedup_key="mail-1") == first.id
     left = await core_of(session).transport.get(Get(former.prefix, prefix_end(former.prefix)))
@@ -166,7 +166,7 @@ async def test_dead_letters_under_another_form_are_drained(session: Session) -> 
 async def test_a_dead_letter_that_is_being_run_under_another_form_is_left_until_it_is_not(
     session: Session, other: Session
 ) -> None:
-    former = Store(other, MAC, 60)
+    former = Store(core_of(other), MAC, 60)
     entry = await failed(former, 1)
     stored = await former.get(entry.id)
     assert stored
@@ -178,6 +178,6 @@ async def test_a_dead_letter_that_is_being_run_under_another_form_is_left_until_
 
 
 async def test_the_command_line_shows_queues_under_another_form(cli: Cli, session: Session) -> None:
-    await failed(Store(session, MAC, 60), 1)
+    await failed(Store(core_of(session), MAC, 60), 1)
     stats = await cli("dlq", "stats", "-o", "json")
     assert [(one["queue"], one["waiting"]) for one in json.loads(stats.out)] == [(LINUX, 1)]

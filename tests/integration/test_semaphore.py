@@ -275,7 +275,7 @@ async def test_a_resize_passes_over_what_is_no_limit_and_compares_the_limit_it_r
 async def test_to_look_at_a_semaphore_does_not_make_one(session: Session) -> None:
     sem = semaphore(session)
     assert await sem.available() == 3 and (await sem.info()).limit is None
-    assert await semaphores(session) == []
+    assert await semaphores(core_of(session)) == []
     async with sem:
         assert await sem.available() == 2
 
@@ -292,7 +292,7 @@ async def test_a_semaphore_is_deleted_only_while_nobody_uses_it(session: Session
     await permit.release()
     await (await waiting).release()
     await sem.delete()
-    assert await semaphores(session) == []
+    assert await semaphores(core_of(session)) == []
     with pytest.raises(LimitMismatch, match="deleted from etcd"):
         await far.acquire()  # it had agreed on a limit that is no more
     async with sem:  # which made it anew

@@ -21,7 +21,8 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.session import core_of, open_sessions
+from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.session_core import open_sessions
 from tests.helpers import eventually, queue_of
 from tests.integration.test_faults import through_proxy
 
@@ -185,8 +186,8 @@ def test_a_session_whose_loop_was_closed_is_no_open_one(etcd: EmbeddedEtcd, name
 
     async def use() -> Session:
         session = await Session(endpoints=etcd.endpoint, namespace=namespace, transport="grpc").open()
-        assert session in open_sessions()
+        assert core_of(session) in open_sessions()
         return session
 
     session = asyncio.run(use())
-    assert core_of(session).is_over and session not in open_sessions()
+    assert core_of(session).is_over and core_of(session) not in open_sessions()

@@ -17,6 +17,7 @@ from codomyrmex.concurrency.dead_letters import record, spiller
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
+from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually
 from tests.proxy import TcpProxy
 
@@ -62,7 +63,7 @@ async def all_sent(dlq: DeadLetterQueue) -> None:
 
 async def versions(session: Session, queue: str) -> list[int]:
     """The number of writes of each entry of a queue."""
-    store = Store(session, queue, 60)
+    store = Store(core_of(session), queue, 60)
     return [kv.version async for page in store.pages(store.entries) for kv in page.kvs]
 
 
@@ -275,7 +276,7 @@ async def test_entering_a_queue_sends_what_was_left_there(etcd: EmbeddedEtcd, na
         entry_id = await route(dlq)
         assert "not in etcd yet" in (await dlq.route(operation="x", args={}, error=ValueError(), metadata={})).note
     async with DeadLetterQueue("q", session=session):
-        store = Store(session, "q", 60)
+        store = Store(core_of(session), "q", 60)
 
         async def both() -> bool:
             return await store.count() == 2

@@ -189,7 +189,7 @@ async def test_a_sink_that_raises_ends_its_own_watch_and_nothing_else(
 
 
 async def test_a_member_that_fails_keeps_nobody_else_from_being_told(session: Session, other: Session) -> None:
-    anyone: Any = session
+    anyone: Any = core_of(session)
     for _ in range(3):
         anyone.members.add(_Member())
     grant = await DistributedLock("x", session).acquire()

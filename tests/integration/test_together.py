@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, EtcdQuotaExceeded, LockManager, Session
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.waitqueue import wait
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import counting, entries, queue_of
 from tests.integration.test_faults import through_proxy
 
 
-async def test_who_joins_as_the_holder_leaves_is_granted_at_once(session: Session) -> None:
+async def test_who_joins_as_the_holder_leaves_is_granted_at_once(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait, "_LOOK_SOON", 2.0)  # a slow machine would read the queue again
     lock = DistributedLock("x", session)
     for _ in range(20):
         await lock.acquire()

@@ -143,14 +143,14 @@ async def test_trust_that_ends_at_any_await_point_of_an_acquire_leaves_no_grant_
         for grant in grants:
             await grant._entry.release()
         await eventually(lambda: _nobody_there(other))
-        await member.trusted()
+        await core_of(member).trusted()
         if not stepping.reached:
             break
     assert step >= 1
 
 
 async def _nobody_there(session: Session) -> bool:
-    semaphore = await inspect.semaphore(session, "x")
+    semaphore = await inspect.semaphore(core_of(session), "x")
     return not (await LockManager(session).locks() or semaphore.holders or semaphore.waiters)
 
 
@@ -211,14 +211,14 @@ async def test_a_try_does_not_wait_for_trust_longer_than_for_an_answer(
         assert caught.value.applied == "no" and caught.value.retryable
         await eventually(lambda: _nobody_there(other))
         renew(member)
-        await member.trusted()
+        await core_of(member).trusted()
         assert await ACQUIRED[kind](member)
 
 
 async def test_trust_that_is_renewed_before_its_end_was_noticed_is_told_all_the_same(
     member: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keepalive = member._keepalive
+    keepalive = core_of(member)._keepalive
     assert keepalive
     answer = keepalive._client.renew
 
@@ -280,7 +280,7 @@ async def test_a_holder_looks_for_its_key_until_it_gets_an_answer(
 
 async def test_an_end_of_trust_that_no_thread_tells_is_noticed_all_the_same(member: Session) -> None:
     grant = await DistributedLock("x", member, on_loss="notify").acquire()
-    keepalive = member._keepalive
+    keepalive = core_of(member)._keepalive
     assert keepalive
     keepalive.stop(revoke=False)
     await asyncio.to_thread(keepalive.join)
@@ -377,8 +377,8 @@ async def test_a_block_that_ran_past_its_trust_unnoticed_ends_with_lock_lost(
     """The process was stopped in a block that awaits nothing."""
     with pytest.raises(LockLost, match="no keepalive was answered"):
         async with BLOCKS[kind](member):
-            assert member._keepalive
-            member._keepalive._trust.next_renewal, member._keepalive._trust.deadline = math.inf, 0.0
+            assert core_of(member)._keepalive
+            core_of(member)._keepalive._trust.next_renewal, core_of(member)._keepalive._trust.deadline = math.inf, 0.0
     renew(member)
     await eventually(lambda: _nobody_there(other))
 
@@ -418,7 +418,7 @@ async def test_trust_that_ends_at_any_await_point_of_a_block_ends_it_well_or_wit
             outcomes.add("passed")
             assert passed[0] > 0
         await eventually(lambda: _nobody_there(other))
-        await member.trusted()
+        await core_of(member).trusted()
         if not stepping.reached:
             break
     assert outcomes == {"lost", "passed"} and step >= 3

@@ -39,7 +39,7 @@ def queue_on(session: Session, **options: Any) -> DeadLetterQueue:
 
 
 async def claims(session: Session) -> list[str]:
-    store = Store(session, "q", 60)
+    store = Store(core_of(session), "q", 60)
     return [store.id_of(kv.key) async for kv in store.all_claims()]
 
 
@@ -132,7 +132,7 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "_LOOK_ROUND", 0.2)
-    dlq, store = queue_on(session), Store(session, "q", 60)
+    dlq, store = queue_on(session), Store(core_of(session), "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
     stored = await store.get(entry_id)
     assert stored
@@ -154,7 +154,7 @@ async def test_a_stray_claim_of_the_own_session_is_found_by_the_look_round(
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
 async def test_a_value_without_a_lease_under_a_claims_key_blocks_nobody(state: str, session: Session) -> None:
-    dlq, store = queue_on(session), Store(session, "q", 60)
+    dlq, store = queue_on(session), Store(core_of(session), "q", 60)
     entry_id = await dlq.add(operation="x", args={}, error="e")
     await core_of(session).transport.txn((), (Put(store.claim_key(entry_id), b"garbage"),))
     if state == "running":

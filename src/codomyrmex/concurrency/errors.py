@@ -6,11 +6,13 @@ subclasses.
 
 from __future__ import annotations
 
-from typing import Literal
+from copy import copy
+from typing import Literal, TypeVar
 
 from codomyrmex.concurrency.legible import legible
 
 Applied = Literal["yes", "no", "unknown"]
+E = TypeVar("E", bound=BaseException)
 
 
 class ConcurrencyError(Exception):
@@ -116,3 +118,10 @@ def text_of(error: BaseException) -> str:
     except BaseException as problem:
         text = f"(its text cannot be told: {type(problem).__name__})"
     return text.encode(errors="backslashreplace").decode()
+
+
+def fresh(error: E) -> E:
+    """A copy of ``error`` for one caller to raise. One instance would collect the tracebacks of all its callers."""
+    again = copy(error)
+    again.__cause__ = error.__cause__
+    return again

@@ -43,7 +43,7 @@ class Session(AsyncOnly):
 
     @property
     def alive(self) -> bool:
-        """True if the lease may be trusted right now."""
+        """True if the lease may be trusted right now. False may be temporary; ``lost`` tells the end."""
         return self._core.alive
 
     @property
@@ -52,7 +52,7 @@ class Session(AsyncOnly):
         return self._core.lost
 
     def deadline(self) -> float:
-        """Seconds for which the lease may still be trusted; 0 when it may not."""
+        """The seconds for which the lease may still be trusted, a duration; 0 when it may not be trusted."""
         return self._core.deadline()
 
     async def open(self) -> Session:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.affinity import Home
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, SessionLost, text_of
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, SessionLost, fresh, text_of
 from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.deletion import Remover
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
@@ -147,7 +147,7 @@ class SessionCore:
         """Wait until the lease may be trusted. Raises ``SessionLost`` if the session is lost meanwhile."""
         while not self.alive:
             if self.lost.is_set():
-                raise self.lost.reason or SessionLost("the session is over")
+                raise fresh(self.lost.reason or SessionLost("the session is over"))
             self._trust.clear()  # each acknowledged keepalive sets it
             await self._trust.wait()
 

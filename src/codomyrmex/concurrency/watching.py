@@ -7,14 +7,14 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
-from codomyrmex.concurrency.errors import SessionLost
+from codomyrmex.concurrency.errors import SessionLost, fresh
 from codomyrmex.concurrency.etcd.transports.protocol import WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session_core import SessionCore
 
 _PAUSE = 0.25  # seconds
-_SHARE = 4  # the rest after a reading, as a multiple of the time it took
+_PAUSE_FACTOR = 4  # the pause after a reading, as a multiple of the time that it took
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ async def notices(session: SessionCore, request: WatchRequest) -> AsyncGenerator
         while True:
             notice = await inbox.get()
             if notice is None:
-                raise session.lost.reason or SessionLost("the session is over")
+                raise fresh(session.lost.reason or SessionLost("the session is over"))
             if isinstance(notice, Refused):
                 raise notice.error
             yield notice
@@ -39,12 +39,12 @@ async def notices(session: SessionCore, request: WatchRequest) -> AsyncGenerator
 
 
 async def snapshots(session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[T]]) -> AsyncGenerator[T, None]:
-    """The result of ``read``, at once and again after changes under ``prefix``.
+    """The result of ``read``: first when the watch under ``prefix`` has started, then after each change there.
 
-    A reading is followed by a rest of 0.25 s, or of four times as long as it took if that is longer.
+    A reading is followed by a pause of 0.25 s, or of four times as long as it took if that is longer.
     """
     changed = asyncio.Event()
-    following = asyncio.create_task(_tell(session, prefix, changed))
+    following = asyncio.create_task(_set_on_change(session, prefix, changed))
     following.add_done_callback(lambda _: changed.set())
     try:
         while True:
@@ -54,12 +54,12 @@ async def snapshots(session: SessionCore, prefix: bytes, read: Callable[[], Awai
                 following.result()
             began = time.monotonic()
             yield await read()
-            await asyncio.sleep(max(_PAUSE, _SHARE * (time.monotonic() - began)))
+            await asyncio.sleep(max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began)))
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _tell(session: SessionCore, prefix: bytes, changed: asyncio.Event) -> None:
+async def _set_on_change(session: SessionCore, prefix: bytes, changed: asyncio.Event) -> None:
     async for _ in notices(session, WatchRequest(prefix, prefix_end(prefix))):
         changed.set()

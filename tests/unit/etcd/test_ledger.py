@@ -74,8 +74,8 @@ class UndoesAnswered(Ledger):
 class SendsDuringDoubt(Ledger):
     """Goes on with other requests while one is in doubt."""
 
-    def _lost(self, requests: Sequence[LedgerRequest], error: EtcdError) -> list[Action]:
-        actions = super()._lost(requests, error)
+    def _answer_lost(self, requests: Sequence[LedgerRequest], error: EtcdError) -> list[Action]:
+        actions = super()._answer_lost(requests, error)
         self.queue.paused = False
         return actions
 

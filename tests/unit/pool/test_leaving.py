@@ -351,3 +351,19 @@ async def test_a_cancel_at_any_step_leaves_the_counters_whole(way: str) -> None:
     else:
         pytest.fail("it never ended")
     assert steps > 3
+
+
+async def test_a_task_that_never_began_keeps_the_id_of_its_caller() -> None:
+    pool = AsyncWorkerPool(1)
+    began = asyncio.Event()
+
+    async def waits() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    first = asyncio.create_task(pool.submit(waits, task_id="a"))
+    second = asyncio.create_task(pool.submit(waits, task_id="b"))
+    await began.wait()
+    await pool.shutdown(drain=False)
+    results = await asyncio.wait_for(asyncio.gather(first, second), LIMIT)
+    assert [(result.task_id, result.status) for result in results] == [("a", "cancelled"), ("b", "cancelled")]

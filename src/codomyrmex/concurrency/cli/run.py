@@ -25,7 +25,7 @@ from codomyrmex.concurrency.cli.views import text
 from codomyrmex.concurrency.names import checked
 from codomyrmex.concurrency.session import core_of
 
-_MARGIN = 0.8
+_MARGIN = 0.8  # of the third of a TTL between the end of trust and the end of the lease
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -62,7 +62,13 @@ _MARGIN = 0.8
     help="Shown to others; agent=NAME names the holder. May be repeated.",
 )
 @click.option("--timeout", type=Duration(), metavar="30s", help="Give up waiting after this time; exits with 75.")
-@click.option("--kill-after", type=Duration(), default=5.0, metavar="5s", help="Send SIGKILL this time after SIGTERM.")
+@click.option(
+    "--kill-after",
+    type=Duration(),
+    default=5.0,
+    metavar="5s",
+    help="Send SIGKILL this time after SIGTERM; after a loss, at most 4/15 of the session's TTL after it.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @common_options
 @click.pass_context
@@ -84,7 +90,8 @@ def run(
 
     Several locks are acquired together or not at all. A permit is acquired after the locks. CMD finds
     CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one name a line) in its environment. When a lock or the permit is
-    lost, CMD and its whole process group are ended before another waiter can be granted.
+    lost, CMD and its whole process group are ended. If the session can no longer be trusted, they have ended before
+    another waiter is granted; after a forced release they may overlap with the next holder.
 
     Others see the holder as --metadata agent=NAME, else as CODOMYRMEX_AGENT. A time without a unit is in seconds.
 

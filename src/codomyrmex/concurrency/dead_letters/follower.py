@@ -27,13 +27,13 @@ _KEPT = 16 << 20  # bytes of records
 
 
 class Listener(Protocol):
-    """The worker, as its follower tells it of the queue. No call waits."""
+    """The worker, as its follower tells it of the queue. No method blocks."""
 
     def news(self) -> None:
         """The schedule has changed."""
 
     def claim_gone(self, entry_id: str) -> None:
-        """The claim on an entry was deleted, by whomever."""
+        """The claim on an entry was deleted, by this worker or another client."""
 
     def found_orphan(self, entry_id: str) -> None:
         """A worker died while it ran the entry."""
@@ -59,7 +59,8 @@ class Follower:
         return self._store.session.hub.subscribe(request, self._inbox.put_nowait).cancel
 
     def take_record(self, entry_id: str) -> Stored | None:
-        """The record of a waiting entry as the watch told it, if there was room to keep it; it is kept no longer."""
+        """The record of a waiting entry as the watch or the last reading showed it, if there was room to keep it. It is
+        kept no longer."""
         return self._records.take(entry_id)
 
     async def follow(self) -> None:
@@ -100,7 +101,10 @@ class Follower:
             self._listener.news()
 
     async def _read(self) -> None:
-        """Read the whole queue at one revision, claims first, so that no entry is taken for an orphan meanwhile."""
+        """Read the whole queue at one revision.
+
+        Claims come first: an entry that is found before its claim would look orphaned.
+        """
         store, schedule = self._store, self.schedule
         schedule.restart()
         self._records = _Records(_KEPT)
@@ -108,7 +112,7 @@ class Follower:
         async for page in store.pages(store.claims):
             revision = revision or page.revision
             for kv in page.kvs:
-                if kv.lease:
+                if kv.lease:  # a claim without a lease was not written by a worker
                     schedule.claimed(store.id_of(kv.key))
         async for page in store.pages(store.entries, revision):
             for kv in page.kvs:

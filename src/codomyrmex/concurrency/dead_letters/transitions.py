@@ -1,4 +1,4 @@
-"""The life of a dead letter as a table of phases and events. Pure: the time and the random share of a delay are given.
+"""The life of a dead letter as a table of phases and events. Pure: the time and the delay are given.
 
 A phase is the state in the record together with the claim. A record says "running" until the next write, even when the
 worker has died: with its claim it is RUNNING, without one it is ORPHANED.
@@ -9,7 +9,7 @@ worker has died: with its claim it is RUNNING, without one it is ORPHANED.
     RUNNING    succeeded, or discarded by the handler                    RESOLVED
     RUNNING    failed, attempts are left                                 WAITING, due after a delay
     RUNNING    failed for good, or parked by the handler                 PARKED
-    RUNNING    interrupted: the worker stops, or the claim is undone     WAITING, due now, the attempt not counted
+    RUNNING    interrupted: the worker stops, or a claim without a runner WAITING, due now, the attempt not counted
     RUNNING    the claim is lost: the worker or its session is gone      ORPHANED
     ORPHANED   put back by another worker, which counts a crash          WAITING, or PARKED after too many
     all but RUNNING and ABSENT   redriven by a person                    WAITING, due now, counted from zero
@@ -31,8 +31,8 @@ from codomyrmex.concurrency.retry import RetryPolicy
 State = Literal["waiting", "running", "resolved", "parked"]
 
 UNSETTLED: frozenset[State] = frozenset({"waiting", "running"})  # states in which workers still have something to do
-MAX_CRASHES = 3  # workers that an entry may have killed before it is parked
-MAX_DELAY = 10 * 365 * 86_400.0  # seconds; an entry that is to wait for longer is due then
+MAX_CRASHES = 3  # the worker that dies as the third over an entry parks it
+MAX_DELAY = 10 * 365 * 86_400.0  # seconds; a longer delay is cut to this
 
 
 class Phase(Enum):
@@ -107,7 +107,7 @@ class Life(NamedTuple):
     """The numbers of a dead letter that its events change.
 
     ``attempts`` and ``crashes`` count since the entry was added or redriven. ``delay`` is in seconds; ``due`` is None
-    for an entry that runs, or that is not to be retried after it ran.
+    for an entry that runs, or that was parked or resolved after it ran. One that is dismissed while it waits keeps it.
     """
 
     phase: Phase = Phase.ABSENT
@@ -170,7 +170,7 @@ def step(life: Life, event: Event, now: datetime, delay: float = 0.0) -> Life:
     match event:
         case Event.ADDED | Event.REDRIVEN:
             return _due(after._replace(attempts=0, crashes=0), now)
-        case Event.CLAIMED:  # the attempt counts from here on, whatever becomes of the worker
+        case Event.CLAIMED:  # the attempt counts, also if the worker dies; an interruption takes it back
             return after._replace(attempts=life.attempts + 1, delay=0.0, due=None)
         case Event.INTERRUPTED:
             return _due(after._replace(attempts=max(0, life.attempts - 1)), now)

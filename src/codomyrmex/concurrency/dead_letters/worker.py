@@ -24,7 +24,7 @@ from codomyrmex.concurrency.dead_letters.handlers import Handler
 from codomyrmex.concurrency.dead_letters.persistence import LONGEST_PAUSE, Pauses
 from codomyrmex.concurrency.dead_letters.presence import Presence
 from codomyrmex.concurrency.dead_letters.store import Store
-from codomyrmex.concurrency.errors import EtcdError, PayloadTooLarge, SessionLost
+from codomyrmex.concurrency.errors import EtcdError, PayloadTooLarge, SessionLost, fresh
 from codomyrmex.concurrency.etcd.transports.protocol import KV
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -101,7 +101,7 @@ class SessionWorker:
     async def _notice_loss(self) -> None:
         session = self._store.session
         await session.lost.wait()
-        raise session.lost.reason or SessionLost("the session is over")
+        raise fresh(session.lost.reason or SessionLost("the session is over"))
 
     # Settling
 

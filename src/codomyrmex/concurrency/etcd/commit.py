@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from codomyrmex.concurrency import telemetry
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, SessionLost, fresh
 from codomyrmex.concurrency.etcd.batching import Batcher
 from codomyrmex.concurrency.etcd.deletion import Removal, Remover, answer
 from codomyrmex.concurrency.etcd.deletion_state import Deletion
@@ -58,7 +58,7 @@ class Request(LedgerRequest):
     def fail(self, error: ConcurrencyError) -> None:
         """Tell the caller of an error."""
         if not self.reply.done():
-            self.reply.set_exception(error)
+            self.reply.set_exception(fresh(error))
             self.reply.exception()  # a caller that is gone leaves no warning
 
     def forget(self) -> None:

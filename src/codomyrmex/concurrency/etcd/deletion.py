@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, fresh
 from codomyrmex.concurrency.etcd.deletion_state import (
     AfterFailure,
     Deletion,
@@ -54,7 +54,7 @@ class Removal(Deletion):
     def fail(self, error: ConcurrencyError) -> None:
         """Tell the caller of an error."""
         if not self.done.done():
-            self.done.set_exception(error)
+            self.done.set_exception(fresh(error))
             self.done.exception()  # a caller that is gone leaves no warning
 
 

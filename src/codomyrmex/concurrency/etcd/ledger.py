@@ -1,6 +1,7 @@
-"""The rule "never in doubt" as a state machine: pure, without I/O, clock or event loop.
+"""The rule "never in doubt", which settles every doubt, as a state machine: pure, without I/O, clock or event loop.
 
-Every transaction with requests compares the version of the session's leased key, the fence. When an answer is lost, the
+Every transaction with requests compares the version of the session's leased key, the fence (not to be confused with a
+lock's fencing token). When an answer is lost, the
 transaction may have been applied, or may still be applied later. Then nothing new is sent until the doubt is settled:
 
 1. The transactions under way come to an end (``DRAINING``).
@@ -76,7 +77,7 @@ class Ledger:
         self._fence = fence
         self._lines = GroupLines()
         self._in_doubt: deque[tuple[LedgerRequest, EtcdError]] = deque()
-        self._fenced = 0  # the first so many of those in doubt cannot be applied any more
+        self._fenced = 0  # the number of requests at the front of those in doubt that cannot be applied any more
         self._repeated: LedgerRequest | None = None  # the request that is sent again now
 
     # Requests come in and are sent
@@ -160,8 +161,9 @@ class Ledger:
         elif error.applied == "no":
             return self._fail(requests, error)
         elif not isinstance(error, EtcdQuotaExceeded):
-            return self._lost(requests, error)
-        # A full database may have applied a request that it refuses. In both cases nothing is under way any more.
+            return self._answer_lost(requests, error)
+        # A repetition was refused, or the database is full and may have applied what it refuses. In either case no
+        # transaction of the request is pending, so it can be undone.
         return [*self._fail(requests, error), *(Undo(request) for request in requests if request.undo)]
 
     def cancelled(self, requests: Sequence[LedgerRequest]) -> list[Action]:
@@ -173,7 +175,7 @@ class Ledger:
         if not requests:
             return []
         error = EtcdUnavailable("cancelled", applied="unknown")
-        return [*(Forget(request) for request in requests), *self._lost(requests, error)]
+        return [*(Forget(request) for request in requests), *self._answer_lost(requests, error)]
 
     def overdue(self, request: LedgerRequest, error: EtcdError) -> Sequence[Action]:
         """The time limit of a request in doubt is over: its caller waits no longer."""
@@ -245,8 +247,8 @@ class Ledger:
         return actions
 
     def close(self, error: ConcurrencyError) -> list[Action]:
-        """The session is over. Every caller whose request is not under way for the first time is told so now, the
-        others when their transaction ends."""
+        """The session is over. Queued, waiting and repeated requests fail now. A first attempt that is under way fails
+        when its transaction ends."""
         self._step(Step.CLOSED)
         self.closed = error
         actions: list[Action] = []
@@ -299,7 +301,7 @@ class Ledger:
         self._settled(request, Event.DROP)
         return (Unsent(request),) if request.unsent and not request.told else ()
 
-    def _lost(self, requests: Sequence[LedgerRequest], error: EtcdError) -> list[Action]:
+    def _answer_lost(self, requests: Sequence[LedgerRequest], error: EtcdError) -> list[Action]:
         self._step(Step.LOST)
         self.queue.paused = True
         for request in requests:

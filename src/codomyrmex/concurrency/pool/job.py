@@ -53,8 +53,9 @@ class Course:
     async def run(self, job: Job, worker: asyncio.Task[None]) -> bool:
         """Run ``job`` and settle it. Returns True if nothing that the task left behind can reach the ``worker``.
 
-        A task that waited, or that may have kept a reference to its worker, can cancel the worker later. Such a worker
-        is replaced. Other workers are kept, because a new task of the event loop costs as much as a task of the pool.
+        A task that waited, or that may have kept a reference to its worker, can cancel the worker later. So a worker
+        goes on only after a task without lock, semaphore and time limit that succeeded, never waited and kept no
+        reference to it; any other worker is replaced. A new asyncio task costs as much as a small task of the pool.
         """
         work = job.source.work
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
@@ -89,7 +90,7 @@ class Course:
                     if _is_the_workers(error, worker):
                         raise
                     status, failure = _failure(error)
-                    if work.on_loop and _pressed(error):
+                    if work.on_loop and _is_ctrl_c(error):
                         raise
                 if not await self._tries_again(job, worker, failure, attempts):
                     break
@@ -119,15 +120,17 @@ class Course:
                 job.source.settle(job, result)
         return untouched
 
-    def dropped(self) -> TaskResult:
-        """The result of a task that was cancelled before it began."""
-        return TaskResult(task_id=self._new_id(), success=False, error="cancelled", status="cancelled", attempts=0)
+    def dropped(self, task_id: str) -> TaskResult:
+        """The result of a task that was cancelled before it began. ``task_id`` is its caller's, or empty."""
+        return TaskResult(
+            task_id=task_id or self._new_id(), success=False, error="cancelled", status="cancelled", attempts=0
+        )
 
     def lost(self, job: Job, error: BaseException | None) -> TaskResult:
         """The result of a task whose worker died."""
         text = f"the pool's worker died: {_text('failed', error) if error else 'it was cancelled'}"[:MAX_ERROR]
         return TaskResult(
-            task_id=job.task_id or self._name,
+            task_id=job.task_id or self._name,  # no new id: the making of one may be the failure
             success=False,
             error=text,
             status="failed",
@@ -202,7 +205,7 @@ class _TimedOut(Exception):
 
 def _is_the_workers(error: BaseException, worker: asyncio.Task[None]) -> bool:
     """True for an error that the worker must raise again: a cancel, or the end of the worker's own coroutine."""
-    return isinstance(error, asyncio.CancelledError) or (isinstance(error, GeneratorExit) and _closing(worker))
+    return isinstance(error, asyncio.CancelledError) or (isinstance(error, GeneratorExit) and _loop_is_gone(worker))
 
 
 def _failure(error: BaseException) -> tuple[Status, BaseException]:
@@ -229,27 +232,27 @@ async def _absorb() -> None:
         await asyncio.sleep(0)
 
 
-def _closing(worker: asyncio.Task[None]) -> bool:
+def _loop_is_gone(worker: asyncio.Task[None]) -> bool:
     """True if a ``GeneratorExit`` closes the worker's own coroutine because its loop is gone; False if the function
     raised it."""
     return outcome(asyncio.current_task).value is not worker
 
 
-def _pressed(error: BaseException) -> bool:
+def _is_ctrl_c(error: BaseException) -> bool:
     """True if ``error`` may come from a Ctrl-C, which interrupts only the main thread."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def _text(status: Status, failure: BaseException | None) -> str:
-    text = _total(lambda: text_of(failure) if failure else "")
+    text = _safe_text(lambda: text_of(failure) if failure else "")
     return (text or (status if status == "cancelled" else f"{type(failure).__qualname__}()"))[:MAX_ERROR]
 
 
 def _trace(failure: BaseException) -> str:
-    return _total(lambda: "".join(traceback.format_exception(failure)))[-MAX_TRACEBACK:]
+    return _safe_text(lambda: "".join(traceback.format_exception(failure)))[-MAX_TRACEBACK:]
 
 
-def _total(text: Callable[[], str]) -> str:
+def _safe_text(text: Callable[[], str]) -> str:
     """The text that ``text`` returns, or a substitute: the code of an exception may raise while its text is made."""
     told = outcome(text)
     return told.value if told.error is None else f"(it cannot be told: {type(told.error).__qualname__})"

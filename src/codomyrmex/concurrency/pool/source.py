@@ -73,7 +73,8 @@ class Source:
         self.exhausted = False
         self.error: BaseException | None = None
         self.running: set[Job] = set()
-        self.uncounted = 0  # items that are counted as queued and were not taken yet
+        self.task_id = ""  # of the caller, for the one task of a ``submit``
+        self.untaken = 0  # items that are counted as queued and were not taken yet
         self._window = window
         self._begun = 0
         self._taken = 0
@@ -193,10 +194,10 @@ class Single(Source):
         super().__init__(work, (None,), began, window=None, ordered=True)
         self._args = args
         self._kwargs = kwargs
-        self._task_id = task_id
+        self.task_id = task_id
 
     def make(self, index: int, item: Any) -> Job:
         """The task, with the arguments of ``submit``."""
         job = Job(self, index, item, self._args, self._kwargs)
-        job.task_id = self._task_id
+        job.task_id = self.task_id
         return job

@@ -50,7 +50,7 @@ class Crew:
     def add(self, source: Source, known: int) -> None:
         """Run the tasks of ``source``. ``known`` of them are counted as queued from now on."""
         self._leave_closed_loop()
-        source.uncounted = known
+        source.untaken = known
         self._meter.submitted += known
         self._meter.queued += known
         self._meter.changes += 1
@@ -76,17 +76,17 @@ class Crew:
             worker.add_done_callback(self._worker_ended)
 
     def cancel(self, source: Source) -> None:
-        """Cancel the tasks of ``source``. Those that have begun end by themselves."""
+        """Cancel the tasks of ``source``. The queued ones settle now, the others when they have ended."""
         source.end()
         source.drop_arrived()
         if source.feeder:
             source.feeder.cancel()
         if source in self._sources:
             self._sources.remove(source)
-        while source.uncounted:
-            source.uncounted -= 1
+        while source.untaken:
+            source.untaken -= 1
             self._meter.drop()
-            source.settle_dropped(self._course.dropped())
+            source.settle_dropped(self._course.dropped(source.task_id))
         for job in list(source.running):
             job.cancelled = True
             if job.began and job.worker:
@@ -108,7 +108,7 @@ class Crew:
 
     async def finish(self, source: Source) -> None:
         """Cancel the tasks of ``source`` that still run, and wait for their end. Its caller takes no more results."""
-        if source.over and not source.uncounted:
+        if source.over and not source.untaken:
             return
         self.cancel(source)
         await patiently(source.settled(), lambda: self.cancel(source))
@@ -143,8 +143,8 @@ class Crew:
             if len(self._sources) > 1:
                 self._sources.rotate(-1)
             if job:
-                if source.uncounted:
-                    source.uncounted -= 1
+                if source.untaken:
+                    source.untaken -= 1
                 else:
                     self._meter.submit()
                 return job
@@ -152,9 +152,9 @@ class Crew:
 
     def _forget_missing(self, source: Source) -> None:
         """Correct the counters for a source that had fewer items than its length promised."""
-        self._meter.submitted -= source.uncounted
-        self._meter.queued -= source.uncounted
-        source.uncounted = 0
+        self._meter.submitted -= source.untaken
+        self._meter.queued -= source.untaken
+        source.untaken = 0
 
     async def _run_jobs(self, job: Job | None) -> None:
         """Run ``job`` and then the tasks that follow, until none is left or this worker must be replaced."""
@@ -175,7 +175,7 @@ class Crew:
     def _drop(self, job: Job) -> None:
         """End a task that never began."""
         self._meter.drop()
-        job.source.settle(job, self._course.dropped())
+        job.source.settle(job, self._course.dropped(job.task_id))
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         """Settle the task of a worker that died, and replace the worker."""
@@ -218,7 +218,7 @@ class Crew:
                     self._meter.end("cancelled", 0.0, time.perf_counter())
                 else:
                     self._meter.drop()
-                job.source.settle(job, self._course.dropped())
+                job.source.settle(job, self._course.dropped(job.task_id))
         self._workers.clear()
         self._feeders.clear()
         for source in list(self._sources):

@@ -33,7 +33,7 @@ _NO_OPTIONS = HoldOptions()
 
 @lru_cache(maxsize=1024)
 def _quoted(text: str) -> str:
-    """A text as JSON, in Unicode that can be read back."""
+    """A text as JSON, with lone surrogates replaced."""
     return json.dumps(decode.storable(text))
 
 
@@ -41,7 +41,8 @@ class AcquireRequest:
     """A reusable acquire request: the names and options of one acquisition.
 
     ``attempt`` joins the queues and returns a ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's
-    default one is used. ``prepare`` is awaited once for each session before the request uses it.
+    default one is used. ``prepare`` is awaited once for each session before the request uses it, and again
+    after ``forget_session``.
     """
 
     __slots__ = (

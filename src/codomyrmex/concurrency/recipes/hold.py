@@ -34,7 +34,7 @@ class Hold:
         return all(entry.remaining() > 0 for entry in self.entries)
 
     def check_here(self) -> None:
-        """As ``Entry.check_here``. Callers check before they forget any of their own state."""
+        """As ``Entry.check_here``. Managers call it before they drop the hold from their own tables."""
         for entry in self.entries:
             entry.check_here()
 
@@ -59,7 +59,8 @@ class Hold:
                     self._cancel()
 
     async def leave(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        """End the block: release, or raise ``LockLost`` if the lock was lost, as ``asyncio.timeout`` does.
+        """End the block: release in any case, then raise ``LockLost`` if the block was cancelled for a loss, or if the
+        lock was lost unnoticed. The cancel is taken back as ``asyncio.timeout`` does.
 
         A release that etcd does not confirm is logged, not raised, and goes on: the work of the block is done, and a
         caller that caught the error would take it for a failed acquire and do the work twice.
@@ -103,7 +104,8 @@ class Hold:
         assert self.task
         by_cancel = kind is not None and issubclass(kind, asyncio.CancelledError)
         if not by_cancel:
-            # The block was over before the cancel reached it. Before Python 3.13 the cancel would strike later.
+            # The block was over before the cancel reached it. Before Python 3.13 the cancel would strike at the next
+            # await of the task, outside the block.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:

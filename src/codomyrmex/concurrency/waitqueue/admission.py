@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from codomyrmex.concurrency import clock
-from codomyrmex.concurrency.errors import ConcurrencyError
+from codomyrmex.concurrency.errors import ConcurrencyError, fresh
 
 ADMITTED = 64
 
@@ -89,4 +89,4 @@ class Admission:
         for line in self._lines.values():
             for turn, _, _ in line.waiters.values():
                 if not turn.done():
-                    turn.set_exception(reason)
+                    turn.set_exception(fresh(reason))

@@ -2,9 +2,12 @@
 
 ``rules.py`` and ``turn.py`` decide when an entry is granted, ``wait.py`` waits for that.
 
-Every way out of WAITING and HELD that leaves the key in etcd removes it, in the background if need be, whatever becomes
-of the task that asked for it. Only in LINGERING does the key of a lost entry stay, until its holder lets go: no other
-entry is granted while a cancelled block still cleans up.
+When an entry stops waiting or holding, its key is deleted, in the background if need be. A cancel of the task that
+asked for it does not stop that.
+
+LINGERING is the exception: a lost entry keeps its key until its holder lets go, so that a cancelled block can clean up
+before another entry is granted. The key goes earlier if the lease ends, if an operator deletes it, or a third of the
+TTL after ``max_hold`` is over.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from codomyrmex.concurrency import callsite, clock, keys, telemetry
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, LockLost, SessionLost
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, LockLost, SessionLost, fresh
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.loss import Loss, SessionClosed
 from codomyrmex.concurrency.session_core import SessionCore
@@ -107,7 +110,7 @@ class LocalSuccessor(Protocol):
     """A waiter of the same session that waits for the end of an entry. The entry tells it, so it needs no watch."""
 
     def predecessor_left(self, gone: bool, granted: bool) -> None:
-        """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it had held, alone."""
+        """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it held exclusively."""
 
 
 def warn_of_itself(session: SessionCore, queue_ref: QueueRef, by: By) -> None:
@@ -213,7 +216,7 @@ class Entry:
 
     def raise_if_lost(self) -> None:
         if self.is_lost:
-            raise self.lost.reason or LockLost(f"{self.queue_ref.name!r} was lost")
+            raise fresh(self.lost.reason or LockLost(f"{self.queue_ref.name!r} was lost"))
 
     def check_here(self) -> None:
         """Raise ``UsedElsewhere`` unless this is the process and the event loop of the session."""
@@ -267,12 +270,15 @@ class Entry:
                 await self.session.remover.removed(self.key, self._removed, self._release_marker())
 
     def begin_release(self) -> asyncio.Future[bool] | None:
-        """Give the hold back, as one of a group; the removal has begun when this returns. None if it had none."""
+        """Begin to give the hold back, for a group or after a loss. Returns the removal; None if there was no hold."""
         return self.remove() if self._let_go() else None
 
     async def confirmed(self, removal: asyncio.Future[bool]) -> None:
-        """Wait until etcd has confirmed ``removal``. A loss has been told already, so after one an error is no news.
-        An untrusted session means that etcd does not answer, so after a loss nothing is waited for."""
+        """Wait until etcd has confirmed ``removal``.
+
+        The caller knows of a loss already, so after a loss errors are passed over; and if the session is untrusted too,
+        etcd does not answer, and this does not wait.
+        """
         lost = self.is_lost
         if lost and not self.session.alive:
             return
@@ -345,7 +351,7 @@ class Entry:
         return (self.queue_ref.what, self._since) if self.state is State.HELD else None
 
     def tick(self) -> None:
-        """At the second tick it is old enough for a watch on its own key to pay."""
+        """Notice a loss; from the second tick on, watch the own key; record the wait of a hold that lasts."""
         self.notice_loss()
         if not self.lives:
             return

@@ -33,7 +33,9 @@ class Turn:
         event               next step
         seen(view)          the rule's decision: GRANT | FAIL | WATCH another key | LOOK if the watch is newer | WAIT
         watching(rev)       LOOK if the view is older than the watch | WAIT
-        deleted(key, rev)   WAIT if the view is newer; the rule's decision without that entry; LOOK if part is unseen
+        deleted(key, rev)   WAIT if the view is newer or lacks the key
+                            LOOK if part of the queue is unseen, if the key is a limit, or if another is to be watched
+                            the rule's decision otherwise
         handed_off(value)   GRANT if the release marker is the predecessor's: it held, and has released
         missed()            LOOK
         forget()            LOOK, then WATCH again

@@ -62,7 +62,7 @@ class Waiting:
                 entry.raise_if_lost()
                 if action is Action.FAIL:
                     raise LimitMismatch(f"{entry.queue_ref.what} {entry.queue_ref.name!r}: {self._turn.reason}")
-                if self._watched != self._turn.key:  # the meaning of WATCH, whatever else has happened since
+                if self._watched != self._turn.key:  # the turn wants another key than the one watched
                     action = self._watch()
                 elif action is Action.LOOK:
                     action = self._turn.seen(await look(entry))
@@ -126,8 +126,8 @@ class Waiting:
     async def _wait_for_news(self) -> Action:
         """Wait until there are news; after some seconds without any, the queue is to be read again.
 
-        The first wait after a watch began is a short one. etcd takes "from now" as the revision after the one it read
-        just before, and a write that slips in between leaves the watch behind: its events come up to 100 ms late.
+        The first wait after a watch began lasts 5 ms. etcd starts a watch "from now" at the revision after the one that
+        it read just before. A write between the two leaves the watch behind, and its events come up to 100 ms late.
         """
         patience, self._hurry = (_LOOK_SOON if self._hurry else _LOOK_AGAIN), False
         self._waiter = asyncio.get_running_loop().create_future()

@@ -172,11 +172,12 @@ def test_what_is_not_known_is_shown_as_not_known() -> None:
 
 
 def test_trouble_has_a_word() -> None:
-    long_ago = NOW - timedelta(minutes=10)
+    now = datetime.now(UTC)
+    long_ago = now - timedelta(minutes=10)
     held = owner(1, granted_at=long_ago, waited=0.0)
     assert lock_table.lock_state(LockInfo("x", (held,), (owner(2, since=long_ago),))) == "stuck"
-    assert lock_table.lock_state(LockInfo("x", (held,), (owner(2, since=NOW),))) == "held"
-    assert lock_table.lock_state(LockInfo("x", (replace(held, granted_at=NOW),), (owner(2, since=long_ago),))) == "held"
+    assert lock_table.lock_state(LockInfo("x", (held,), (owner(2, since=now),))) == "held"
+    assert lock_table.lock_state(LockInfo("x", (replace(held, granted_at=now),), (owner(2, since=long_ago),))) == "held"
     assert lock_table.lock_state(LockInfo("x", (replace(held, lost=True),), ())) == "lost"
     assert semaphore_table.semaphore_state(SemaphoreInfo("s", 2, (), (owner(permits=3),))) == "stuck"
     assert semaphore_table.semaphore_state(SemaphoreInfo("s", None, (), ())) == "stuck"
@@ -184,7 +185,7 @@ def test_trouble_has_a_word() -> None:
     assert semaphore_table.semaphore_state(SemaphoreInfo("s", 1, (held,), ())) == "full"
     late = replace(ENTRY, next_attempt_at=long_ago)
     assert dead_letter_table.dead_letter_state(late) == "overdue"
-    assert dead_letter_table.dead_letter_state(replace(late, next_attempt_at=NOW + timedelta(hours=1))) == "waiting"
+    assert dead_letter_table.dead_letter_state(replace(late, next_attempt_at=now + timedelta(hours=1))) == "waiting"
     assert dead_letter_table.dead_letter_state(replace(late, state="parked")) == "parked"
 
 

@@ -32,7 +32,8 @@ from codomyrmex.concurrency.session import core_of
 def stats(context: click.Context, queue: str | None, watch: bool) -> None:
     """Count the entries of all queues, by operation and state.
 
-    KINDS counts different failures: errors that differ only in numbers, hex or quoted text are of one kind.
+    KINDS is how many different failures there are. Errors that differ only in numbers, hex or quoted text are of one
+    kind.
 
     \b
     Example:  codomyrmex concurrency dlq stats --watch

@@ -4,7 +4,8 @@ This happens when a snapshot is restored without raising its revision. etcd woul
 fencing tokens, a second time.
 
 Transactions are linearizable: one sent after revision n was seen is answered at n or later. The process remembers the
-highest revision of each cluster and namespace for as long as it lives, so a new session notices as well.
+highest revision that a transaction's answer showed, for each list of endpoints and namespace, for as long as it lives.
+So a new session notices as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _highest: dict[tuple[str, ...], int] = {}
 
 
 class RevisionGuard:
-    """The highest revision that this process has seen at some endpoints, for one namespace."""
+    """The highest revision in answers of transactions that this process got from some endpoints, for one namespace."""
 
     def __init__(self, endpoints: tuple[str, ...], namespace: str) -> None:
         self._key = (*endpoints, namespace)
