@@ -130,7 +130,7 @@ def followers(evidence: Evidence) -> list[Violation]:
     return found
 
 
-def leave_old_entry(evidence: Evidence) -> list[Violation]:
+def left_behind(evidence: Evidence) -> list[Violation]:
     """When all processes have ended and their leases too, no queue has an entry of theirs, and nobody a claim."""
     if not evidence.said("quiet"):
         return []
@@ -148,5 +148,5 @@ HOLDS: tuple[Callable[[Evidence], list[Violation]], ...] = (
     trust,
     losses,
     followers,
-    leave_old_entry,
+    left_behind,
 )
