@@ -10,7 +10,7 @@ import pytest
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, LockTimeout, Semaphore, Session
 from codomyrmex.concurrency.waitqueue.admission import ADMITTED
 from tests.helpers import counting, queue_of
-from tests.integration.test_faults import behind_proxy
+from tests.integration.test_faults import through_proxy
 
 
 async def test_a_timeout_says_who_holds_and_how_many_waited_ahead(session: Session, other: Session) -> None:
@@ -56,7 +56,7 @@ async def test_one_that_never_came_to_join_is_told_so(session: Session, other: S
 
 
 async def test_with_etcd_away_it_says_what_is_known_and_soon(etcd: EmbeddedEtcd, namespace: str) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=30) as (proxy, session), DistributedLock("x", session):
+    async with through_proxy(etcd, namespace, session_ttl=30) as (proxy, session), DistributedLock("x", session):
         waiting = asyncio.create_task(DistributedLock("x", session).acquire(timeout=1.5))
         await queue_of(session, "x", 2)
         proxy.blackhole()

@@ -24,7 +24,7 @@ from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.session_core import open_sessions
 from tests.helpers import eventually, queue_of
-from tests.integration.test_faults import behind_proxy
+from tests.integration.test_faults import through_proxy
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_a_session_of_another_loop_is_refused(session: Session) -> None:
 
 
 async def test_the_deadline_counts_from_when_a_keepalive_was_sent(etcd: EmbeddedEtcd, namespace: str) -> None:
-    async with behind_proxy(etcd, namespace, session_ttl=3) as (proxy, session):
+    async with through_proxy(etcd, namespace, session_ttl=3) as (proxy, session):
         proxy.delay(0.15)  # each way
         longest = 0.0
         renewed = 0

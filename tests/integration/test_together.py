@@ -13,7 +13,7 @@ from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import wait
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import counting, entries, queue_of
-from tests.integration.test_faults import behind_proxy
+from tests.integration.test_faults import through_proxy
 
 
 async def test_who_joins_as_the_holder_leaves_is_granted_at_once(
@@ -61,7 +61,7 @@ async def test_what_leaves_is_gone_even_if_the_session_was_fenced(session: Sessi
 async def test_a_lost_answer_is_settled_for_those_who_join_and_those_who_leave(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         held = [DistributedLock(f"old{number}", session) for number in range(10)]
         for lock in held:
             await lock.acquire()

@@ -13,7 +13,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Put, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, queue_of
-from tests.integration.test_faults import behind_proxy
+from tests.integration.test_faults import through_proxy
 
 
 async def put(session: Session, number: int) -> int:
@@ -51,7 +51,7 @@ class Told:
 async def test_over_broken_streams_every_event_comes_once_and_in_order(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         told = Told(session)
         await eventually(lambda: told.starts)
         for number in range(60):
@@ -71,7 +71,7 @@ async def test_over_broken_streams_every_event_comes_once_and_in_order(
 async def test_a_watch_whose_history_was_compacted_begins_anew_and_says_so(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         told = Told(session)
         await eventually(lambda: told.starts)
         await put(other, 1)
@@ -90,7 +90,7 @@ async def test_a_watch_whose_history_was_compacted_begins_anew_and_says_so(
 async def test_a_waiter_still_wakes_when_the_release_was_compacted_away(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         lock = DistributedLock("x", other)
         await lock.acquire()
         waiting = asyncio.create_task(DistributedLock("x", session).acquire())
@@ -107,7 +107,7 @@ async def test_followers_of_locks_and_dead_letters_are_told_the_truth_after_a_co
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
     """Unseen changes are found by reading: a lock that was released, an entry that was added."""
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         seen: list[str] = []
 
         async def locks() -> None:
@@ -148,7 +148,7 @@ async def test_a_watcher_that_lags_by_thousands_of_revisions_misses_nothing(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
     """etcd serves it in batches of 1,000 revisions, each under a header with the store's current revision."""
-    async with behind_proxy(etcd, namespace) as (proxy, session):
+    async with through_proxy(etcd, namespace) as (proxy, session):
         told = Told(session)
         await eventually(lambda: told.starts)
         await put(other, 0)

@@ -27,7 +27,7 @@ from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, gateway
-from tests.integration.test_faults import behind_proxy
+from tests.integration.test_faults import through_proxy
 from tests.integration.test_together import fill
 from tests.proxy import TcpProxy
 
@@ -71,7 +71,7 @@ def goes_away(proxy: TcpProxy) -> None:
 async def test_a_claim_that_its_worker_gave_up_waiting_for_has_a_runner_or_is_undone(
     stand_still: Callable[[TcpProxy], None], etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
-    async with behind_proxy(etcd, namespace, request_timeout=0.5, session_ttl=30) as (proxy, session):
+    async with through_proxy(etcd, namespace, request_timeout=0.5, session_ttl=30) as (proxy, session):
         mine, theirs = queue_on(session), queue_on(other)
         runs: list[tuple[str, int]] = []
 
@@ -106,7 +106,7 @@ async def test_a_claim_that_is_undone_after_its_worker_has_left(
     etcd: EmbeddedEtcd, namespace: str, other: Session
 ) -> None:
     """The session lives on, and no worker is there to look."""
-    async with behind_proxy(etcd, namespace, request_timeout=0.3, session_ttl=30) as (proxy, session):
+    async with through_proxy(etcd, namespace, request_timeout=0.3, session_ttl=30) as (proxy, session):
         mine, theirs = queue_on(session), queue_on(other)
         runs: list[str] = []
 
