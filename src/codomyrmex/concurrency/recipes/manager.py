@@ -224,7 +224,8 @@ class LockManager:
     async def force_release(self, name: str, *, reason: str, token: int | None = None) -> Owner:
         """Take the lock away from its holder; returns that holder.
 
-        The holder loses the lock: an asyncio block is cancelled, and its fenced writes are refused. The next waiter is granted.
+        The holder loses the lock: an asyncio block is cancelled, and its fenced writes are refused. The next waiter is
+        granted.
         ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. Raises
         ``NotHeld`` if the lock has no holder, or none with that token.
         """
