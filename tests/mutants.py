@@ -1409,7 +1409,7 @@ MUTANTS = (
     Mutant(
         "warn no waiter for itself",
         "waitqueue/join.py",
-        "                warn_of_itself(entry.session, entry.queue_ref, entry.by)\n",
+        "                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.by)\n",
         "",
         "tests/integration/test_warnings.py -k 'that_it_holds or own_lock'",
     ),

@@ -303,7 +303,9 @@ async def test_an_entry_that_kills_its_workers_is_parked_before_it_runs_again(se
     for crashes in (1, 2, 3):
         stored = await store.get(entry_id)
         assert stored and await store.claim(stored)
-        await core_of(session).remover.removed(store.claim_key(entry_id), lambda _: None)  # as a lease's end does
+        await core_of(session).remover.remove_and_wait(
+            store.claim_key(entry_id), lambda _: None
+        )  # as a lease's end does
         async with dlq.worker():
             entry = await reaches(dlq, entry_id, "parked" if crashes == 3 else "waiting")
         assert entry.crash_count == crashes
@@ -514,7 +516,7 @@ async def test_a_handler_learns_that_its_claim_is_gone(dlq: DeadLetterQueue, ses
     entry_id = await store_one(dlq)
     async with dlq.worker():
         await began.wait()
-        await core_of(session).remover.removed(
+        await core_of(session).remover.remove_and_wait(
             Store(core_of(session), "default", 1).claim_key(entry_id), lambda _: None
         )
         await eventually(lambda: told)

@@ -371,7 +371,7 @@ async def test_a_watch_lingers_for_a_second_and_no_longer(session: Session, othe
         await eventually(lambda: len(hub._sinks) == 2)  # the session's own and this one
     await waiting
     assert len(hub._sinks) == 2
-    await core_of(other).remover.removed(waiting.result().key.encode(), lambda _: None)
+    await core_of(other).remover.remove_and_wait(waiting.result().key.encode(), lambda _: None)
     await eventually(lambda: len(hub._sinks) == 1)
 
 

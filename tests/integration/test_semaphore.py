@@ -187,7 +187,7 @@ async def test_a_block_whose_permits_are_lost_is_cancelled(session: Session, oth
     sem = semaphore(other)
     with pytest.raises(LockLost, match="semaphore 'provider'"):
         async with sem.hold(permits=2) as grant:
-            await core_of(session).remover.removed(grant.key.encode(), lambda _: None)
+            await core_of(session).remover.remove_and_wait(grant.key.encode(), lambda _: None)
             await asyncio.sleep(5)
     with pytest.raises((LockLost, SessionLost)):
         async with sem:
@@ -244,7 +244,7 @@ async def test_a_limit_that_was_deleted_is_said(session: Session) -> None:
     sem = semaphore(session)
     await sem.resize(3)
     key = limit_key(core_of(session).layout.queue("provider", SEMAPHORE), 3)
-    await core_of(session).remover.removed(key, lambda _: None)
+    await core_of(session).remover.remove_and_wait(key, lambda _: None)
     with pytest.raises(LimitMismatch, match="deleted from etcd"):
         await sem.acquire()
 

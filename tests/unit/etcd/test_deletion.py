@@ -142,5 +142,5 @@ async def test_a_closed_session_deletes_nothing_more() -> None:
     etcd = Etcd()
     etcd.remover.abandon(SessionLost("over"))
     with pytest.raises(SessionLost):
-        await etcd.remover.removed(b"k", lambda _: None)
+        await etcd.remover.remove_and_wait(b"k", lambda _: None)
     assert not etcd.calls

@@ -87,7 +87,7 @@ class Remover:
         self._line_up(removal)
         return removal.done
 
-    async def removed(self, key: bytes, gone: Gone, marker: Put | None = None) -> bool:
+    async def remove_and_wait(self, key: bytes, gone: Gone, marker: Put | None = None) -> bool:
         """Delete ``key`` and wait until it is gone. If nothing else is under way the caller's own task sends it."""
         if self._closed or not self._lane.free:
             return await self.remove(key, gone, marker)

@@ -21,7 +21,7 @@ from codomyrmex.concurrency.recipes.metadata import encode_metadata, with_agent
 from codomyrmex.concurrency.recipes.timeout_reason import timeout_reason
 from codomyrmex.concurrency.session import Session, core_of, ready
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.entry import By, Entry, QueueRef, warn_of_itself
+from codomyrmex.concurrency.waitqueue.entry import Entry, QueueRef, Requester, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.group import Group
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.join import acquire
@@ -83,7 +83,7 @@ class AcquireRequest:
         self._queue_refs: list[QueueRef] = []
         self._owner = ""
 
-    async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: By | None = None) -> Hold:
+    async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: Requester | None = None) -> Hold:
         """Acquire all the names, each by its rule, or none.
 
         ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
@@ -91,7 +91,7 @@ class AcquireRequest:
         """
         check_timeout(timeout)
         self._check_here()
-        by = by or By.of(current_task(), users_line())
+        by = by or Requester.of(current_task(), users_line())
         entries: list[Entry] = []
         hold = None
         if not timeout:
@@ -110,10 +110,10 @@ class AcquireRequest:
             raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {reason}")
         return hold
 
-    async def attempt_now(self, rules: Sequence[Rule], by: By | None = None) -> Hold | None:
+    async def attempt_now(self, rules: Sequence[Rule], by: Requester | None = None) -> Hold | None:
         """Try once to acquire all the names; None if one of them is not free."""
         self._check_here()
-        return await self._try(rules, by or By.of(current_task(), users_line()), [], only_if_free=True)
+        return await self._try(rules, by or Requester.of(current_task(), users_line()), [], only_if_free=True)
 
     async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
@@ -136,7 +136,9 @@ class AcquireRequest:
             core_of(self._given).home.check("session")
         running_loop()
 
-    async def _try(self, rules: Sequence[Rule], by: By, entries: list[Entry], *, only_if_free: bool) -> Hold | None:
+    async def _try(
+        self, rules: Sequence[Rule], by: Requester, entries: list[Entry], *, only_if_free: bool
+    ) -> Hold | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
         if not self.names:
             return Hold((), (), self.on_loss)
@@ -145,7 +147,7 @@ class AcquireRequest:
         if admission.is_full(queue):
             if only_if_free:
                 return None
-            warn_of_itself(session, self._queue_refs[0], by)
+            warn_if_it_waits_for_itself(session, self._queue_refs[0], by)
         since, started = time.time(), clock.now()
         await admission.enter(queue, self._kind.what)
         try:
@@ -157,7 +159,7 @@ class AcquireRequest:
         self,
         session: SessionCore,
         rules: Sequence[Rule],
-        by: By,
+        by: Requester,
         entries: list[Entry],
         since: float,
         started: float,

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.lock import DistributedLock
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
-from codomyrmex.concurrency.waitqueue.entry import By, Entry
+from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
@@ -56,7 +56,7 @@ class _Acquisition(AsyncOnly):
         return self._acquired(who)
 
     async def _acquired(self, who: object) -> Hold:
-        by = By.of(who or current_task(), self._line)
+        by = Requester.of(who or current_task(), self._line)
         self._hold = await self._request.attempt(self._rules, self._timeout, by)
         self._manager._got(self._hold)
         return self._hold

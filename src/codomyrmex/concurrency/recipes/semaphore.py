@@ -24,7 +24,7 @@ from codomyrmex.concurrency.recipes.semaphore_limit import check_limit
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import inspect
-from codomyrmex.concurrency.waitqueue.entry import By
+from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import Permits
@@ -154,7 +154,7 @@ class Semaphore(AsyncOnly):
         """
         return await self._acquire(permits, timeout)
 
-    async def _acquire(self, permits: int, timeout: float | None, by: By | None = None) -> Permit:
+    async def _acquire(self, permits: int, timeout: float | None, by: Requester | None = None) -> Permit:
         """``by`` is the requester if it is not the current task."""
         check_timeout(timeout)
         await self._check_permits(permits)
@@ -164,7 +164,7 @@ class Semaphore(AsyncOnly):
         """Acquire the permits if they are free right now and have no waiters; else returns None."""
         return await self._try_acquire(permits)
 
-    async def _try_acquire(self, permits: int, by: By | None = None) -> Permit | None:
+    async def _try_acquire(self, permits: int, by: Requester | None = None) -> Permit | None:
         await self._check_permits(permits)
         hold = await self._request.attempt_now((Permits(permits),), by)
         return Permit(hold, permits) if hold else None

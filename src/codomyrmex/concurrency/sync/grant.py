@@ -21,14 +21,14 @@ from codomyrmex.concurrency.sync.blocking import blocking
 from codomyrmex.concurrency.sync.portal import portal
 from codomyrmex.concurrency.sync.session import Loss
 from codomyrmex.concurrency.waitqueue import grant as twin
-from codomyrmex.concurrency.waitqueue.entry import By
+from codomyrmex.concurrency.waitqueue.entry import Requester
 
 OnLoss = Literal["raise", "notify"]
 
 
-def this_thread() -> By:
+def this_thread() -> Requester:
     """The requester of an acquisition: the calling thread, and the line of the user's code that it runs."""
-    return By.of(threading.current_thread(), users_line())
+    return Requester.of(threading.current_thread(), users_line())
 
 
 def at_loss(on_loss: OnLoss) -> AsyncOnLoss:

@@ -82,14 +82,14 @@ def next_state(state: State, event: Event) -> State:
     return after
 
 
-class By(NamedTuple):
+class Requester(NamedTuple):
     """The requester of an entry: a task, or a thread of the blocking twin, held weakly; and the line that asked."""
 
     who: weakref.ref[object] | None
     line: callsite.Line | None
 
     @classmethod
-    def of(cls, who: object, line: callsite.Line | None) -> By:
+    def of(cls, who: object, line: callsite.Line | None) -> Requester:
         return cls(weakref.ref(who) if who else None, line)
 
 
@@ -113,7 +113,7 @@ class LocalSuccessor(Protocol):
         """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it held exclusively."""
 
 
-def warn_of_itself(session: SessionCore, queue_ref: QueueRef, by: By) -> None:
+def warn_if_it_waits_for_itself(session: SessionCore, queue_ref: QueueRef, by: Requester) -> None:
     """Warn if the lock that ``by`` is about to wait for is held by ``by``."""
     held = session.member(LocalQueues).by_holder.get((queue_ref.queue, by.who)) if by.who else None
     if isinstance(held, Entry) and queue_ref.what == keys.LOCK.what:
@@ -161,7 +161,13 @@ class Entry:
     )
 
     def __init__(
-        self, session: SessionCore, queue_ref: QueueRef, value: bytes, rule: Rule, hold_options: HoldOptions, by: By
+        self,
+        session: SessionCore,
+        queue_ref: QueueRef,
+        value: bytes,
+        rule: Rule,
+        hold_options: HoldOptions,
+        by: Requester,
     ) -> None:
         self.session = session
         self.local = session.member(LocalQueues)
@@ -267,7 +273,7 @@ class Entry:
                 await self.confirmed(removal)
         elif self._let_go():
             with suppress(SessionLost):  # then the lease took the key along
-                await self.session.remover.removed(self.key, self._removed, self._release_marker())
+                await self.session.remover.remove_and_wait(self.key, self._removed, self._release_marker())
 
     def begin_release(self) -> asyncio.Future[bool] | None:
         """Begin to give the hold back, for a group or after a loss. Returns the removal; None if there was no hold."""

@@ -18,7 +18,7 @@ from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, GetResult, Op, OpResult, Put, Target
-from codomyrmex.concurrency.waitqueue.entry import Entry, warn_of_itself
+from codomyrmex.concurrency.waitqueue.entry import Entry, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.rules import View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
@@ -42,7 +42,7 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
                 continue
             if not only_if_free:
                 entry.contended = True
-                warn_of_itself(entry.session, entry.queue_ref, entry.by)
+                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.by)
                 await wait_until_granted(entry, action)
             elif not await _granted_now(entry, patience):  # another client was quicker
                 _withdraw(entries)
