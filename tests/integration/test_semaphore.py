@@ -49,7 +49,7 @@ async def test_no_more_than_the_limit_hold_at_once(session: Session, other: Sess
         async with sem:
             inside += 1
             peak = max(peak, inside)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.02)
             inside -= 1
             done += 1
 
