@@ -35,8 +35,8 @@ async def test_thousands_of_waiters_reconnect_at_once_and_keep_their_places(
         for _ in range(4):
             member = Session(endpoints=proxy.endpoint, namespace=namespace, session_ttl=15)
             await stack.enter_async_context(member)
-            waiting += [asyncio.create_task(serve(member, name)) for name in names for _ in range(15)]
-        queues = [await queue_of(session, name, 61, 20) for name in names]
+            waiting += [asyncio.create_task(serve(member, name)) for name in names for _ in range(10)]
+        queues = [await queue_of(session, name, 41, 20) for name in names]
         for _ in range(2):
             proxy.cut()
             await asyncio.sleep(0.5)
