@@ -20,7 +20,7 @@ from codomyrmex.concurrency import (
     Session,
     sync,
 )
-from codomyrmex.concurrency.dead_letters import record, steps, store
+from codomyrmex.concurrency.dead_letters import reader, record, steps
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Kind, prefix_end
@@ -152,7 +152,7 @@ async def test_dead_letters_under_another_form_are_drained(session: Session) -> 
     async def send(entry: DeadLetter, attempt: Attempt) -> None:
         handled.append(entry.args["number"])
 
-    assert await store.queues(core_of(session)) == [LINUX]
+    assert await reader.queues(core_of(session)) == [LINUX]
     assert {entry.id for entry in await dlq.list_entries()} == {first.id, second.id}
     assert await dlq.add(operation="send", args={}, error="away", dedup_key="mail-1") == first.id
     left = await core_of(session).transport.get(Get(former.prefix, prefix_end(former.prefix)))

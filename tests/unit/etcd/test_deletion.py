@@ -8,7 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError, EtcdQuotaExceeded, EtcdUnavailable, SessionLost
+from codomyrmex.concurrency.errors import (
+    ConcurrencyError,
+    EtcdAuthError,
+    EtcdError,
+    EtcdQuotaExceeded,
+    EtcdUnavailable,
+    SessionLost,
+)
 from codomyrmex.concurrency.etcd import deletion as deletion_module
 from codomyrmex.concurrency.etcd.deletion import Removal, Remover
 from codomyrmex.concurrency.etcd.deletion_state import (
@@ -30,15 +37,25 @@ FORBIDDEN = EtcdAuthError("permission denied", applied="no")
 FULL = EtcdQuotaExceeded("full", applied="unknown")
 
 
+class Silent(Deletion):
+    """A deletion whose caller is told nothing."""
+
+    def answer(self, result: bool) -> None:
+        pass
+
+    def fail(self, error: ConcurrencyError) -> None:
+        pass
+
+
 def test_a_key_may_be_used_again_only_if_the_first_attempt_was_answered() -> None:
-    deletion = Deletion(b"k", None, 0.0)
+    deletion = Silent(b"k", None, 0.0)
     assert deletion.is_reusable
     deletion.repeated = True
     assert not deletion.is_reusable
 
 
 def test_after_a_lost_answer_a_missing_key_counts_as_deleted() -> None:
-    deletion = Deletion(b"k", None, 0.0)
+    deletion = Silent(b"k", None, 0.0)
     assert deletion.existed(True) and not deletion.existed(False)
     deletion.repeated = True
     assert deletion.existed(False)
@@ -58,19 +75,19 @@ def test_the_step_after_a_failure(error: EtcdError, step: AfterFailure) -> None:
 
 
 def test_a_caller_is_told_once_when_its_time_is_over_or_trying_again_is_vain() -> None:
-    deletion = Deletion(b"k", None, 10.0)
+    deletion = Silent(b"k", None, 10.0)
     assert [deletion.becomes_late(LOST, now, 5.0) for now in (10.0, 14.9, 15.0, 16.0)] == [False, False, True, False]
-    assert Deletion(b"k", None, 10.0).becomes_late(FORBIDDEN, 10.0, 5.0)
+    assert Silent(b"k", None, 10.0).becomes_late(FORBIDDEN, 10.0, 5.0)
 
 
 def test_the_pause_is_long_once_every_caller_was_told() -> None:
-    one, two = Deletion(b"1", None, 0.0), Deletion(b"2", None, 0.0, late=True)
+    one, two = Silent(b"1", None, 0.0), Silent(b"2", None, 0.0, late=True)
     assert (pause([one, two]), pause([two])) == (PAUSE, LONG_PAUSE)
 
 
 def test_deletes_come_before_markers_so_that_results_are_found_by_position() -> None:
     marker = Put(b"m", b"")
-    batch = [Deletion(b"1", marker, 0.0), Deletion(b"2", None, 0.0)]
+    batch = [Silent(b"1", marker, 0.0), Silent(b"2", None, 0.0)]
     assert [*deletes(batch), *markers(batch)] == [Delete(b"1"), Delete(b"2"), marker]
     assert [deletion.operations for deletion in batch] == [2, 1]
     assert found(Deleted(1)) and not found(Deleted(0)) and not found(Done())

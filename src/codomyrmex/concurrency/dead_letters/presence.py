@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode, skipped_keys
 from codomyrmex.concurrency.dead_letters.persistence import Pauses
+from codomyrmex.concurrency.dead_letters.reader import Reader
 from codomyrmex.concurrency.dead_letters.record import new_id
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.errors import EtcdError, SessionLost
@@ -77,10 +78,10 @@ class Presence:
         await self._store.session.committer.commit(Request((self._key,), (put,), again=()))
 
 
-async def workers(store: Store) -> list[WorkerInfo]:
+async def workers(reader: Reader) -> list[WorkerInfo]:
     """The workers that a queue has at this moment, except those of release 0.1, which write no such key."""
     found = []
-    async for page in store.pages(store.workers):
+    async for page in reader.pages(reader.workers):
         for kv in page.kvs:
             info = decode.record(_ADAPTER, kv.value)
             if info is None or not kv.lease:

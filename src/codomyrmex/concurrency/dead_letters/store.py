@@ -17,8 +17,6 @@ from codomyrmex.concurrency.dead_letters import dedup, record, steps, transition
 from codomyrmex.concurrency.dead_letters.dedup import Rider, reading
 from codomyrmex.concurrency.dead_letters.persistence import persist
 from codomyrmex.concurrency.dead_letters.reader import Reader
-from codomyrmex.concurrency.dead_letters.reader import queues as queues
-from codomyrmex.concurrency.dead_letters.reader import under as under
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
 from codomyrmex.concurrency.etcd.commit import Reply, Request

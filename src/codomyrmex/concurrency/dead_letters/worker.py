@@ -234,7 +234,7 @@ class SessionWorker:
             log.error("an attempt at a dead letter failed in a way that nobody expected", exc_info=error)
             self._failure = self._failure or error
 
-    # What the follower tells
+    # The calls of the follower
 
     def news(self) -> None:
         self._news.set()

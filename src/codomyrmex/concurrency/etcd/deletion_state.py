@@ -6,6 +6,7 @@ until etcd answers. The key may be used again only if the first attempt was answ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +18,7 @@ PAUSE, LONG_PAUSE = 0.1, 1.0  # seconds until the next attempt
 
 
 @dataclass(slots=True, eq=False)
-class Deletion:
+class Deletion(ABC):
     """A key to delete. ``marker`` is written together with the deletion, and left out where it cannot be written.
 
     ``asked_at`` is the time of the first request, in seconds.
@@ -53,13 +54,13 @@ class Deletion:
         self.late = True
         return True
 
+    @abstractmethod
     def answer(self, result: bool) -> None:
         """Tell the caller that the key is gone; ``result`` is true if etcd found it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, error: ConcurrencyError) -> None:
         """Tell the caller of an error."""
-        raise NotImplementedError
 
 
 class AfterFailure(Enum):

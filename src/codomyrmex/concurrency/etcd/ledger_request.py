@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -66,7 +67,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class LedgerRequest:
+class LedgerRequest(ABC):
     """The operations that one caller wants carried out in a transaction.
 
     Args:
@@ -95,21 +96,21 @@ class LedgerRequest:
     state: State = State.NEW
     told: bool = False  # its caller was told the outcome or an error
 
+    @abstractmethod
     def is_awaited(self) -> bool:
         """True while its caller waits for the answer: it was told nothing yet and is not cancelled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, reply: Reply) -> None:
         """Give the caller its answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, error: ConcurrencyError) -> None:
         """Tell the caller of an error."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget(self) -> None:
         """Stop waiting for the answer: the caller is gone."""
-        raise NotImplementedError
 
     def change(self, event: Event) -> None:
         """Move to the next state; raises ``ImpossibleEvent`` if the table has none."""
