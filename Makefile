@@ -5,9 +5,9 @@ BIN     = $(VENV)/bin
 SECONDS ?= 60
 FILES   ?= tests/integration tests/sync
 
-.PHONY: help demo test lint docs bench scale chaos cluster docker deploy-check mutants versions proto clean
+.PHONY: help demo test lint docs bench scale chaos cluster docker deploy-check kubernetes kubernetes-api mutants versions proto clean
 help:
-	@echo "make demo | test | lint | docs | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | mutants | versions | proto | clean"
+	@echo "make demo | test | lint | docs | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | kubernetes-api | kubernetes | mutants | versions | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos and not cluster and not docker and not deploy"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos and not cluster and not docker and not deploy and not kubernetes"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -66,6 +66,16 @@ docker: $(VENV)/.ready
 deploy-check: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[deploy,containers]'
 	$(BIN)/python -m pytest -m deploy
+
+# A real API server with the real CRDs; then a cluster of three nodes. Both need root and Go, and build what is missing
+# from Go modules: some minutes at the first run. Everything lies in ~/.cache/codomyrmex-kubernetes.
+kubernetes-api: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[deploy]'
+	$(BIN)/python -m pytest -m kubernetes tests/kubernetes/test_accepted.py
+
+kubernetes: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[deploy]'
+	$(BIN)/python -m pytest -m kubernetes -s tests/kubernetes
 
 versions: $(VENV)/.ready
 	$(BIN)/python -m tests.versions

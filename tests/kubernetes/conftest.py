@@ -1,0 +1,28 @@
+"""One cluster for all tests of this folder that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kubernetes.lab import cluster
+from tests.kubernetes.lab.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def api() -> Iterator[Cluster]:
+    """An API server with the CRDs of cert-manager and the Prometheus operator, and no node."""
+    if reason := cluster.missing(whole=False):
+        pytest.skip(f"not run: the API server ({reason})")
+    with cluster.running(whole=False) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Cluster]:
+    """A whole cluster of three nodes."""
+    if reason := cluster.missing(whole=True):
+        pytest.skip(f"not run: Kubernetes ({reason})")
+    with cluster.running() as started:
+        yield started
