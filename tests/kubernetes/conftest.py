@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kubernetes.deployment import Deployment
 from tests.kubernetes.lab import cluster
 from tests.kubernetes.lab.cluster import Cluster
 
@@ -26,3 +27,22 @@ def lab() -> Iterator[Cluster]:
         pytest.skip(f"not run: Kubernetes ({reason})")
     with cluster.running() as started:
         yield started
+
+
+_noted: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def deployment(lab: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """The deployment's folder, for this cluster. Nothing of it has been applied yet."""
+    made = Deployment(lab, tmp_path_factory.mktemp("deploy"))
+    made.phases = _noted
+    return made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures of the cluster's life below the tests."""
+    if _noted:
+        terminalreporter.section("the deployment's life")
+        for text in _noted:
+            terminalreporter.line(text)
