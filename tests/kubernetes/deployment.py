@@ -15,7 +15,8 @@ from tests.kubernetes import history
 from tests.kubernetes.history import Line
 from tests.kubernetes.lab.cluster import Cluster
 from tests.kubernetes.lab.images import named
-from tests.kubernetes.lab.places import DEPLOY
+from tests.kubernetes.lab.places import DEPLOY, ROOT
+from tests.kubernetes.pages import commands
 
 ETCD = "codomyrmex-etcd"
 AGENTS = "codomyrmex-agents"
@@ -46,6 +47,7 @@ class Deployment:
         shutil.copytree(DEPLOY, self.folder, ignore=shutil.ignore_patterns("certificates", "__pycache__"))
         self.overlay("")
         self.phases: list[str] = []
+        self.followed: set[tuple[str, str]] = set()
 
     def overlay(self, more: str) -> None:
         """Write the overlay `local`, with ``more`` at its end."""
@@ -53,11 +55,26 @@ class Deployment:
         local.mkdir(exist_ok=True)
         (local / "kustomization.yaml").write_text(_LOCAL + more)
 
-    def shell(self, commands: str, timeout: float = 300) -> str:
-        """Run the commands of a document in `deploy/etcd`, with the overlay of this machine; returns their output."""
-        script = commands.replace("overlays/production", "overlays/local")
+    def follow(self, page: str, *names: str, timeout: float = 600) -> str:
+        """Run the named commands of a page in its order, as an operator in one shell does; returns their output."""
+        path = self.folder / page if page.startswith("runbooks/") else ROOT / page
+        blocks = commands(path)
+        output = ""
+        for name in names:
+            self.followed.add((page, name))
+            output += self.shell(blocks[name], timeout)
+        return output
+
+    def shell(self, script: str, timeout: float = 300) -> str:
+        """Run commands in `deploy/etcd`, with the overlay of this machine; returns their output.
+
+        Variables last from one call to the next.
+        """
+        script = script.replace("overlays/production", "overlays/local")
+        state = self.folder.parent / "variables"
+        keep = f"set -a\n[ -e {state} ] && . {state}\n{script}\n(export -p; declare -f) >{state}\n"
         done = subprocess.run(
-            (*self.cluster.prefix, "bash", "-euo", "pipefail", "-c", script),
+            (*self.cluster.prefix, "bash", "-euo", "pipefail", "-c", keep),
             cwd=self.folder,
             env=self.cluster.environment,
             capture_output=True,

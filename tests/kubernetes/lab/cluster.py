@@ -28,7 +28,13 @@ def missing(whole: bool) -> str | None:
         return "it needs Linux and root"
     wanted = {"go": "Go", "ip": "iproute2", "nsenter": "util-linux", "openssl": "openssl", "nice": "coreutils"}
     if whole:
-        wanted |= {"containerd": "containerd", "runc": "runc", "iptables": "iptables", "unshare": "util-linux"}
+        wanted |= {
+            "containerd": "containerd",
+            "runc": "runc",
+            "iptables": "iptables",
+            "ipset": "ipset",
+            "unshare": "util-linux",
+        }
     for command, package in wanted.items():
         if not shutil.which(command):
             return f"{package} is not installed"

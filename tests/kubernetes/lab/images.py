@@ -23,6 +23,7 @@ from tests.kubernetes.lab.places import DEPLOY, ROOT, cache, program
 PAUSE = "docker.io/lab/pause:1"
 COREDNS = "docker.io/lab/coredns:1"
 _PATH = "PATH=/usr/local/bin:/usr/bin:/bin"
+_TOOLS = ("sh", "cat", "ls", "mv", "rm", "sleep", "tail")
 _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "site-packages", "__pycache__"}
 
 
@@ -98,7 +99,8 @@ def _python(folder: Path) -> Path:
     shutil.copytree(base / "lib" / version, local / "lib" / version, ignore=ignored, symlinks=True)
     for shared in (base / "lib").glob("libpython*.so*"):
         shutil.copy(shared, local / "lib" / shared.name)
-    _link(partial, [local / "bin" / version, *(local / "lib" / version / "lib-dynload").glob("*.so")])
+    tools = [_tool(partial, name) for name in _TOOLS]
+    _link(partial, [local / "bin" / version, *tools, *(local / "lib" / version / "lib-dynload").glob("*.so")])
     for name, text in (
         ("passwd", "root:x:0:0::/:/bin/false\nagent:x:10002:10002::/tmp:/bin/false\n"),
         ("group", "root:x:0:\n"),
@@ -109,6 +111,14 @@ def _python(folder: Path) -> Path:
     (partial / "tmp").mkdir(mode=0o1777)
     partial.rename(layer)
     return layer
+
+
+def _tool(layer: Path, name: str) -> Path:
+    """Copy one of this machine's tools into the layer, as Python's own image has it."""
+    target = layer / "bin" / name
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(Path(shutil.which(name) or name).resolve(), target)
+    return target
 
 
 def _link(layer: Path, files: Iterable[Path]) -> None:

@@ -114,7 +114,8 @@ def main(node: str) -> None:
     while True:  # as the first process of its namespace it reaps orphans, too
         pid, status = os.wait()
         if pid in started:
-            raise SystemExit(f"{started[pid]} ended with {os.waitstatus_to_exitcode(status)}")
+            log = (folder / f"{started[pid]}.log").read_text(errors="replace")
+            raise SystemExit(f"{started[pid]} ended with {os.waitstatus_to_exitcode(status)}: {log[-1500:]}")
 
 
 if __name__ == "__main__":
