@@ -1518,6 +1518,13 @@ MUTANTS = (
         "    pass",
         "-m deploy tests/deploy/test_restore.py -k owners_alone",
     ),
+    Mutant(
+        "apply an overlay over another cluster's members",
+        "../../../deploy/etcd/kubernetes/check.py",
+        "    if cluster_token(found) != cluster_token(etcd):",
+        "    if False:",
+        "-m deploy tests/deploy/test_check.py -k another_cluster",
+    ),
 )
 
 
