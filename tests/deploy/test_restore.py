@@ -154,7 +154,7 @@ def test_a_snapshot_is_taken_only_if_it_is_whole_and_the_named_one(tmp_path: Pat
     assert one.snapshot.read_bytes() == WHOLE
     with pytest.raises(restore.Refused, match="here already"):
         one.receive(io.BytesIO(WHOLE))
-    one.prepare()
+    one.prepare(poll=0.01)
 
 
 @pytest.mark.parametrize(("stamp", "sha256"), [("now", NAME), ("0700000000", NAME), (STAMP, ""), (STAMP, "x" * 64)])

@@ -87,6 +87,7 @@ class Member:
         print("waits for the snapshot: send it by `restore.py receive`")
         while not self.snapshot.exists():
             time.sleep(poll)
+        time.sleep(2 * poll)  # `receive` runs in this container, and ends with it: let it say that it is done
         if checked(self.snapshot) != self.sha256:
             raise Refused(f"{self.snapshot} is another snapshot than the ConfigMap names: delete it")
         self.refuse_unless_free()
