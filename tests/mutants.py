@@ -1497,6 +1497,34 @@ MUTANTS = (
         "    if False:",
         "tests/integration/test_misuse.py -k time_is_a_number",
     ),
+    Mutant(
+        "restore a member whose etcd runs",
+        "../../../deploy/etcd/kubernetes/restore/base/restore.py",
+        "        if runs(self.current):",
+        "        if False:",
+        "-m deploy tests/deploy/test_restore.py -k member_that_runs",
+    ),
+    Mutant(
+        "restore from a snapshot that was cut off",
+        "../../../deploy/etcd/kubernetes/restore/base/restore.py",
+        "    if appended != database.digest():",
+        "    if False:",
+        "-m deploy tests/deploy/test_restore.py -k is_whole",
+    ),
+    Mutant(
+        "leave a backup readable by all",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "    os.umask(0o077)",
+        "    pass",
+        "-m deploy tests/deploy/test_restore.py -k owners_alone",
+    ),
+    Mutant(
+        "apply an overlay over another cluster's members",
+        "../../../deploy/etcd/kubernetes/check.py",
+        "    if cluster_token(found) != cluster_token(etcd):",
+        "    if False:",
+        "-m deploy tests/deploy/test_check.py -k another_cluster",
+    ),
 )
 
 
@@ -1516,7 +1544,7 @@ def _noticed(mutant: Mutant) -> bool:
     """Apply a mutant in a copy of the tree. True if its tests fail or hang."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("src", "tests", "pyproject.toml"):
+        for part in ("src", "tests", "deploy", "pyproject.toml"):
             (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
         for file, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
             target = copy / PACKAGE / file

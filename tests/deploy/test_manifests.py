@@ -23,6 +23,13 @@ pytestmark = pytest.mark.deploy
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "etcd"
 OVERLAYS = ("dev", "production")
 MADE_BY_HAND = {"etcd-root"}
+BY_ITSELF = (
+    "base/namespace.yaml",
+    "backups-claim.yaml",
+    "tools/tools.yaml",
+    "tools/backups.yaml",
+    "tools/etcdctl.yaml",
+)
 TOOLS = Path(sys.executable).parent
 Document = dict[str, Any]
 
@@ -32,6 +39,20 @@ def documents(request: pytest.FixtureRequest) -> list[Document]:
     if not shutil.which("kubectl"):
         pytest.skip("not run: rendering (kubectl is not installed)")
     return rendered(request.param)
+
+
+@pytest.fixture(scope="module")
+def by_itself() -> list[Document]:
+    """The documents that no overlay holds: each is applied when it is needed."""
+    tool("kubectl")
+    return documents_applied_by_themselves()
+
+
+def documents_applied_by_themselves() -> list[Document]:
+    found = [document for folder in ("run", "clean") for document in rendered(f"../restore/{folder}")]
+    for file in BY_ITSELF:
+        found += yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text())
+    return found
 
 
 def rendered(overlay: str) -> list[Document]:
@@ -51,6 +72,7 @@ def templates(documents: list[Document]) -> list[Document]:
         for kind in ("StatefulSet", "Deployment", "Job")
         for document in of(documents, kind)
     ]
+    found += of(documents, "Pod")
     return found + [document["spec"]["jobTemplate"]["spec"]["template"] for document in of(documents, "CronJob")]
 
 
@@ -79,7 +101,7 @@ def test_yaml_scripts_and_compose_are_in_good_form() -> None:
     off = ("line-length", "document-start", "braces", "brackets", "octal-values")
     rules = "{extends: default, rules: {" + ", ".join(f"{rule}: disable" for rule in off) + "}}"
     check(tool("yamllint"), "--strict", "-d", rules, str(DEPLOY))
-    check(tool("shellcheck"), *(str(path) for path in DEPLOY.glob("*.sh")))
+    check(tool("shellcheck"), *(str(path) for path in DEPLOY.rglob("*.sh")))
     check(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml"))
 
 
@@ -89,7 +111,7 @@ def test_kubernetes_takes_every_resource(overlay: str, version: str) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="not run: kubernetes-validate is missing")
     tool("kubectl")
     chosen = "1.29" if version == "oldest" else kubernetes_validate.latest_version()
-    for document in rendered(overlay):
+    for document in rendered(overlay) + documents_applied_by_themselves():
         if "." not in document["apiVersion"].partition("/")[0] or "k8s.io" in document["apiVersion"]:
             kubernetes_validate.validate(document, chosen, strict=True)
 
@@ -128,7 +150,7 @@ def test_selectors_match_pods(documents: list[Document]) -> None:
 def test_every_secret_and_config_exists(documents: list[Document]) -> None:
     made = {certificate["spec"]["secretName"] for certificate in of(documents, "Certificate")} | MADE_BY_HAND
     configs = {config["metadata"]["name"] for config in of(documents, "ConfigMap")}
-    claims = {claim["metadata"]["name"] for claim in of(documents, "PersistentVolumeClaim")}
+    claims = {yaml.safe_load((DEPLOY / "kubernetes/backups-claim.yaml").read_text())["metadata"]["name"]}
     for template in templates(documents):
         for volume in template["spec"].get("volumes", ()):
             assert volume.get("secret", {}).get("secretName", "etcd-root") in made
@@ -183,6 +205,9 @@ def test_ports_agree(documents: list[Document]) -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"]["port"] == "metrics"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    # A member that starts alone has no quorum, so it is never ready; it must not be killed for that.
+    assert container["startupProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     [policy] = [one for one in of(documents, "NetworkPolicy") if one["metadata"]["name"] == "etcd"]
     allowed = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
     assert allowed == set(ports.values())
@@ -190,22 +215,136 @@ def test_ports_agree(documents: list[Document]) -> None:
 
 def test_every_pod_is_confined(documents: list[Document]) -> None:
     for template in templates(documents):
-        spec = template["spec"]
-        assert spec["automountServiceAccountToken"] is False
-        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
-        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-        for container in containers(template):
-            context = container["securityContext"]
-            assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
-            assert context["capabilities"] == {"drop": ["ALL"]}
-            assert container["resources"]["limits"] and container["resources"]["requests"]
-            tag = container["image"].rpartition(":")[2]
-            assert re.search(r"\d+\.\d+\.\d+", tag), f"no pinned tag: {container['image']}"
-        if template["metadata"]["labels"]["app.kubernetes.io/name"] != "etcd":
-            reaches = any("etcd" in str(container.get("env")) for container in containers(template))
-            assert not reaches or template["metadata"]["labels"]["codomyrmex.io/etcd-client"] == "true"
-    [namespace] = of(documents, "Namespace")
-    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+        is_confined(template)
+
+
+def is_confined(template: Document) -> None:
+    spec = template["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    for container in containers(template):
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"] and container["resources"]["requests"]
+        tag = container["image"].rpartition(":")[2]
+        assert re.search(r"\d+\.\d+\.\d+", tag), f"no pinned tag: {container['image']}"
+    if template["metadata"]["labels"]["app.kubernetes.io/name"] != "etcd":
+        speaks = any("https://etcd" in str(container.get("env")) for container in containers(template))
+        speaks = speaks and "INITIAL_CLUSTER" not in str(spec)
+        assert not speaks or template["metadata"]["labels"]["codomyrmex.io/etcd-client"] == "true"
+
+
+def test_what_is_applied_by_itself_fits_the_overlays(by_itself: list[Document]) -> None:
+    production = rendered("production")
+    [etcd] = of(production, "StatefulSet")
+    namespace = etcd["metadata"]["namespace"]
+    [labelled] = of(by_itself, "Namespace")
+    assert labelled["metadata"]["name"] == namespace
+    assert labelled["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert {one["metadata"]["namespace"] for one in by_itself if one is not labelled} == {namespace}
+    images = {container["image"] for template in templates(production) for container in containers(template)}
+    secrets = {one["spec"]["secretName"] for one in of(production, "Certificate")}
+    configs = {one["metadata"]["name"] for one in of(by_itself, "ConfigMap")}
+    [backups] = of(by_itself, "PersistentVolumeClaim")
+    claims = {f"data-etcd-{number}" for number in range(etcd["spec"]["replicas"])} | {backups["metadata"]["name"]}
+    for template in templates(by_itself):
+        is_confined(template)
+        assert {container["image"] for container in containers(template)} <= images
+        for volume in template["spec"]["volumes"]:
+            assert volume.get("secret", {}).get("secretName") in {None, *secrets}
+            assert volume.get("configMap", {}).get("name") in {None, *configs}
+            assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
+    [tools] = [pod for pod in of(by_itself, "Pod") if pod["metadata"].get("name") == "tools"]
+    settings = {item["name"] for item in containers(tools)[0]["env"] if item["name"].startswith("CODOMYRMEX_ETCD_")}
+    assert {name.removeprefix("CODOMYRMEX_ETCD_").lower() for name in settings} <= set(EtcdSettings.model_fields)
+    known = set(
+        next(one for one in of(production, "Certificate") if one["metadata"]["name"] == "etcd-server")["spec"][
+            "dnsNames"
+        ]
+    )
+    script = (DEPLOY / "kubernetes/tools/etcdctl.sh").read_text()
+    assert set(re.findall(r"https://([a-z0-9.-]+\.svc):2379", json.dumps(by_itself) + script)) <= known
+
+
+def test_each_member_is_restored_on_its_own_claim_by_the_same_orders(by_itself: list[Document]) -> None:
+    [etcd] = of(rendered("production"), "StatefulSet")
+    flags = dict(part.partition("=")[::2] for part in containers(etcd["spec"]["template"])[0]["command"])
+    jobs = [job for job in of(by_itself, "Job") if job["metadata"]["name"].startswith("restore-")]
+    assert len(jobs) == etcd["spec"]["replicas"]
+    for number, job in enumerate(jobs):
+        member = f"etcd-{number}"
+        template = job["spec"]["template"]
+        assert job["metadata"]["name"] == f"restore-{member}"
+        assert template["metadata"]["labels"]["codomyrmex.io/member"] == member
+        [claim] = [
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in template["spec"]["volumes"]
+            if "persistentVolumeClaim" in volume
+        ]
+        assert claim == f"data-{member}"
+        assert (
+            template["spec"]["securityContext"]["runAsUser"]
+            == etcd["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
+        )
+        assert job["spec"]["backoffLimit"] == 0  # a refusal is not repeated
+        [restore] = [container for container in containers(template) if container["command"][0] == "etcdutl"]
+        given = dict(part.partition("=")[::2] for part in restore["command"] if part.startswith("--"))
+        assert given["--initial-advertise-peer-urls"] == flags["--initial-advertise-peer-urls"].replace(
+            "POD_NAME", "MEMBER"
+        )
+        cluster = {item["name"]: item.get("value") for item in containers(etcd["spec"]["template"])[0]["env"]}[
+            "INITIAL_CLUSTER"
+        ]
+        assert {item["name"]: item.get("value") for item in restore["env"]}["INITIAL_CLUSTER"] == cluster
+        assert given["--bump-revision"] == "$(STAMP)0000" and "--mark-compacted" in given
+        assert given["--data-dir"] != flags["--data-dir"]  # the old directory is whole until the new one is
+    for number, job in enumerate(job for job in of(by_itself, "Job") if job["metadata"]["name"].startswith("clean-")):
+        [term] = job["spec"]["template"]["spec"]["affinity"]["podAffinity"][
+            "requiredDuringSchedulingIgnoredDuringExecution"
+        ]
+        assert term["labelSelector"]["matchLabels"] == {"statefulset.kubernetes.io/pod-name": f"etcd-{number}"}
+
+
+def test_deleting_an_overlay_keeps_all_data(documents: list[Document]) -> None:
+    """`kubectl delete -k` deletes what is rendered: a claim, or the namespace with every claim in it."""
+    assert not of(documents, "PersistentVolumeClaim") and not of(documents, "Namespace")
+
+
+def test_backups_come_from_any_member_that_is_ready(documents: list[Document]) -> None:
+    for job in of(documents, "CronJob"):
+        if job["metadata"]["name"] == "etcd-backup":
+            save = containers(job["spec"]["jobTemplate"]["spec"]["template"])[0]
+            endpoints = {item["name"]: item["value"] for item in save["env"]}["ETCDCTL_ENDPOINTS"]
+            [service] = [one for one in of(documents, "Service") if "publishNotReadyAddresses" not in one["spec"]]
+            name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+            assert endpoints == f"https://{name}.{namespace}.svc:2379"  # etcdctl saves from one endpoint
+
+
+@pytest.mark.parametrize("endpoints", [(), ("--endpoints=https://other:2379",), ("--endpoints", "https://other:2379")])
+def test_etcdctl_runs_in_a_pod_with_the_arguments_it_was_given(tmp_path: Path, endpoints: tuple[str, ...]) -> None:
+    fake = tmp_path / "kubectl"
+    fake.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$*" >>{tmp_path}/calls\n'
+        'case "$*" in\n'
+        f"  create*) cat >{tmp_path}/manifest; echo pod/etcdctl-x ;;\n"
+        "  *phase*) echo Failed ;;\n"
+        "  *logs*) echo said ;;\n"
+        "  *exitCode*) echo 7 ;;\n"
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    arguments = (*endpoints, "put", "a b", 'say "\\n" & $HOME ARGUMENTS')
+    command = (str(DEPLOY / "kubernetes/tools/etcdctl.sh"), *arguments)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, "said\n"), done.stderr
+    [container] = yaml.safe_load((tmp_path / "manifest").read_text())["spec"]["containers"]
+    own = () if endpoints else ("--endpoints=https://etcd.codomyrmex-etcd.svc:2379",)
+    assert container["args"] == [*own, *arguments]
+    assert "delete pod/etcdctl-x" in (tmp_path / "calls").read_text().splitlines()[-1]
 
 
 def test_what_members_need_to_live_through_an_eviction(documents: list[Document]) -> None:
@@ -213,7 +352,8 @@ def test_what_members_need_to_live_through_an_eviction(documents: list[Document]
     assert etcd["spec"]["podManagementPolicy"] == "Parallel" and etcd["spec"]["replicas"] == 3
     assert etcd["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
     [budget] = of(documents, "PodDisruptionBudget")
-    assert budget["spec"]["maxUnavailable"] == 1 and budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert budget["spec"]["maxUnavailable"] == 1 and budget["spec"]["unhealthyPodEvictionPolicy"] == "IfHealthyBudget"
+    assert etcd["spec"]["minReadySeconds"] == 30  # as long as an address may be remembered
     [peers] = [service for service in of(documents, "Service") if service["spec"].get("clusterIP") == "None"]
     assert peers["spec"]["publishNotReadyAddresses"] and peers["metadata"]["name"] == etcd["spec"]["serviceName"]
 
@@ -308,3 +448,11 @@ def test_the_runbooks_that_alerts_name_exist() -> None:
     text = (DEPLOY / "kubernetes/overlays/production/alerts.yaml").read_text() + (DEPLOY / "README.md").read_text()
     for name in re.findall(r"Runbook: ([a-z-]+)|runbooks/([a-z-]+)\.md", text):
         assert (DEPLOY / "runbooks" / f"{name[0] or name[1]}.md").exists()
+
+
+def test_runbooks_say_where_their_commands_run_and_name_files_that_exist() -> None:
+    for name in ("restore", "replace-a-member", "nospace", "upgrade"):
+        text = (DEPLOY / "runbooks" / f"{name}.md").read_text()
+        assert "**Where.** In the folder `deploy/etcd`" in text
+        for path in re.findall(r"\bkubernetes/[a-z][\w./-]*\w", text):
+            assert (DEPLOY / path).exists(), f"{name}: {path}"

@@ -1,12 +1,19 @@
-"""``backup.sh`` and ``restore.sh`` on a real etcd: after the restore the tokens go on rising."""
+"""Backup and restore on a real etcd, by the scripts and by the jobs for Kubernetes: tokens go on rising after it."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
+import importlib.util
+import io
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -93,3 +100,211 @@ async def test_three_members_come_back_as_one_cluster(programs: Path, tmp_path: 
 def test_a_stamp_must_be_given(programs: Path, tmp_path: Path) -> None:
     done = run(programs, "restore.sh", "snapshot", str(tmp_path / "x"), "m", "http://127.0.0.1:2380", "m=…", "now")
     assert done.returncode == 2 and "same snapshot, cluster and stamp" in done.stderr
+
+
+# The jobs for Kubernetes
+
+
+def script(name: str) -> ModuleType:
+    """A script of the deployment, which is no package."""
+    file = DEPLOY / "kubernetes" / name
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+restore = script("restore/base/restore.py")
+operate = script("base/operate.py")
+
+WHOLE = bytes(range(256)) * 8 + hashlib.sha256(bytes(range(256)) * 8).digest()
+NAME = hashlib.sha256(WHOLE).hexdigest()
+
+
+def member(data: Path, stamp: str = STAMP, sha256: str = NAME) -> Any:
+    return restore.Member(data, stamp, sha256)
+
+
+def database(directory: Path, content: bytes = b"former") -> Path:
+    """A data directory, as far as the script looks into it."""
+    file = directory / "member" / "snap" / "db"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    return file
+
+
+def test_a_snapshot_is_taken_only_if_it_is_whole_and_the_named_one(tmp_path: Path) -> None:
+    database(tmp_path / "etcd")
+    damaged = bytes([WHOLE[0] ^ 1]) + WHOLE[1:]
+    for content, reason in (
+        (b"", "not a whole snapshot"),
+        (WHOLE[:-1], "not a whole snapshot"),
+        (WHOLE[:-512], "is damaged"),
+        (damaged, "is damaged"),
+        (WHOLE[:-32], "not a whole snapshot"),  # a database without its checksum
+    ):
+        with pytest.raises(restore.Refused, match=reason):
+            member(tmp_path).receive(io.BytesIO(content))
+    with pytest.raises(restore.Refused, match="another snapshot"):
+        member(tmp_path, sha256="0" * 64).receive(io.BytesIO(WHOLE))
+    assert not list((tmp_path / f"restore-{STAMP}").iterdir())
+    one = member(tmp_path)
+    one.receive(io.BytesIO(WHOLE))
+    assert one.snapshot.read_bytes() == WHOLE
+    with pytest.raises(restore.Refused, match="here already"):
+        one.receive(io.BytesIO(WHOLE))
+    one.prepare(poll=0.01)
+
+
+@pytest.mark.parametrize(("stamp", "sha256"), [("now", NAME), ("0700000000", NAME), (STAMP, ""), (STAMP, "x" * 64)])
+def test_a_stamp_and_a_checksum_must_be_given(tmp_path: Path, stamp: str, sha256: str) -> None:
+    with pytest.raises(restore.Refused, match="make the ConfigMap etcd-restore anew"):
+        member(tmp_path, stamp, sha256)
+
+
+def test_a_member_that_runs_is_not_restored(tmp_path: Path) -> None:
+    file = database(tmp_path / "etcd")
+    one = member(tmp_path)
+    one.receive(io.BytesIO(WHOLE))
+    database(one.restored, b"restored")
+    with open(file, "rb+") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        for step in (one.prepare, one.exchange, lambda: one.receive(io.BytesIO(WHOLE))):
+            with pytest.raises(restore.Refused, match="etcd runs on this volume"):
+                step()
+    one.exchange()
+
+
+@pytest.mark.parametrize("had_data", [True, False])
+@pytest.mark.parametrize("crash", ["before", "between", "after"])
+def test_an_exchange_goes_on_after_a_crash_and_is_made_once(
+    tmp_path: Path, crash: str, had_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if had_data:
+        database(tmp_path / "etcd")
+    one = member(tmp_path)
+    database(one.restored, b"restored")
+    if crash != "before":
+        reached = iter([False, crash == "after"])
+
+        def fails(folder: Path) -> None:
+            if (crash == "between") or next(reached):
+                raise OSError("crash")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(restore, "sync", fails)
+            with pytest.raises(OSError, match="crash"):
+                one.exchange()
+    one.exchange()
+    one.exchange()
+    assert (one.current / "member/snap/db").read_bytes() == b"restored"
+    assert (one.old / "member/snap/db").exists() is had_data
+    for step in (one.prepare, lambda: one.receive(io.BytesIO(WHOLE))):
+        with pytest.raises(restore.Refused, match="made here already"):
+            step()
+    with pytest.raises(restore.Refused, match="later stamp"):
+        member(tmp_path, "1600000000").refuse_unless_free()
+    member(tmp_path, "1700000001").refuse_unless_free()
+
+
+def test_only_a_restore_that_was_made_is_cleaned_up(tmp_path: Path) -> None:
+    database(tmp_path / "etcd")
+    one = member(tmp_path)
+    with pytest.raises(restore.Refused, match="nothing was deleted"):
+        one.clean()
+    one.receive(io.BytesIO(WHOLE))
+    with pytest.raises(restore.Refused, match="no restored directory"):
+        one.exchange()
+    assert (one.current / "member/snap/db").read_bytes() == b"former"
+    database(one.restored, b"restored")
+    one.exchange()
+    one.clean()
+    one.clean()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["etcd", f"etcd.{STAMP}"] and not list(one.old.iterdir())
+    with pytest.raises(restore.Refused, match="made here already"):
+        one.receive(io.BytesIO(WHOLE))
+
+
+async def test_the_commands_of_a_members_job_restore_it(programs: Path, tmp_path: Path) -> None:
+    """They run as the job has them, but for the folder, and beside an etcd that runs at first."""
+    yaml = pytest.importorskip("yaml", reason="not run: restoring by a job (the extra `deploy` is not installed)")
+    if not shutil.which("kubectl"):
+        pytest.skip("not run: restoring by a job (kubectl is not installed)")
+    shown = subprocess.check_output(("kubectl", "kustomize", str(DEPLOY / "kubernetes/restore/run")), text=True)
+    job = next(one for one in yaml.safe_load_all(shown) if one["metadata"]["name"] == "restore-etcd-0")
+    pod = job["spec"]["template"]["spec"]
+    orders = {one["name"]: one["command"] for one in (*pod["initContainers"], *pod["containers"])}
+    folder, snapshot = tmp_path / "data", tmp_path / "snapshot.db"
+    file = str(DEPLOY / "kubernetes/restore/base/restore.py")
+    values = {"STAMP": STAMP, "MEMBER": "etcd-0", "DATA": str(folder), "INITIAL_CLUSTER": "etcd-0=https://" + (
+        "etcd-0.etcd-peers.codomyrmex-etcd.svc:2380"
+    )}  # fmt: skip
+
+    def order(name: str, *others: str) -> tuple[list[str], dict[str, str]]:
+        command = []
+        for part in (*orders[name], *others):
+            for key, value in values.items():
+                part = part.replace(f"$({key})", value)
+            part = part.replace("/data/", f"{folder}/").replace("/restore/restore.py", file)
+            command.append(sys.executable if part == "python" else part)
+        return command, {"PATH": f"{programs}:{os.environ['PATH']}", **values}
+
+    def done(name: str, command: list[str] | None = None, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        own, environment = order(name)
+        return subprocess.run(command or own, env=environment, input=stdin, capture_output=True, check=False)
+
+    binary = str(programs / "server")
+    async with EmbeddedEtcd(binary=binary, data_dir=folder / "etcd") as own:
+        async with Session(endpoints=own.endpoint, session_ttl=5) as session, DistributedLock("x", session) as last:
+            saved = await asyncio.to_thread(run, programs, "backup.sh", str(snapshot), endpoint=own.endpoint)
+            assert saved.returncode == 0, saved.stderr
+            assert snapshot.stat().st_mode & 0o777 == 0o600
+        named = subprocess.run((sys.executable, file, "sha256", str(snapshot)), capture_output=True, check=True)
+        values["SHA256"] = named.stdout.decode().strip()
+        refused = done("receive")
+        assert refused.returncode == 1 and b"etcd-0: etcd runs on this volume: scale" in refused.stderr
+    command, environment = order("receive")
+    prepare = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        sent = [sys.executable, file, "receive"]
+        refused = done("receive", sent, snapshot.read_bytes()[:-100])
+        assert refused.returncode == 1 and b"not a whole snapshot" in refused.stderr and prepare.poll() is None
+        assert done("receive", sent, snapshot.read_bytes()).returncode == 0
+        assert await asyncio.to_thread(prepare.wait, 20) == 0
+    finally:
+        prepare.kill()
+        prepare.wait()
+    for name in ("restore", "exchange"):
+        made = done(name)
+        assert made.returncode == 0, made.stderr
+    assert (folder / f"etcd.{STAMP}/member/snap/db").exists()
+    async with EmbeddedEtcd(binary=binary, data_dir=folder / "etcd") as own:  # noqa: SIM117
+        async with Session(endpoints=own.endpoint, session_ttl=5) as session:
+            async with LockManager(session).acquire("x", timeout=20) as grant:
+                assert grant.token > last.token + 10_000 * (int(STAMP) - 1)
+
+
+# Backups
+
+
+def test_a_backup_is_its_owners_alone_and_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, folder = tmp_path / "snapshot.db", tmp_path / "backups"
+    snapshot.write_bytes(WHOLE)
+    folder.mkdir()
+    for number in range(operate.KEPT + 2):
+        (folder / f"etcd-20200101T0000{number:02}Z.db").write_bytes(b"old")
+    (folder / "etcd-20200101T000000Z.partial").write_bytes(b"of a run that was killed")
+    steps = []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(operate.os, "fsync", lambda number: steps.append("fsync") or sync(number))
+    monkeypatch.setattr(Path, "rename", lambda self, target: steps.append("rename") or rename(self, target))
+    before = os.umask(0o022)
+    try:
+        operate.rotate(snapshot, folder)
+    finally:
+        os.umask(before)
+    assert steps == ["fsync", "rename", "fsync"]
+    kept = sorted(folder.iterdir())
+    assert len(kept) == operate.KEPT and all(path.suffix == ".db" for path in kept)
+    assert kept[-1].read_bytes() == WHOLE and kept[-1].stat().st_mode & 0o777 == 0o600

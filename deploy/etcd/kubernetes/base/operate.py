@@ -169,9 +169,20 @@ def defragment() -> None:
 def rotate(snapshot: Path, folder: Path) -> None:
     made = datetime.now(UTC)
     kept = folder / f"etcd-{made:%Y%m%dT%H%M%SZ}.db"
+    for stale in folder.glob("etcd-*.partial"):  # of a run that was killed; runs do not overlap
+        stale.unlink()
+    os.umask(0o077)  # a snapshot holds all data and the hashes of passwords
     partial = kept.with_suffix(".partial")
-    shutil.copyfile(snapshot, partial)
+    with open(snapshot, "rb") as source, open(partial, "wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+        target.flush()
+        os.fsync(target.fileno())
     partial.rename(kept)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
     for old in sorted(folder.glob("etcd-*.db"))[:-KEPT]:
         old.unlink()
     print(f"kept {kept.name}, {kept.stat().st_size >> 10} KiB")
