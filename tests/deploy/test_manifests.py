@@ -495,6 +495,14 @@ def test_prometheus_takes_the_rules_and_they_ring_when_they_should(tmp_path: Pat
     check(promtool, "test", "rules", str(tmp_path / "tests.yaml"))
 
 
+def test_the_page_of_metrics_names_every_alert() -> None:
+    rules = yaml.safe_load((DEPLOY / "kubernetes/overlays/production/alerts.yaml").read_text())
+    alerts = {rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+    page = (DEPLOY.parents[1] / "docs/operations/metrics.md").read_text().partition("## Alerts")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == alerts
+
+
 def test_the_runbooks_that_alerts_name_exist() -> None:
     text = (DEPLOY / "kubernetes/overlays/production/alerts.yaml").read_text() + (DEPLOY / "README.md").read_text()
     for name in re.findall(r"Runbook: ([a-z-]+)|runbooks/([a-z-]+)\.md", text):
