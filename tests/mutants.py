@@ -36,7 +36,37 @@ class Mutant(NamedTuple):
     also: tuple[tuple[str, str, str], ...] = ()  # further replacements, of code that would make up for the first one
 
 
+_DEPLOY = "../../../deploy/etcd/"  # seen from PACKAGE
+
 MUTANTS = (
+    Mutant(
+        "let SIGTERM wait until the agent's lock is granted",
+        f"{_DEPLOY}agent/agent.py",
+        "if first and not self._editing and self._task:",
+        "if False:",
+        "-m deploy tests/deploy/test_agent.py -k wait_at_once",
+    ),
+    Mutant(
+        "break off the agent's edit at SIGTERM",
+        f"{_DEPLOY}agent/agent.py",
+        "if first and not self._editing and self._task:",
+        "if first and self._task:",
+        "-m deploy tests/deploy/test_agent.py -k lets_an_edit",
+    ),
+    Mutant(
+        "end the agent's session when a lock is not granted in time",
+        f"{_DEPLOY}agent/agent.py",
+        "                if not self._ending and not session.lost.is_set():\n",
+        "                raise\n                if not self._ending and not session.lost.is_set():\n",
+        "-m deploy tests/deploy/test_agent.py -k does_not_end_the_session",
+    ),
+    Mutant(
+        "copy a certificate that is not complete yet",
+        f"{_DEPLOY}kubernetes/agents/copy_certificate.py",
+        "for part in PARTS if not data[part]]",
+        "for part in PARTS if part not in data]",
+        "-m deploy tests/deploy/test_agent.py -k incomplete",
+    ),
     Mutant(
         "let new TLS files cancel what is under way, and the watch stream die of it in silence",
         "etcd/transports/connections.py",

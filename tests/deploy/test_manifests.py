@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,23 @@ def by_itself() -> list[Document]:
 
 
 def documents_applied_by_themselves() -> list[Document]:
-    found = [document for folder in ("run", "clean") for document in rendered(f"../restore/{folder}")]
+    found = [document for folder in ("run", "clean") for document in rendered(f"restore/{folder}")]
     for file in BY_ITSELF:
         found += yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text())
     return found
 
 
+@pytest.fixture(scope="module")
+def fleet() -> list[Document]:
+    """The agents' documents, which are applied beside those of etcd."""
+    if not shutil.which("kubectl"):
+        pytest.skip("not run: rendering (kubectl is not installed)")
+    return rendered("agents")
+
+
 def rendered(overlay: str) -> list[Document]:
-    command = ("kubectl", "kustomize", str(DEPLOY / "kubernetes/overlays" / overlay))
+    folder = DEPLOY / "kubernetes" / ("overlays" if overlay in OVERLAYS else "") / overlay
+    command = ("kubectl", "kustomize", str(folder))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
@@ -106,7 +116,7 @@ def test_yaml_scripts_and_compose_are_in_good_form() -> None:
 
 
 @pytest.mark.parametrize("version", ["oldest", "newest"])
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "agents"])
 def test_kubernetes_takes_every_resource(overlay: str, version: str) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="not run: kubernetes-validate is missing")
     tool("kubectl")
@@ -119,12 +129,18 @@ def test_kubernetes_takes_every_resource(overlay: str, version: str) -> None:
 def test_custom_resources_hold_what_they_may(documents: list[Document]) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="not run: custom resources (jsonschema is missing)")
     known = yaml.safe_load(Path(__file__).with_name("crds.yaml").read_text())
+    documents = [*documents, _agents_monitor()]
     custom = [document for document in documents if document["kind"] in known["kinds"]]
     ours = {document["apiVersion"].partition("/")[0] for document in documents if document not in custom}
     assert not any(group.endswith(("cert-manager.io", "coreos.com")) for group in ours) and len(custom) > 5
     for document in custom:
         schema = {**known["kinds"][document["kind"]], "definitions": known["definitions"]}
         jsonschema.validate(document["spec"], schema)
+
+
+def _agents_monitor() -> Document:
+    monitor: Document = yaml.safe_load((DEPLOY / "kubernetes/agents/podmonitor.yaml").read_text())
+    return monitor
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -218,9 +234,9 @@ def test_every_pod_is_confined(documents: list[Document]) -> None:
         is_confined(template)
 
 
-def is_confined(template: Document) -> None:
+def is_confined(template: Document, has_token: bool = False) -> None:
     spec = template["spec"]
-    assert spec["automountServiceAccountToken"] is False
+    assert spec["automountServiceAccountToken"] is has_token
     assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
     for container in containers(template):
@@ -244,7 +260,8 @@ def test_what_is_applied_by_itself_fits_the_overlays(by_itself: list[Document]) 
     assert labelled["metadata"]["name"] == namespace
     assert labelled["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert {one["metadata"]["namespace"] for one in by_itself if one is not labelled} == {namespace}
-    images = {container["image"] for template in templates(production) for container in containers(template)}
+    pods = templates([*production, *rendered("agents")])
+    images = {container["image"] for template in pods for container in containers(template)}
     secrets = {one["spec"]["secretName"] for one in of(production, "Certificate")}
     configs = {one["metadata"]["name"] for one in of(by_itself, "ConfigMap")}
     [backups] = of(by_itself, "PersistentVolumeClaim")
@@ -347,6 +364,11 @@ def test_etcdctl_runs_in_a_pod_with_the_arguments_it_was_given(tmp_path: Path, e
     assert "delete pod/etcdctl-x" in (tmp_path / "calls").read_text().splitlines()[-1]
 
 
+def _is_restricted(documents: list[Document]) -> None:
+    [namespace] = of(documents, "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
 def test_what_members_need_to_live_through_an_eviction(documents: list[Document]) -> None:
     [etcd] = of(documents, "StatefulSet")
     assert etcd["spec"]["podManagementPolicy"] == "Parallel" and etcd["spec"]["replicas"] == 3
@@ -358,26 +380,178 @@ def test_what_members_need_to_live_through_an_eviction(documents: list[Document]
     assert peers["spec"]["publishNotReadyAddresses"] and peers["metadata"]["name"] == etcd["spec"]["serviceName"]
 
 
-def test_agents_can_drain_and_are_the_librarys_users(documents: list[Document]) -> None:
-    for agents in of(documents, "Deployment"):
-        spec = agents["spec"]["template"]["spec"]
-        [agent] = spec["containers"]
-        settings = {item["name"]: item["value"] for item in agent["env"]}
-        fields = {
-            name.removeprefix("CODOMYRMEX_ETCD_").lower() for name in settings if name.startswith("CODOMYRMEX_ETCD_")
-        }
-        assert fields <= set(EtcdSettings.model_fields)
-        assert settings["CODOMYRMEX_ETCD_NAMESPACE"] == EtcdSettings().namespace
-        assert spec["terminationGracePeriodSeconds"] > 30  # the longest step of agent.py waits 30 s
-        assert "etcd" not in str(agent["livenessProbe"])
-        assert all("emptyDir" in volume or "secret" in volume for volume in spec["volumes"])
-
-
 def test_the_roles_reach_the_librarys_namespace(documents: list[Document]) -> None:
     [job] = [one for one in of(documents, "Job") if one["metadata"]["name"] == "etcd-roles"]
     [container] = containers(job["spec"]["template"])
     settings = {item["name"]: item["value"] for item in container["env"]}
     assert settings["ETCD_NAMESPACE"] == EtcdSettings().namespace
+
+
+# The agents
+
+
+def _agents(fleet: list[Document]) -> Document:
+    [deployment] = of(fleet, "Deployment")
+    template: Document = deployment["spec"]["template"]
+    return template
+
+
+def test_agents_are_the_librarys_users_and_reach_every_member(fleet: list[Document]) -> None:
+    template = _agents(fleet)
+    [agent] = containers(template)
+    settings = {item["name"]: item["value"] for item in agent["env"]}
+    fields = {name.removeprefix("CODOMYRMEX_ETCD_").lower() for name in settings if name.startswith("CODOMYRMEX_ETCD_")}
+    assert fields <= set(EtcdSettings.model_fields)
+    assert settings["CODOMYRMEX_ETCD_NAMESPACE"] == EtcdSettings().namespace
+    documents = rendered("production")
+    [etcd] = of(documents, "StatefulSet")
+    members = {
+        f"etcd-{number}.{etcd['spec']['serviceName']}.{etcd['metadata']['namespace']}.svc"
+        for number in range(etcd["spec"]["replicas"])
+    }
+    endpoints = settings["CODOMYRMEX_ETCD_ENDPOINTS"].split(",")
+    assert set(endpoints) == {f"https://{member}.cluster.local:2379" for member in members}
+    assert template["spec"]["dnsConfig"] == {"options": [{"name": "ndots", "value": "1"}]}
+    [allowed] = [one for one in of(documents, "NetworkPolicy") if one["metadata"]["name"] == "etcd"]
+    [clients] = [rule["from"] for rule in allowed["spec"]["ingress"] if {"port": 2379} in rule["ports"]]
+    assert clients[0]["namespaceSelector"] == {}
+    assert clients[0]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert not of(documents, "Deployment") and settings["AGENT_METRICS_ADDRESS"] == "0.0.0.0"
+
+
+def test_agents_can_drain_and_no_probe_asks_etcd(fleet: list[Document]) -> None:
+    spec = _agents(fleet)["spec"]
+    [agent] = spec["containers"]
+    [limit] = re.findall(r"^EDIT_LIMIT = ([\d.]+)", (DEPLOY / "agent/agent.py").read_text(), re.MULTILINE)
+    assert spec["terminationGracePeriodSeconds"] >= float(limit) + 15
+    probes = {name: agent[name]["exec"]["command"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert (
+        "etcd" not in str(probes)
+        and "/tmp/alive" in probes["startupProbe"]
+        and "/tmp/ready" in probes["readinessProbe"]
+    )
+    assert all("emptyDir" in volume or "secret" in volume for volume in spec["volumes"])
+    [deployment] = of(fleet, "Deployment")
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert deployment["spec"]["progressDeadlineSeconds"] > 60
+
+
+def test_agents_stand_apart_and_leave_one_by_one(fleet: list[Document]) -> None:
+    template = _agents(fleet)
+    labels = template["metadata"]["labels"]
+    [spread] = template["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname" and spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
+    [budget] = of(fleet, "PodDisruptionBudget")
+    assert budget["spec"]["maxUnavailable"] == 1 and budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert _agents_monitor()["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_fleet_is_confined_and_one_pod_alone_has_a_token(fleet: list[Document]) -> None:
+    _is_restricted(fleet)
+    assert {
+        one["metadata"]["namespace"] for one in fleet if one["kind"] not in {"Namespace", "Role", "RoleBinding"}
+    } == {"codomyrmex-agents"}
+    for template in templates(fleet):
+        copies = template["metadata"]["labels"]["app.kubernetes.io/name"] == "copy-certificate"
+        is_confined(template, has_token=copies)
+        assert template["spec"].get("serviceAccountName") == ("copy-certificate" if copies else None)
+    [account] = of(fleet, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+
+
+def test_the_copy_of_the_certificate_may_do_nothing_else(fleet: list[Document]) -> None:
+    [volume] = [one["secret"] for one in _agents(fleet)["spec"]["volumes"] if "secret" in one]
+    [certificate] = [
+        one for one in of(rendered("production"), "Certificate") if one["spec"].get("commonName") == "agent"
+    ]
+    name = certificate["spec"]["secretName"]
+    assert volume["secretName"] == name
+    roles = {one["metadata"]["namespace"]: one for one in of(fleet, "Role")}
+    may = {
+        namespace: {
+            (verb, kind, target)
+            for rule in role["rules"]
+            for verb in rule["verbs"]
+            for kind in rule["resources"]
+            for target in rule.get("resourceNames", ["*"])
+        }
+        for namespace, role in roles.items()
+    }
+    assert may["codomyrmex-etcd"] == {("get", "secrets", name), ("get", "configmaps", "client-ca-bundle")}
+    assert may["codomyrmex-agents"] == {
+        ("create", "secrets", "*"),
+        ("get", "secrets", name),
+        ("update", "secrets", name),
+    }
+    for binding in of(fleet, "RoleBinding"):
+        assert binding["roleRef"]["name"] == roles[binding["metadata"]["namespace"]]["metadata"]["name"]
+        [subject] = binding["subjects"]
+        assert (subject["name"], subject["namespace"]) == ("copy-certificate", "codomyrmex-agents")
+    [config] = of(fleet, "ConfigMap")
+    assert list(config["data"]) == ["copy_certificate.py"]
+
+
+def test_the_fleet_reaches_etcds_client_port_dns_and_apis(fleet: list[Document]) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of(fleet, "NetworkPolicy")}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    agents = policies["agents"]
+    assert agents["podSelector"]["matchLabels"].items() <= _agents(fleet)["metadata"]["labels"].items()
+    assert _ports(agents["egress"]) == {53, 443, 2379, 5353} and _ports(agents["ingress"]) == {9464}
+    [to_etcd] = [rule["to"] for rule in agents["egress"] if {"port": 2379} in rule["ports"]]
+    assert to_etcd == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "codomyrmex-etcd"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "etcd"}},
+        }
+    ]
+    copy = policies["copy-certificate"]
+    assert "ingress" not in copy and _ports(copy["egress"]) == {443, 6443}
+    for policy in (*policies.values(), *(one["spec"] for one in of(rendered("production"), "NetworkPolicy"))):
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_clients_beside_etcd_reach_etcd_and_dns_alone(documents: list[Document], fleet: list[Document]) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of(documents, "NetworkPolicy")}
+    clients = policies["etcd-clients"]
+    assert "ingress" not in clients and _ports(clients["egress"]) == {53, 2379, 5353}
+    agents = next(one["spec"] for one in of(fleet, "NetworkPolicy") if one["metadata"]["name"] == "agents")
+    dns = [_dns(policy) for policy in (policies["etcd"], clients, agents)]
+    assert dns[0] == dns[1] == dns[2]
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns[0][0]["to"] and "openshift-dns" in str(dns[0][1]["to"])
+
+
+def _ports(rules: list[Document]) -> set[int]:
+    return {port["port"] for rule in rules for port in rule["ports"]}
+
+
+def _dns(policy: Document) -> list[Document]:
+    return [rule for rule in policy["egress"] if {port["port"] for port in rule["ports"]} & {53, 5353}]
+
+
+def test_the_agents_image_is_built_from_this_tree(fleet: list[Document]) -> None:
+    root = DEPLOY.parents[1]
+    [image] = [container["image"] for container in containers(_agents(fleet))]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert image == f"codomyrmex-agent:{version}"
+    dockerfile = (DEPLOY / "agent/Dockerfile").read_text()
+    assert f"docker build -f deploy/etcd/agent/Dockerfile -t {image} .\n" in dockerfile
+    anchor = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["x-agent"]
+    assert anchor["image"] == image
+    assert (DEPLOY / anchor["build"]["context"]).resolve() == root
+    assert (root / anchor["build"]["dockerfile"]).samefile(DEPLOY / "agent/Dockerfile")
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+    needed = {name for line in copied for name in line.split()}
+    kept = set(re.findall(r"^!(.+)$", (root / ".dockerignore").read_text(), re.MULTILINE))
+    assert needed == kept and all((root / name).exists() for name in needed)
+    assert re.search(r"^USER \d+:\d+$", dockerfile, re.MULTILINE) and "--no-cache-dir" in dockerfile
+
+
+def test_one_python_image_is_used_everywhere(fleet: list[Document]) -> None:
+    texts = [path.read_text() for path in (*DEPLOY.rglob("*.yaml"), DEPLOY / "agent/Dockerfile")]
+    named = {image for text in texts for image in re.findall(r"\bpython:\d[\w.-]*", text)}
+    assert len(named) == 1 and re.fullmatch(r"python:3\.\d+\.\d+-slim", named.pop())
 
 
 # Flags and metrics, asked of a real etcd
@@ -409,12 +583,26 @@ def test_a_real_etcd_takes_every_flag(request: pytest.FixtureRequest) -> None:
     assert flags <= known, f"etcd {version} knows no {flags - known}"
 
 
-def names_in_rules() -> set[str]:
+def expressions() -> list[str]:
+    """The expressions of all alerts and panels."""
     rules = yaml.safe_load((DEPLOY / "kubernetes/overlays/production/alerts.yaml").read_text())
     texts = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
     dashboard = json.loads((DEPLOY / "kubernetes/overlays/production/dashboard.json").read_text())
     texts += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    return set(re.findall(r"\b(?:etcd|codomyrmex)_[a-z_]+", " ".join(texts)))
+    return texts
+
+
+def names_in_rules() -> set[str]:
+    return set(re.findall(r"\b(?:etcd|codomyrmex)_[a-z_]+", " ".join(expressions())))
+
+
+def test_no_rule_or_panel_means_another_etcd() -> None:
+    """The control plane has an etcd too, and other namespaces have jobs."""
+    found = []
+    for text in expressions():
+        found += re.findall(r"\b((?:etcd|kube|certmanager)_[a-z_]+|up)\b(\{[^}]*\})?", text)
+    assert len(found) > 20
+    assert [name for name, selector in found if not re.search(r'namespace=~?"codomyrmex-', selector)] == []
 
 
 def test_every_metric_in_alerts_and_dashboard_exists(etcd: EmbeddedEtcd) -> None:
@@ -442,6 +630,14 @@ def test_prometheus_takes_the_rules_and_they_ring_when_they_should(tmp_path: Pat
     shutil.copyfile(Path(__file__).with_name("alerts.yaml"), tmp_path / "tests.yaml")
     check(promtool, "check", "rules", str(tmp_path / "rules.yaml"))
     check(promtool, "test", "rules", str(tmp_path / "tests.yaml"))
+
+
+def test_the_page_of_metrics_names_every_alert() -> None:
+    rules = yaml.safe_load((DEPLOY / "kubernetes/overlays/production/alerts.yaml").read_text())
+    alerts = {rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]}
+    page = (DEPLOY.parents[1] / "docs/operations/metrics.md").read_text().partition("## Alerts")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == alerts
 
 
 def test_the_runbooks_that_alerts_name_exist() -> None:
