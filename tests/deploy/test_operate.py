@@ -173,6 +173,17 @@ def test_an_older_root_gets_the_secrets_password_before_auth_is_on(operate: Modu
     assert enabled
 
 
+def test_a_new_password_replaces_the_previous_one(operate: ModuleType, etcd_alone: str, tmp_path: Path) -> None:
+    operate.roles()
+    (tmp_path / "password").write_text("new\n")
+    with pytest.raises(operate.Refused, match="authentication failed"):
+        operate.roles()
+    (tmp_path / "previous").write_text("secret\n")
+    operate.roles()
+    (tmp_path / "previous").unlink()
+    operate.roles()
+
+
 def test_users_of_a_proof_that_was_killed_are_deleted(operate: ModuleType, etcd_alone: str) -> None:
     etcd = operate.Etcd(etcd_alone)
     etcd("auth/user/add", name="proof-of-a-killed-run", password="secret")

@@ -7,7 +7,8 @@
 
 From the environment: ETCD_ENDPOINTS (comma separated), ETCD_CA_FILE, ETCD_CERT_FILE and ETCD_KEY_FILE for TLS,
 ETCD_ROOT_PASSWORD_FILE, ETCD_NAMESPACE (codomyrmex), ETCD_WAIT (900): for so many seconds `roles` asks again while no
-endpoint answers. A refusal by etcd is not asked again.
+endpoint answers. A refusal by etcd is not asked again. To change root's password, put the new one into that file, and
+the older one into a file `previous` beside it.
 
 It speaks to etcd's HTTP gateway, which knows users by password only; root has one, all others are known by their
 certificates' names. Its own certificate must have no common name: the gateway refuses those that do.
@@ -76,6 +77,7 @@ class Etcd:
             raise NoAnswer(f"{self.endpoint}: {getattr(error, 'reason', None) or error}") from None
 
     def login(self, user: str, password: str) -> Etcd:
+        self._token = ""  # an older one, which a new password ends, would be refused
         self._token = self("auth/authenticate", name=user, password=password)["token"]
         return self
 
@@ -132,8 +134,12 @@ def endpoints() -> list[str]:
     return [part.strip() for part in os.environ["ETCD_ENDPOINTS"].split(",")]
 
 
+def password_file() -> Path:
+    return Path(os.environ["ETCD_ROOT_PASSWORD_FILE"])
+
+
 def root() -> tuple[str, str]:
-    return "root", Path(os.environ["ETCD_ROOT_PASSWORD_FILE"]).read_text().rstrip("\r\n")
+    return "root", password_file().read_text().rstrip("\r\n")
 
 
 def b64(text: str) -> str:
@@ -146,8 +152,22 @@ def logged_in(endpoint: str) -> tuple[Etcd, bool]:
     try:
         etcd("auth/user/list")
     except Refused:
-        return etcd.login(*root()), True
+        return logged_in_as_root(etcd), True
     return etcd, False
+
+
+def logged_in_as_root(etcd: Etcd) -> Etcd:
+    """With the password of the file. If that is new, and the older one lies beside it, the new one is set first."""
+    name, password = root()
+    try:
+        return etcd.login(name, password)
+    except Refused:
+        previous = password_file().with_name("previous")
+        if not previous.exists():
+            raise
+        etcd.login(name, previous.read_text().rstrip("\r\n"))
+        etcd("auth/user/changepw", name=name, password=password)
+        return etcd.login(name, password)
 
 
 def roles() -> None:
