@@ -65,6 +65,13 @@ class Deployed:
             timeout=60,
         )
 
+    def etcdctl(self, user: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        program = str(shutil.which("etcdctl") or Path(sys.executable).with_name("etcdctl"))
+        its = self.settings(user)
+        tls = ("--cacert", its["ca_file"], "--cert", its["cert_file"], "--key", its["key_file"])
+        command = (program, "--endpoints", self.endpoints[0], *map(str, tls), *arguments)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=30)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -178,23 +185,19 @@ def test_what_is_wrong_is_said_in_one_line(guarded: Deployed, tmp_path: Path, wh
     assert done.returncode == 1 and said[what] in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_members_certificate_may_ask_for_health_and_nothing_else(guarded: Deployed) -> None:
+    """The health check in a container has no other one."""
+    assert guarded.etcdctl("server", "endpoint", "health").returncode == 0
+    assert "permission denied" in guarded.etcdctl("server", "get", "/codomyrmex/x").stderr
+
+
 def test_the_password_of_root_is_changed_by_the_operator(guarded: Deployed) -> None:
     """As SECURITY.md says: etcd first, then the file that `operate.py` reads."""
     secret = guarded.certificates / "root-password"
-    old, new = secret.read_text(), "new password\n".replace(" ", "-")
+    old, new = secret.read_text(), "new-password\n"
     for password in (new, old):
-        etcdctl = (
-            *(str(shutil.which("etcdctl") or Path(sys.executable).with_name("etcdctl")), "--endpoints"),
-            *(guarded.endpoints[0], "--cacert", str(guarded.certificates / "client-ca.crt")),
-            *(
-                "--cert",
-                str(guarded.certificates / "operator.crt"),
-                "--key",
-                str(guarded.certificates / "operator.key"),
-            ),
-            *("user", "passwd", "root", "--interactive=false"),
-        )
-        subprocess.run(etcdctl, input=password, text=True, check=True, capture_output=True)
+        done = guarded.etcdctl("operator", "user", "passwd", "root", "--interactive=false", stdin=password)
+        assert done.returncode == 0, done.stderr
         assert "authentication failed" in guarded.operate("roles").stderr
         secret.write_text(password)
         done = guarded.operate("roles")
