@@ -1555,6 +1555,55 @@ MUTANTS = (
         "    if False:",
         "-m deploy tests/deploy/test_check.py -k another_cluster",
     ),
+    Mutant(
+        "let the job of roles end at the first connection that is refused",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "            if now - began >= wait:",
+        "            if True:",
+        "-m deploy tests/deploy/test_operate.py -k waits_for_an_etcd",
+    ),
+    Mutant(
+        "ask again what etcd has refused",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "if error.code in (503, 504):",
+        "if error.code:",
+        "-m deploy tests/deploy/test_operate.py -k no_refusal",
+    ),
+    Mutant(
+        "keep the password of an older root when auth is turned on",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "    if not enabled:  # an older root",
+        "    if False:  # an older root",
+        "-m deploy tests/deploy/test_operate.py -k older_root",
+    ),
+    Mutant(
+        "leave the users of a proof that was killed",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        'if user.startswith("proof-"):',
+        "if False:",
+        "-m deploy tests/deploy/test_operate.py -k proof_that_was_killed",
+    ),
+    Mutant(
+        "defragment the next member while the last one stands still",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "        etcd = until_answered(functools.partial(reading, endpoint), WAIT)",
+        "        etcd, _ = logged_in(endpoint)",
+        "-m deploy tests/deploy/test_operate.py -k stands_still",
+    ),
+    Mutant(
+        "give a defragmentation the time of any other call",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        ", timeout=DEFRAGMENTATION)",
+        ")",
+        "-m deploy tests/deploy/test_operate.py -k stands_still",
+    ),
+    Mutant(
+        "refuse a new password of root although the previous one is there",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "        if not previous.exists():",
+        "        if True:",
+        "-m deploy tests/deploy/test_operate.py -k replaces_the_previous",
+    ),
 )
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,9 @@ class Deployed:
             **others,
         }
 
-    def operate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def operate(self, *arguments: str, wait: float = 0) -> subprocess.CompletedProcess[str]:
         environment = {
+            "ETCD_WAIT": str(wait),
             "PATH": os.environ["PATH"],
             "ETCD_ENDPOINTS": ",".join(self.endpoints),
             "ETCD_CA_FILE": str(self.certificates / "client-ca.crt"),
@@ -65,6 +65,13 @@ class Deployed:
             timeout=60,
         )
 
+    def etcdctl(self, user: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        program = str(shutil.which("etcdctl") or Path(sys.executable).with_name("etcdctl"))
+        its = self.settings(user)
+        tls = ("--cacert", its["ca_file"], "--cert", its["cert_file"], "--key", its["key_file"])
+        command = (program, "--endpoints", self.endpoints[0], *map(str, tls), *arguments)
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=30)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     contents = []
     for _ in range(2):
         subprocess.run([copy / "certificates.sh"], check=True, capture_output=True)
-        contents.append({path.name: path.read_bytes() for path in (copy / "certificates").iterdir()})
+        contents.append({path.name: path.read_bytes() for path in (copy / "certificates").rglob("*") if path.is_file()})
     assert contents[0] == contents[1] and len(contents[0]) > 10
     return copy
 
@@ -95,7 +102,7 @@ def deployed(folder: Path, request: pytest.FixtureRequest) -> Iterator[Deployed]
         for number in range(3):
             given = services[f"etcd-{number + 1}"]["environment"]
             its = {name: re.sub(r"\$\{\w+:-(\w+)}", r"\1", str(value)) for name, value in given.items()}
-            its = {name: value.replace("/certificates", str(folder / "certificates")) for name, value in its.items()}
+            its = {name: value.replace("/run/secrets", str(folder / "certificates")) for name, value in its.items()}
             its |= {
                 "ETCD_DATA_DIR": str(folder / f"data-{number}"),
                 "ETCD_INITIAL_CLUSTER": cluster,
@@ -120,9 +127,7 @@ def deployed(folder: Path, request: pytest.FixtureRequest) -> Iterator[Deployed]
 @pytest.fixture(scope="module")
 def guarded(deployed: Deployed) -> Deployed:
     """With users and roles; made twice, which does no harm."""
-    deadline = time.monotonic() + 30
-    while (first := deployed.operate("roles")).returncode and time.monotonic() < deadline:
-        time.sleep(0.5)  # what a job does by being started again
+    first = deployed.operate("roles", wait=40)
     assert first.returncode == 0, first.stderr
     second = deployed.operate("roles")
     assert second.returncode == 0, second.stderr
@@ -178,6 +183,118 @@ def test_what_is_wrong_is_said_in_one_line(guarded: Deployed, tmp_path: Path, wh
         "foreign authority": "CERTIFICATE",
     }
     assert done.returncode == 1 and said[what] in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_members_certificate_may_ask_for_health_and_nothing_else(guarded: Deployed) -> None:
+    """The health check in a container has no other one."""
+    assert guarded.etcdctl("server", "endpoint", "health").returncode == 0
+    assert "permission denied" in guarded.etcdctl("server", "get", "/codomyrmex/x").stderr
+
+
+def test_the_password_of_root_is_changed_by_the_operator(guarded: Deployed) -> None:
+    """As SECURITY.md says: etcd first, then the file that `operate.py` reads."""
+    secret = guarded.certificates / "root-password"
+    old, new = secret.read_text(), "new-password\n"
+    for password in (new, old):
+        done = guarded.etcdctl("operator", "user", "passwd", "root", "--interactive=false", stdin=password)
+        assert done.returncode == 0, done.stderr
+        assert "authentication failed" in guarded.operate("roles").stderr
+        secret.write_text(password)
+        done = guarded.operate("roles")
+        assert done.returncode == 0, done.stderr
+
+
+# The script of certificates
+
+
+def certificates(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([folder / "certificates.sh"], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def made(folder: Path, tmp_path: Path) -> Path:
+    """A folder of certificates that a test may break."""
+    shutil.copy(folder / "certificates.sh", tmp_path)
+    shutil.copytree(folder / "certificates", tmp_path / "certificates")
+    return tmp_path
+
+
+def short_lived(folder: Path, name: str, key: str, *, days: int) -> None:
+    """Puts a certificate that ends soon in the place of one that is there."""
+    openssl = ("openssl", "req", "-x509", "-new", "-days", str(days), "-subj", f"/CN={name}")
+    files = ("-key", folder / key, "-out", folder / f"{name}.crt")
+    subprocess.run((*openssl, *files), check=True, capture_output=True)
+
+
+def test_a_certificate_is_renewed_thirty_days_before_its_end_in_its_own_file(made: Path) -> None:
+    files = made / "certificates"
+    short_lived(files, "agent", "agent.key", days=29)
+    before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in files.iterdir() if path.is_file()}
+    done = certificates(made)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if ": renewed" in line]
+    assert line.startswith("agent: renewed, since it ended ") and "server: kept, ends " in done.stdout
+    verify = ("openssl", "verify", "-CAfile", files / "client-ca.crt", files / "agent.crt")
+    subprocess.run(verify, check=True, capture_output=True)
+    for name, (content, inode) in before.items():
+        # A container's mount stays with the file, so the file must stay.
+        assert (files / name).stat().st_ino == inode
+        assert ((files / name).read_bytes() != content) == name.startswith("agent.")
+    assert {path.name for path in files.iterdir()} == {*before, "authorities"}
+
+
+def test_leaves_of_another_authority_and_half_made_ones_are_made_anew(made: Path) -> None:
+    files = made / "certificates"
+    (files / "authorities/client-ca.key").unlink()
+    (files / "client-ca.crt").unlink()
+    (files / "peer.crt").unlink()
+    done = certificates(made)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("since client-ca had not signed it") == 5 and "peer: made" in done.stdout
+    assert "peer-ca: made" not in done.stdout and "client-ca: made" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["key alone", "certificate alone", "ends", "no key"])
+def test_the_script_says_why_it_cannot_go_on(made: Path, what: str) -> None:
+    files = made / "certificates"
+    key = files / "authorities/client-ca.key"
+    if what == "key alone":
+        (files / "client-ca.crt").unlink()
+    elif what == "certificate alone":
+        key.unlink()
+        (files / "agent.crt").unlink()
+    elif what == "ends":
+        short_lived(files, "client-ca", "authorities/client-ca.key", days=20)
+    else:
+        key.write_text("no key")
+        (files / "agent.crt").unlink()
+    done = certificates(made)
+    said = {
+        "key alone": "client-ca.key is there without client-ca.crt",
+        "certificate alone": "client-ca.key is missing: agent cannot be signed",
+        "ends": "the authority client-ca ends ",
+        "no key": "openssl x509 failed: ",
+    }
+    assert done.returncode == 1 and said[what] in done.stderr, done
+
+
+def test_the_keys_of_authorities_are_moved_to_their_folder(made: Path) -> None:
+    files = made / "certificates"
+    for name in ("peer-ca", "client-ca"):
+        (files / f"authorities/{name}.key").rename(files / f"{name}.key")
+        (files / f"{name}.srl").write_text("01")
+    (files / "authorities").rmdir()
+    for file in files.iterdir():
+        file.chmod(0o600)
+    files.chmod(0o755)
+    done = certificates(made)
+    assert done.returncode == 0 and ": renewed" not in done.stdout, done
+    assert {path.name for path in (files / "authorities").iterdir()} == {"peer-ca.key", "client-ca.key"}
+    assert not list(files.glob("*-ca.key")) and not list(files.glob("*.srl"))
+    assert files.stat().st_mode & 0o777 == (files / "authorities").stat().st_mode & 0o777 == 0o700
+    closed = {path.name for path in files.rglob("*") if path.is_file() and path.stat().st_mode & 0o077 == 0}
+    keys = {path.name for path in files.rglob("*.key")}
+    assert closed == keys - {"agent.key"} | {"root-password"}
 
 
 async def test_the_agent_gives_back_what_it_holds_on_sigterm(guarded: Deployed, tmp_path: Path) -> None:
@@ -246,7 +363,8 @@ async def test_compose_comes_up_twice_and_serves(folder: Path, request: pytest.F
             )
             assert done.returncode == 0, done.stderr
         deployed = Deployed(folder, [f"https://127.0.0.1:{port}" for port in ports])
-        await eventually(lambda: deployed.operate("roles").returncode == 0, 60)
+        done = await asyncio.to_thread(deployed.operate, "roles", wait=50)
+        assert done.returncode == 0, done.stderr
         async with Session(**deployed.settings("agent")) as session, DistributedLock("x", session) as grant:
             assert grant.token > 0
     finally:

@@ -31,6 +31,7 @@ BY_ITSELF = (
     "tools/backups.yaml",
     "tools/etcdctl.yaml",
 )
+BUNDLES = {"client-ca-bundle", "peer-ca-bundle"}  # made for the replacement of an authority, by its runbook
 TOOLS = Path(sys.executable).parent
 Document = dict[str, Any]
 
@@ -169,6 +170,9 @@ def test_every_secret_and_config_exists(documents: list[Document]) -> None:
     claims = {yaml.safe_load((DEPLOY / "kubernetes/backups-claim.yaml").read_text())["metadata"]["name"]}
     for template in templates(documents):
         for volume in template["spec"].get("volumes", ()):
+            for source in volume.get("projected", {}).get("sources", ()):
+                assert source.get("secret", {}).get("name", "etcd-root") in made
+                assert source.get("configMap", {}).get("name") in {None, *BUNDLES, *configs}
             assert volume.get("secret", {}).get("secretName", "etcd-root") in made
             assert volume.get("configMap", {}).get("name") in {None, *configs}
             assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
@@ -187,21 +191,72 @@ def test_certificates_name_every_replica_and_service(documents: list[Document]) 
     namespace, peers = etcd["metadata"]["namespace"], etcd["spec"]["serviceName"]
     members = {f"etcd-{number}.{peers}.{namespace}.svc" for number in range(etcd["spec"]["replicas"])}
     names = {c["metadata"]["name"]: set(c["spec"].get("dnsNames", ())) for c in of(documents, "Certificate")}
+    members |= {f"{name}.cluster.local" for name in members}
     assert names["etcd-peer"] == members
-    assert names["etcd-server"] == members | {f"etcd.{namespace}.svc", "localhost"}
+    services = {f"etcd.{namespace}.svc", f"etcd.{namespace}.svc.cluster.local"}
+    assert names["etcd-server"] == members | services | {"localhost"}
     text = json.dumps(documents)
-    named = set(re.findall(r"https://([a-z0-9.-]+\.svc):2379", text)) | set(
+    named = set(re.findall(r"https://([a-z0-9.-]+\.svc(?:\.cluster\.local)?):2379", text)) | set(
         re.findall(r"=https://([a-z0-9.-]+\.svc):2380", text)
     )
     assert {name for name in named if "POD_NAME" not in name} <= names["etcd-server"]
     [cluster] = [
         item["value"] for item in containers(etcd["spec"]["template"])[0]["env"] if item["name"] == "INITIAL_CLUSTER"
     ]
-    assert set(re.findall(r"https://([^:]+):2380", cluster)) == members
+    assert set(re.findall(r"https://([^:]+):2380", cluster)) == {name for name in members if name.endswith(".svc")}
     assert "etcd-bootstrap" in {document["metadata"]["name"] for document in of(documents, "ConfigMap")}
     for certificate in of(documents, "Certificate"):
         if not certificate["spec"].get("isCA"):
             assert certificate["spec"].get("commonName") != "root"
+
+
+def test_a_renewed_authority_keeps_its_key(documents: list[Document]) -> None:
+    authorities = [one["spec"] for one in of(documents, "Certificate") if one["spec"].get("isCA")]
+    assert {authority["commonName"] for authority in authorities} == {"etcd-peer-ca", "etcd-client-ca"}
+    for authority in authorities:
+        assert authority["privateKey"] == {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Never"}
+        assert authority["renewBefore"] == "720h"
+    for one in of(documents, "Certificate"):
+        assert one["spec"].get("isCA") or one["spec"]["privateKey"]["rotationPolicy"] == "Always"
+
+
+def test_a_bundle_of_authorities_lies_over_the_secrets_own(documents: list[Document]) -> None:
+    """Kubelet lets the later source win; without a bundle the secret's `ca.crt` stays."""
+    [etcd] = of(documents, "StatefulSet")
+    [roles] = [one for one in of(documents, "Job") if one["metadata"]["name"] == "etcd-roles"]
+    for document, name, secret, bundle in (
+        (etcd, "server-tls", "etcd-server-tls", "client-ca-bundle"),
+        (etcd, "peer-tls", "etcd-peer-tls", "peer-ca-bundle"),
+        (roles, "gateway-tls", "gateway-tls", "client-ca-bundle"),
+    ):
+        [volume] = [one for one in document["spec"]["template"]["spec"]["volumes"] if one["name"] == name]
+        assert volume["projected"]["sources"] == [
+            {"secret": {"name": secret}},
+            {"configMap": {"name": bundle, "optional": True}},
+        ]
+        assert volume["projected"]["defaultMode"] == 0o440
+
+
+def test_the_job_of_roles_waits_for_the_members_and_goes_when_it_is_done(documents: list[Document]) -> None:
+    [job] = [one for one in of(documents, "Job") if one["metadata"]["name"] == "etcd-roles"]
+    [container] = containers(job["spec"]["template"])
+    [wait] = [int(item["value"]) for item in container["env"] if item["name"] == "ETCD_WAIT"]
+    assert wait == 900 and job["spec"]["activeDeadlineSeconds"] > wait
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never" and job["spec"]["backoffLimit"] <= 2
+    assert job["spec"]["ttlSecondsAfterFinished"] == 3600
+
+
+def test_each_service_of_compose_mounts_the_certificates_it_needs() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert compose["secrets"] == {name: {"file": f"./certificates/{name}"} for name in compose["secrets"]}
+    assert not any("ca.key" in name for name in compose["secrets"])
+    for name, service in compose["services"].items():
+        assert not any("certificates" in volume for volume in service.get("volumes", ()))
+        named = set(re.findall(r"/run/secrets/([\w.-]+)", json.dumps(service)))
+        assert named == set(service["secrets"]), name
+        if name.startswith("agent-"):
+            assert named == {"client-ca.crt", "agent.crt", "agent.key"} and "user" not in service
+            assert service["cap_drop"] == ["ALL"] and service["read_only"]
 
 
 def test_ports_agree(documents: list[Document]) -> None:

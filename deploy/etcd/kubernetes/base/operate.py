@@ -1,11 +1,14 @@
-"""What etcd needs done to it: users and roles, defragmentation, rotation of backups. Python's standard library alone.
+"""Operates an etcd cluster: users and roles, defragmentation, rotation of backups. It needs Python alone.
 
-    python operate.py roles             make users and roles, turn auth on, prove that they are confined; harmless twice
+    python operate.py roles             wait for etcd, make users and roles, turn auth on, and prove that the roles are
+                                        confined; running it again does no harm
     python operate.py defragment        one member after another, the leader last, and only where it pays
     python operate.py rotate FROM TO    keep a snapshot under the time it was made at, and the newest 28 of them
 
 From the environment: ETCD_ENDPOINTS (comma separated), ETCD_CA_FILE, ETCD_CERT_FILE and ETCD_KEY_FILE for TLS,
-ETCD_ROOT_PASSWORD_FILE, ETCD_NAMESPACE (codomyrmex).
+ETCD_ROOT_PASSWORD_FILE, ETCD_NAMESPACE (codomyrmex), ETCD_WAIT (900): for so many seconds `roles` asks again while no
+endpoint answers. A refusal by etcd is not asked again. To change root's password, put the new one into that file, and
+the older one into a file `previous` beside it.
 
 It speaks to etcd's HTTP gateway, which knows users by password only; root has one, all others are known by their
 certificates' names. Its own certificate must have no common name: the gateway refuses those that do.
@@ -14,49 +17,67 @@ certificates' names. Its own certificate must have no common name: the gateway r
 from __future__ import annotations
 
 import base64
+import functools
+import http.client
 import json
+import math
 import os
 import secrets
 import shutil
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 KEPT = 28  # backups
 PAYS = 0.5  # defragment where more than this share of the file is free
 LEAST = 100 << 20  # bytes; below, it never pays
+WAIT = 900.0  # seconds in which an etcd that does not answer is asked again
+AGAIN, TOLD = 2.0, 30.0  # seconds from one question to the next, and from one line about the waiting to the next
+CALL, DEFRAGMENTATION = 10.0, 900.0  # seconds for one answer
 
 
 class Refused(Exception):
     """etcd's own words."""
 
 
+class NoAnswer(Exception):
+    """The reason why no etcd, or no leader, answered; asking again may help."""
+
+
 class Etcd:
-    """One endpoint's gateway; with a token once somebody has logged in."""
+    """One endpoint's gateway; with a token after a login."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self._token = ""
         self._tls = None
         if endpoint.startswith("https://"):
-            self._tls = ssl.create_default_context(cafile=os.environ.get("ETCD_CA_FILE"))
-            if certificate := os.environ.get("ETCD_CERT_FILE"):
-                self._tls.load_cert_chain(certificate, os.environ["ETCD_KEY_FILE"])
+            self._tls = tls()
 
-    def __call__(self, path: str, **body: object) -> dict[str, Any]:
+    def __call__(self, path: str, /, *, timeout: float = CALL, **body: object) -> dict[str, Any]:
         headers = {"Authorization": self._token} if self._token else {}
         request = urllib.request.Request(f"{self.endpoint}/v3/{path}", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=60, context=self._tls) as answer:
+            with urllib.request.urlopen(request, timeout=timeout, context=self._tls) as answer:
                 return dict(json.load(answer))
         except urllib.error.HTTPError as error:
-            raise Refused(error.read().decode(errors="replace").strip() or str(error)) from None
+            said = error.read().decode(errors="replace").strip() or str(error)
+            if error.code in (503, 504):  # no leader, or none in time
+                raise NoAnswer(f"{self.endpoint}: {said}") from None
+            raise Refused(said) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswer(f"{self.endpoint}: {getattr(error, 'reason', None) or error}") from None
 
     def login(self, user: str, password: str) -> Etcd:
+        self._token = ""  # an older one, which a new password ends, would be refused
         self._token = self("auth/authenticate", name=user, password=password)["token"]
         return self
 
@@ -69,12 +90,56 @@ class Etcd:
                 raise
 
 
+def tls() -> ssl.SSLContext:
+    """The certificates that the environment names; they may come later than this program."""
+    names = [os.environ.get(f"ETCD_{name}_FILE") for name in ("CA", "CERT", "KEY")]
+    for name in names:
+        if name and not Path(name).exists():
+            raise NoAnswer(f"the certificate file {name} is not there")
+    authority, certificate, key = names
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        if certificate:
+            context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise NoAnswer(f"the certificate files {names} cannot be read: {error}") from None
+    return context
+
+
+def until_answered(
+    ask: Callable[[], T],
+    wait: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Asks every 2 s until there is an answer or a refusal; says why it waits, at once and then every 30 s."""
+    began, told = clock(), -math.inf
+    while True:
+        try:
+            return ask()
+        except NoAnswer as error:
+            now = clock()
+            if now - began >= wait:
+                raise NoAnswer(
+                    f"{error}. No answer within {wait:g} s. Check that the members run and have a leader (their logs "
+                    "say it), that ETCD_ENDPOINTS names them, and that the certificate files are of their authority"
+                ) from None
+            if now - told >= TOLD:
+                print(f"waiting for etcd, for {began + wait - now:.0f} s more: {error}", file=sys.stderr, flush=True)
+                told = now
+        sleep(AGAIN)
+
+
 def endpoints() -> list[str]:
     return [part.strip() for part in os.environ["ETCD_ENDPOINTS"].split(",")]
 
 
+def password_file() -> Path:
+    return Path(os.environ["ETCD_ROOT_PASSWORD_FILE"])
+
+
 def root() -> tuple[str, str]:
-    return "root", Path(os.environ["ETCD_ROOT_PASSWORD_FILE"]).read_text().rstrip("\r\n")
+    return "root", password_file().read_text().rstrip("\r\n")
 
 
 def b64(text: str) -> str:
@@ -82,22 +147,50 @@ def b64(text: str) -> str:
 
 
 def logged_in(endpoint: str) -> tuple[Etcd, bool]:
-    """etcd as root sees it, and whether auth is on."""
+    """An endpoint as root sees it, and whether auth is on."""
     etcd = Etcd(endpoint)
     try:
         etcd("auth/user/list")
     except Refused:
-        return etcd.login(*root()), True
+        return logged_in_as_root(etcd), True
     return etcd, False
 
 
+def logged_in_as_root(etcd: Etcd) -> Etcd:
+    """With the password of the file. If that is new, and the older one lies beside it, the new one is set first."""
+    name, password = root()
+    try:
+        return etcd.login(name, password)
+    except Refused:
+        previous = password_file().with_name("previous")
+        if not previous.exists():
+            raise
+        etcd.login(name, previous.read_text().rstrip("\r\n"))
+        etcd("auth/user/changepw", name=name, password=password)
+        return etcd.login(name, password)
+
+
 def roles() -> None:
-    etcd, enabled = logged_in(endpoints()[0])
+    """By the first endpoint that answers."""
+    silent = NoAnswer("ETCD_ENDPOINTS is empty")
+    for endpoint in endpoints():
+        try:
+            make_roles(endpoint)
+            return
+        except NoAnswer as error:
+            silent = error
+    raise silent
+
+
+def make_roles(endpoint: str) -> None:
+    etcd, enabled = logged_in(endpoint)
     prefix = f"/{os.environ.get('ETCD_NAMESPACE', 'codomyrmex')}/"
     name, password = root()
     etcd.unless_there("auth/role/add", name="root")
     etcd.unless_there("auth/user/add", name=name, password=password)
     etcd.unless_there("auth/user/grant", user=name, role="root")
+    if not enabled:  # an older root may have another password, and could not log in once auth is on
+        etcd("auth/user/changepw", name=name, password=password)
     # The prefix with its trailing slash, or the neighbour whose name begins alike would be reached too.
     end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
     for role, kind in (("agent", 2), ("observer", 0)):
@@ -115,7 +208,10 @@ def roles() -> None:
 
 
 def prove(etcd: Etcd, prefix: str) -> None:
-    """By users for the moment, with passwords, since the gateway knows nobody by certificate."""
+    """Tries each role as a user made for the moment, with a password: the gateway knows no user by certificate."""
+    for user in etcd("auth/user/list").get("users", ()):
+        if user.startswith("proof-"):  # of a run that was killed
+            etcd("auth/user/delete", name=user)
     inside, outside = f"{prefix}proof", f"{prefix[:-1]}-neighbour/proof"
     # what: path, body, and which roles may
     attempts = (
@@ -132,10 +228,10 @@ def prove(etcd: Etcd, prefix: str) -> None:
         etcd("auth/user/add", name=user, password=password)
         try:
             etcd("auth/user/grant", user=user, role=role)
-            somebody = Etcd(etcd.endpoint).login(user, password)
+            proof = Etcd(etcd.endpoint).login(user, password)
             for path, body, allowed in attempts:
                 try:
-                    somebody(path, **body)
+                    proof(path, **body)
                     may = True
                 except Refused as error:
                     if "permission denied" not in str(error):
@@ -162,8 +258,16 @@ def defragment() -> None:
         if size < LEAST or used > size * (1 - PAYS):
             print(f"{what}; left alone")
             continue
-        etcd("maintenance/defragment")
-        print(f"{what}; now {int(etcd('maintenance/status')['dbSize']) >> 20} MiB")
+        logged_in(endpoint)[0]("maintenance/defragment", timeout=DEFRAGMENTATION)
+        etcd = until_answered(functools.partial(reading, endpoint), WAIT)  # before the next member stands still
+        print(f"{what}; now {int(etcd('maintenance/status')['dbSize']) >> 20} MiB", flush=True)
+
+
+def reading(endpoint: str) -> Etcd:
+    """A member that reads again all that was agreed on; with a login of its own, since a token ends after 5 minutes."""
+    etcd, _ = logged_in(endpoint)
+    etcd("kv/range", key=b64("proof"))
+    return etcd
 
 
 def rotate(snapshot: Path, folder: Path) -> None:
@@ -191,7 +295,7 @@ def rotate(snapshot: Path, folder: Path) -> None:
 def main() -> None:
     match sys.argv[1:]:
         case ["roles"]:
-            roles()
+            until_answered(roles, float(os.environ.get("ETCD_WAIT", WAIT)))
         case ["defragment"]:
             defragment()
         case ["rotate", snapshot, folder]:
@@ -203,5 +307,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (Refused, OSError, KeyError) as error:
+    except (Refused, NoAnswer, OSError, KeyError) as error:
         raise SystemExit(f"operate.py: {type(error).__name__}: {error}") from None
