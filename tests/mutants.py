@@ -87,6 +87,20 @@ MUTANTS = (
         "tests/integration/test_endpoint_loss.py -k 'addresses and grpc'",
     ),
     Mutant(
+        "keep a channel that asks DNS every two minutes",
+        "etcd/transports/grpc.py",
+        "is grpc.ChannelConnectivity.TRANSIENT_FAILURE",
+        "is None",
+        "tests/integration/test_endpoints.py -k replaced",
+    ),
+    Mutant(
+        "keep the keepalive's channel that asks DNS every two minutes",
+        "etcd/transports/grpc.py",
+        "is grpc.StatusCode.UNAVAILABLE",
+        "is None",
+        "tests/integration/test_endpoints.py -k replaced",
+    ),
+    Mutant(
         "let the gateway wait for a DNS that is silent",
         "etcd/transports/resolver.py",
         "timeout=_PATIENCE if self._known else None",
@@ -117,8 +131,8 @@ MUTANTS = (
     Mutant(
         "let new TLS files cancel what is under way, and the watch stream die of it in silence",
         "etcd/transports/connections.py",
-        "        for connection in old:\n            self._close_if_unused(connection)",
-        "        for connection in old:\n            asyncio.ensure_future(self._close(connection.client))",
+        "            self._old.add(connection)\n            self._close_if_unused(connection)",
+        "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
         "tests/integration/test_security.py -k under_way",
         "02-tls-replaced",
         (
@@ -159,8 +173,8 @@ MUTANTS = (
     Mutant(
         "close the old connections under the calls on them when TLS files change",
         "etcd/transports/connections.py",
-        "        for connection in old:\n            self._close_if_unused(connection)",
-        "        for connection in old:\n            asyncio.ensure_future(self._close(connection.client))",
+        "            self._old.add(connection)\n            self._close_if_unused(connection)",
+        "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
         "tests/integration/test_security.py -k under_way",
     ),
     Mutant(

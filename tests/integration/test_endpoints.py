@@ -72,6 +72,24 @@ async def test_an_endpoint_that_is_away_delays_neither_open_nor_close(
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.usefixtures("first_endpoint")
+@pytest.mark.parametrize("options", ["grpc"], indirect=True)
+async def test_a_channel_that_cannot_connect_is_replaced_because_grpc_asks_dns_ever_less_often(
+    proxies: list[TcpProxy], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_PING_PAUSE", 0.1)
+    async with Session(**options) as session:
+        transport: Any = core_of(session).transport
+        client: Any = core_of(session)._keepalive._client
+        away = proxies[1].endpoint
+        await eventually(lambda: away in client._channels)
+        ours, theirs = transport._connections.to(away), client._channels[away]
+        await proxies[1].stop()
+        await eventually(lambda: transport._connections.to(away) is not ours)
+        await eventually(lambda: client._channels.get(away) not in (theirs, None))
+        assert session.alive
+
+
 async def test_sessions_begin_at_random_endpoints(
     options: dict[str, Any], proxies: list[TcpProxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,7 @@ class Endpoints:
     def __init__(self, addresses: Sequence[str], first: int = 0) -> None:
         self._ring = tuple(addresses)
         self._index = first
-
-    @property
-    def current(self) -> str:
-        """The endpoint of the next call."""
-        return self._ring[self._index]
+        self.current = self._ring[first]  # not a property, because each call reads it
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -30,6 +26,7 @@ class Endpoints:
         """Use the next endpoint if ``endpoint`` is the current one. The failure of an earlier one changes nothing."""
         if self.current == endpoint:
             self._index = (self._index + 1) % len(self._ring)
+            self.current = self._ring[self._index]
 
     def copy(self) -> Endpoints:
         """The same ring with the same current endpoint, for a client that moves by its own failures."""

@@ -36,7 +36,7 @@ from codomyrmex.concurrency.etcd.transports.resolver import Resolver
 from codomyrmex.concurrency.settings import EtcdSettings
 
 _REQUIRE_LEADER = {"Grpc-Metadata-hasleader": "true"}
-_IDLE = 60.0  # seconds for which a connection without requests is kept; pings come more often
+_IDLE = 20.0  # seconds for which a connection without requests is kept; pings come more often
 _PING_LIMIT = 5.0  # seconds
 
 

@@ -119,7 +119,14 @@ class GrpcTransport(BaseTransport):
         await self._connections.close()
 
     async def _ping(self, endpoint: str, timeout: float) -> None:
-        await self._send(endpoint, "ping", Empty(), timeout)
+        connection = self._connections.to(endpoint)
+        try:
+            await self._send(endpoint, "ping", Empty(), timeout)
+        except EtcdError:
+            # For a name that DNS denies, a channel asks less and less often, in the end every two minutes.
+            if connection.client.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                self._connections.replace(connection)
+            raise
 
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
@@ -259,7 +266,10 @@ class GrpcLeaseClient(BaseLeaseClient):
 
     def _ping(self, endpoints: Sequence[str]) -> None:
         for endpoint in endpoints:
-            if endpoint not in self._pings or self._pings[endpoint].done():
+            last = self._pings.get(endpoint)
+            if last is None or last.done():
+                if last and last.code() is grpc.StatusCode.UNAVAILABLE:  # a new channel asks DNS at once
+                    self._channels.pop(endpoint).close()
                 self._pings[endpoint] = _unary(self._channel(endpoint), "ping").future(Empty(), timeout=_PING_LIMIT)
 
     def _reload_tls(self) -> None:
