@@ -88,7 +88,7 @@ class Cluster:
         return self.endpoints_from(self.members[0])
 
     def endpoints_from(self, first: Member) -> str:
-        """All endpoints, with that of ``first`` ahead, where clients go first."""
+        """All endpoints, with that of ``first`` ahead; clients begin there after ``begin_at_the_first``."""
         others = [member for member in self.members if member is not first]
         return ",".join(member.endpoint for member in (first, *others))
 

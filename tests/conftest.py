@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from codomyrmex.concurrency import EmbeddedEtcd, Session, skipped_keys
+from codomyrmex.concurrency.etcd.transports import factory
 
 _numbers = itertools.count(1)
 
@@ -51,6 +52,12 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
 def forgotten_skipped_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test is told anew of the keys that are skipped."""
     monkeypatch.setattr(skipped_keys, "_told", set())
+
+
+@pytest.fixture
+def first_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of the test begin at the first endpoint of their settings, not at a random one."""
+    monkeypatch.setattr(factory, "randrange", lambda count: 0)
 
 
 @pytest.fixture

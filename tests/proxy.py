@@ -15,7 +15,7 @@ STRAGGLER_AFTERLIFE = 1.0  # seconds for which the server's side stays open afte
 
 
 class TcpProxy:
-    """A proxy on a free port of 127.0.0.1 that runs in the caller's event loop.
+    """A proxy that runs in the caller's event loop, on a free port of 127.0.0.1 or where ``start`` is told to listen.
 
     "Up" is from client to server. Requests are matched by bytes in the stream: HTTP/2 carries protobuf uncompressed,
     so an etcd key can be matched as it is. Each match is used once.
@@ -36,10 +36,10 @@ class TcpProxy:
         self._stragglers: list[tuple[bytes, float]] = []
         self.resume()
 
-    async def start(self) -> TcpProxy:
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> TcpProxy:
         """Listen, and set ``endpoint``."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._accept, host, port)
+        self.endpoint = f"http://{host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def stop(self) -> None:

@@ -32,6 +32,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.session import core_of
+from tests.helpers import begin_at_the_first
 
 LIMIT = 3
 POLICY = RetryPolicy(max_attempts=4, initial=0.4, jitter=0)
@@ -103,6 +104,7 @@ def set_clock(offset: timedelta) -> None:
 
 async def main() -> None:
     endpoint, namespace, *roles = sys.argv[1:]
+    begin_at_the_first()  # a test may want all agents at one member
     for role in roles:
         if role.startswith("ahead="):
             set_clock(timedelta(seconds=float(role.removeprefix("ahead="))))

@@ -79,6 +79,7 @@ async def test_a_rolling_restart_takes_no_lock_and_no_place(three: Cluster, name
         assert (await asyncio.wait_for(waiting, 10)).token == waiter.create_revision
 
 
+@pytest.mark.usefixtures("first_endpoint")
 async def test_a_client_cut_off_from_its_member_goes_on_with_another(three: Cluster, namespace: str) -> None:
     async with AsyncExitStack() as stack:
         proxies = []

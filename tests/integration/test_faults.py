@@ -336,6 +336,7 @@ async def test_an_unreachable_etcd_fails_within_the_dial_timeout_and_says_what_t
     assert caught.value.applied == "no"
 
 
+@pytest.mark.usefixtures("first_endpoint")
 async def test_a_second_endpoint_takes_over(etcd: EmbeddedEtcd, namespace: str, other: Session) -> None:
     address = urlsplit(etcd.endpoint)
     async with TcpProxy(address.hostname, address.port) as one, TcpProxy(address.hostname, address.port) as two:

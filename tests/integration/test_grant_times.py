@@ -134,6 +134,23 @@ async def test_of_what_was_there_before_a_follower_knows_what_was_told(session: 
     await watching.aclose()
 
 
+async def test_a_lock_handed_over_just_now_is_not_shown_as_held_for_the_time_of_its_wait(
+    cli: Cli, session: Session, other: Session
+) -> None:
+    first = DistributedLock("x", session)
+    await first.acquire()
+    waiting = asyncio.create_task(DistributedLock("x", other).acquire())
+    await queue_of(session, "x", 2)
+    await asyncio.sleep(3.1)
+    released = time.monotonic()
+    await first.release()
+    grant = await waiting
+    await asyncio.sleep(1.1)  # the holder records its grant up to a second later
+    shown = (await cli("locks")).out.split()
+    held, waited = shown[shown.index(str(grant.token)) + 1 :][:2]
+    assert 1 <= int(held.removesuffix("s")) <= time.monotonic() - released and waited == "3s"
+
+
 async def test_locks_are_chosen_by_how_long_they_are_held(cli: Cli, session: Session) -> None:
     await put_entry(session, "just-granted", 1, waited=3590)
     await put_entry(session, "long-held", 2, waited=1800)

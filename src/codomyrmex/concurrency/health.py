@@ -93,7 +93,11 @@ class _Inspection:
         return alarms
 
     async def _check_history(self) -> None:
-        """Warn if old revisions are never compacted: then the first one can still be read."""
+        """Warn if old revisions are never compacted: then the first one can still be read.
+
+        etcd compacts for the first time when its leader has run for the retention time without a restart. It does not
+        tell for how long it has run, so the warning says when it counts.
+        """
         try:
             first = await self._transport.get(Get(self._layout.leases, revision=1))
         except EtcdError as error:
@@ -102,8 +106,8 @@ class _Inspection:
             return
         if first.revision > _MUCH_HISTORY:
             self._warnings.append(
-                f"none of {first.revision:,} revisions was ever compacted; start etcd with "
-                "--auto-compaction-mode=periodic --auto-compaction-retention=5m"
+                f"none of {first.revision:,} revisions was compacted yet; if etcd's leader has run for ten minutes, "
+                "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=5m"
             )
 
     async def _count(self) -> tuple[int, int]:

@@ -247,6 +247,7 @@ class SessionCore:
             self._broken,
         )
         self._keepalive.start()
+        self.transport.connect_all()
         await self._write_key(fence)
         self.hub.subscribe(WatchRequest(fence.key, deletes_only=True), self._key_notice)
         self.is_open = True

@@ -80,6 +80,7 @@ class Keepalive(threading.Thread):
     def run(self) -> None:
         """Renew and check, until the thread is stopped. The thread calls this."""
         try:
+            self._client.connect_all()
             while not self._ending.wait(self._trust.tick):
                 if self._loop.is_closed():
                     self._revoke = True
@@ -118,6 +119,7 @@ class Keepalive(threading.Thread):
         if ttl <= 0:
             return self._end()
         self._trust.renewed(ttl, sent_at, clock.now())
+        self._client.connect_all()
         self._tell(self._changed)  # also if trust never ended here: the event loop may have seen it end
         return True
 

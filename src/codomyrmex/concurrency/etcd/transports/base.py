@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
 from codomyrmex.concurrency.etcd.transports.auth import Token
+from codomyrmex.concurrency.etcd.transports.endpoints import Endpoints
 from codomyrmex.concurrency.etcd.transports.protocol import (
     ClusterMember,
     Compare,
@@ -31,17 +33,22 @@ from codomyrmex.concurrency.etcd.transports.revision_guard import RevisionGuard
 from codomyrmex.concurrency.settings import EtcdSettings
 
 _RETRY_PAUSE = 0.05
+_PING_PAUSE = 10.0  # seconds between two pings of an endpoint that takes no calls
+_PING_LIMIT = 5.0  # seconds for the answer to one
 
 
 class BaseTransport(ABC):
-    """A ``Transport`` whose subclass sends a request to one endpoint."""
+    """A ``Transport`` whose subclass sends a request to one endpoint.
 
-    def __init__(self, settings: EtcdSettings) -> None:
+    It begins at the endpoint whose number ``choose`` returns, of so many as its argument says.
+    """
+
+    def __init__(self, settings: EtcdSettings, choose: Callable[[int], int]) -> None:
         self._settings = settings
         self._guard = RevisionGuard(settings.endpoints, settings.namespace)
-        self._endpoints = settings.endpoints
-        self._current = 0
+        self._endpoints = Endpoints(settings.endpoints, choose(len(settings.endpoints)))
         self._token = Token(settings)
+        self._pinging: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
@@ -57,15 +64,40 @@ class BaseTransport(ABC):
         New calls then take new connections, and the calls under way end on the old ones.
         """
 
+    @abstractmethod
+    async def _ping(self, endpoint: str, timeout: float) -> None:
+        """Make a call to ``endpoint`` that costs etcd next to nothing, so that a connection to it is open afterwards.
+
+        Raises ``EtcdError``. The connection stays open, without calls, for longer than the pause between two pings.
+        """
+
+    @abstractmethod
+    async def _close_connections(self) -> None:
+        """Close all connections, and end the calls under way on them."""
+
     @property
     def endpoints(self) -> Sequence[str]:
         """The endpoints of the settings."""
-        return self._endpoints
+        return self._settings.endpoints
 
     def suspect(self, endpoint: str) -> None:
         """Use the next endpoint from now on if ``endpoint`` is the current one."""
-        if self._endpoints[self._current] == endpoint:
-            self._current = (self._current + 1) % len(self._endpoints)
+        self._endpoints.failed(endpoint)
+
+    def connect_all(self) -> None:
+        """Open connections to the other endpoints in the background, and keep them open until ``close``.
+
+        A fail-over then needs neither DNS nor a TLS handshake, which may hang for the reason that the endpoint does.
+        """
+        if len(self._endpoints) > 1 and self._pinging is None:
+            self._pinging = asyncio.create_task(self._ping_others())
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._pinging:
+            self._pinging.cancel()
+            await asyncio.gather(self._pinging, return_exceptions=True)
+        await self._close_connections()
 
     async def connect(self, key: bytes) -> None:
         """Find an endpoint that serves, within ``dial_timeout``, by reading ``key``."""
@@ -128,7 +160,7 @@ class BaseTransport(ABC):
         deadline = time.monotonic() + limit
         last: EtcdError | None = None
         for attempt in range(1_000_000):
-            endpoint = self._endpoints[self._current]
+            endpoint = self._endpoints.current
             left = deadline - time.monotonic()
             if left <= (_RETRY_PAUSE if attempt else 0):  # too little time for an answer; the last error says more
                 break
@@ -144,7 +176,7 @@ class BaseTransport(ABC):
                     raise
             if (attempt + 1) % len(self._endpoints) == 0:
                 await asyncio.sleep(min(_RETRY_PAUSE, max(0.0, deadline - time.monotonic())))
-        raise failures.unavailable(self._endpoints, limit, last)
+        raise failures.unavailable(self._settings.endpoints, limit, last)
 
     def _share_of(self, left: float) -> float:
         """The seconds for one endpoint, of those left: an endpoint that hangs must leave time for the others."""
@@ -167,10 +199,19 @@ class BaseTransport(ABC):
 
     async def _current_endpoint(self) -> str:
         """The endpoint for a new stream; a missing token is fetched from it."""
-        endpoint = self._endpoints[self._current]
+        endpoint = self._endpoints.current
         if self._token.required and not self._token.value:
             await self._authenticate(endpoint, self._settings.request_timeout)
         return endpoint
+
+    async def _ping_others(self) -> None:
+        while True:
+            await asyncio.gather(*map(self._ping_quietly, self._endpoints.others))
+            await asyncio.sleep(_PING_PAUSE)
+
+    async def _ping_quietly(self, endpoint: str) -> None:
+        with suppress(EtcdError):  # the next ping tries again
+            await self._ping(endpoint, _PING_LIMIT)
 
 
 def _may_repeat(error: EtcdError, repeatable: bool) -> bool:
@@ -181,12 +222,12 @@ def _may_repeat(error: EtcdError, repeatable: bool) -> bool:
 class BaseLeaseClient(ABC):
     """A ``LeaseClient``: blocking calls for the keepalive thread, each with its own time limit.
 
-    After a failure, the next call goes to the next endpoint.
+    After a failure, the next call goes to the next endpoint. The client begins at the transport's current endpoint, not
+    at one of its own: watches go there too, and a hanging endpoint is noticed for them by a keepalive that fails.
     """
 
-    def __init__(self, settings: EtcdSettings, current: int, token: Token) -> None:
-        self._endpoints = settings.endpoints
-        self._current = current
+    def __init__(self, endpoints: Endpoints, token: Token) -> None:
+        self._endpoints = endpoints.copy()
         self._token = token
 
     @abstractmethod
@@ -196,6 +237,15 @@ class BaseLeaseClient(ABC):
     @abstractmethod
     def _reload_tls(self) -> None:
         """Read replaced TLS files after a failure, and replace the connections."""
+
+    @abstractmethod
+    def _ping(self, endpoints: Sequence[str]) -> None:
+        """Send a call to each endpoint that opens a connection or keeps it open. Waits for nothing, raises nothing."""
+
+    def connect_all(self) -> None:
+        """Open the connections to all endpoints, or keep them open, without waiting for them."""
+        if len(self._endpoints) > 1:
+            self._ping((self._endpoints.current, *self._endpoints.others))
 
     def renew(self, lease_id: int, timeout: float) -> int:
         """Renew the lease, and return its TTL in seconds; 0 if the lease is gone."""
@@ -215,14 +265,14 @@ class BaseLeaseClient(ABC):
     @property
     def endpoint(self) -> str:
         """The endpoint of the next call."""
-        return self._endpoints[self._current]
+        return self._endpoints.current
 
     def _call(self, method: str, request: Any, timeout: float) -> Any:
         endpoint = self.endpoint
         try:
             return self._authorized(endpoint, method, request, timeout)
         except EtcdError:
-            self._current = (self._current + 1) % len(self._endpoints)
+            self._endpoints.failed(endpoint)
             self._reload_tls()
             raise
 

@@ -67,9 +67,14 @@ class Connections(Generic[T]):
 
     def renew(self) -> None:
         """Let new calls take new connections."""
-        old, self._current = list(self._current.values()), {}
-        self._old.update(old)
-        for connection in old:
+        for connection in list(self._current.values()):
+            self.replace(connection)
+
+    def replace(self, connection: Connection[T]) -> None:
+        """Let new calls to an endpoint take another connection than this one."""
+        if self._current.get(connection.endpoint) is connection:
+            del self._current[connection.endpoint]
+            self._old.add(connection)
             self._close_if_unused(connection)
 
     async def close(self) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,10 +30,14 @@ from codomyrmex.concurrency.etcd.transports import gateway_messages as messages
 from codomyrmex.concurrency.etcd.transports.auth import Tls, Token
 from codomyrmex.concurrency.etcd.transports.base import BaseLeaseClient, BaseTransport
 from codomyrmex.concurrency.etcd.transports.connections import Connection, Connections
+from codomyrmex.concurrency.etcd.transports.endpoints import Endpoints
 from codomyrmex.concurrency.etcd.transports.protocol import WatchMessage, WatchRequest
+from codomyrmex.concurrency.etcd.transports.resolver import Resolver
 from codomyrmex.concurrency.settings import EtcdSettings
 
 _REQUIRE_LEADER = {"Grpc-Metadata-hasleader": "true"}
+_IDLE = 20.0  # seconds for which a connection without requests is kept; pings come more often
+_PING_LIMIT = 5.0  # seconds
 
 
 class _NoVersionCheck:
@@ -57,6 +64,11 @@ def _address(endpoint: str) -> dict[str, Any]:
     return {"host": parts.hostname, "port": parts.port, "protocol": parts.scheme}
 
 
+def _version_url(endpoint: str) -> str:
+    """The address of a member's version, which needs no user and which the member answers by itself."""
+    return f"{endpoint}/version"
+
+
 def _context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(ca) if ca else None)
     if cert:
@@ -71,12 +83,20 @@ class _Sender:
         self._endpoint = endpoint
         self._credentials = credentials
         self._client: Any = None
+        self._resolver: Resolver | None = None
 
     async def client(self) -> Any:
         """The client, made at its first use."""
         if self._client is None:
             client = self._client = _AsyncClient(**_address(self._endpoint))
-            its, connector = client.session, aiohttp.TCPConnector(limit=0, ssl=self._credentials or True)
+            its, self._resolver = client.session, Resolver()
+            connector = aiohttp.TCPConnector(
+                limit=0,
+                ssl=self._credentials or True,
+                resolver=self._resolver,
+                use_dns_cache=False,
+                keepalive_timeout=_IDLE,
+            )
             client.session = aiohttp.ClientSession(connector=connector)
             await its.close()  # it would not check the server's certificate, nor keep more than thirty connections
         return self._client
@@ -85,13 +105,15 @@ class _Sender:
         """Close the client."""
         if self._client:
             await self._client.close()
+        if self._resolver:
+            await self._resolver.close()
 
 
 class GatewayTransport(BaseTransport):
     """A ``Transport`` over HTTP/1.1 and JSON. It belongs to the event loop that first uses it."""
 
-    def __init__(self, settings: EtcdSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: EtcdSettings, choose: Callable[[int], int]) -> None:
+        super().__init__(settings, choose)
         self._tls = Tls(settings, _context)
         self._connections = Connections(lambda endpoint: _Sender(endpoint, self._tls.credentials), _Sender.close)
 
@@ -102,11 +124,20 @@ class GatewayTransport(BaseTransport):
 
     def lease_client(self) -> GatewayLeaseClient:
         """A client for the keepalive thread, with connections of its own."""
-        return GatewayLeaseClient(self._settings, self._current, self._token)
+        return GatewayLeaseClient(self._settings, self._endpoints, self._token)
 
-    async def close(self) -> None:
-        """Close all connections."""
+    async def _close_connections(self) -> None:
         await self._connections.close()
+
+    async def _ping(self, endpoint: str, timeout: float) -> None:
+        limit = aiohttp.ClientTimeout(total=timeout)
+        with self._connections.using(self._connections.to(endpoint)) as sender:
+            client = await sender.client()
+            try:
+                async with client.session.get(_version_url(endpoint), timeout=limit) as response:
+                    await response.read()  # so that the connection can be used again
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise messages.failure(error, endpoint) from None
 
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         headers = {"Authorization": self._token.value} if self._token.value and method != "authenticate" else {}
@@ -221,11 +252,12 @@ class _GatewayWatchStream:
 class GatewayLeaseClient(BaseLeaseClient):
     """Blocking calls on connections of their own, so that a blocked event loop cannot delay them."""
 
-    def __init__(self, settings: EtcdSettings, current: int, token: Token) -> None:
-        super().__init__(settings, current, token)
+    def __init__(self, settings: EtcdSettings, endpoints: Endpoints, token: Token) -> None:
+        super().__init__(endpoints, token)
         self._settings = settings
         self._tls = Tls(settings, _context)
         self._clients: dict[str, Any] = {}
+        self._pings: dict[str, threading.Thread] = {}
 
     def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         headers = {"Authorization": self._token.value} if self._token.value and method != "authenticate" else {}
@@ -238,6 +270,15 @@ class GatewayLeaseClient(BaseLeaseClient):
         except (requests.RequestException, OSError) as error:
             late = time.monotonic() - began >= timeout
             raise messages.failure(TimeoutError() if late else error, endpoint) from None
+
+    def _ping(self, endpoints: Sequence[str]) -> None:
+        for endpoint in endpoints:
+            if endpoint not in self._pings or not self._pings[endpoint].is_alive():
+                # A thread for each: a name that DNS does not answer may hold it for longer than the limit.
+                session = self._client(endpoint)._session
+                thread = threading.Thread(target=_get_version, args=(session, endpoint), daemon=True)
+                self._pings[endpoint] = thread
+                thread.start()
 
     def _reload_tls(self) -> None:
         if self._tls.refresh():
@@ -260,3 +301,8 @@ class GatewayLeaseClient(BaseLeaseClient):
         clients, self._clients = self._clients, {}
         for client in clients.values():
             client.close()
+
+
+def _get_version(session: requests.Session, endpoint: str) -> None:
+    with suppress(requests.RequestException, OSError):  # the next ping tries again
+        session.get(_version_url(endpoint), timeout=_PING_LIMIT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 import grpc.aio
+from google.protobuf.empty_pb2 import Empty
 
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, UsedElsewhere
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
@@ -23,6 +24,7 @@ from codomyrmex.concurrency.etcd.transports.auth import Metadata, Tls, Token
 from codomyrmex.concurrency.etcd.transports.base import BaseLeaseClient, BaseTransport
 from codomyrmex.concurrency.etcd.transports.call_timeouts import Call, CallCancelled, CallTimeouts
 from codomyrmex.concurrency.etcd.transports.connections import Connection, Connections
+from codomyrmex.concurrency.etcd.transports.endpoints import Endpoints
 from codomyrmex.concurrency.etcd.transports.protocol import (
     WatchMessage,
     WatchRequest,
@@ -39,21 +41,24 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # a replaced member has a new address; 30 s by default
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+_PING_LIMIT = 5.0  # seconds
 _first_user = 0  # the id of the process that used gRPC first; its threads are missing in a forked child
 _METHODS: dict[str, tuple[str, Any]] = {
-    "range": ("KV/Range", pb.RangeResponse),
-    "delete": ("KV/DeleteRange", pb.DeleteRangeResponse),
-    "txn": ("KV/Txn", pb.TxnResponse),
-    "grant": ("Lease/LeaseGrant", pb.LeaseGrantResponse),
-    "revoke": ("Lease/LeaseRevoke", pb.LeaseRevokeResponse),
-    "renew": ("Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse),
-    "members": ("Cluster/MemberList", pb.MemberListResponse),
-    "alarms": ("Maintenance/Alarm", pb.AlarmResponse),
-    "status": ("Maintenance/Status", pb.StatusResponse),
-    "authenticate": ("Auth/Authenticate", pb.AuthenticateResponse),
+    "range": ("etcdserverpb.KV/Range", pb.RangeResponse),
+    "delete": ("etcdserverpb.KV/DeleteRange", pb.DeleteRangeResponse),
+    "txn": ("etcdserverpb.KV/Txn", pb.TxnResponse),
+    "grant": ("etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse),
+    "revoke": ("etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse),
+    "renew": ("etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse),
+    "members": ("etcdserverpb.Cluster/MemberList", pb.MemberListResponse),
+    "alarms": ("etcdserverpb.Maintenance/Alarm", pb.AlarmResponse),
+    "status": ("etcdserverpb.Maintenance/Status", pb.StatusResponse),
+    "authenticate": ("etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse),
+    "ping": ("grpc.health.v1.Health/Check", Empty),  # needs no user, and the member answers by itself
 }
 
 
@@ -64,9 +69,7 @@ def _serialize(message: Any) -> bytes:
 
 def _unary(channel: Any, method: str) -> Any:
     path, response = _METHODS[method]
-    return channel.unary_unary(
-        f"/etcdserverpb.{path}", request_serializer=_serialize, response_deserializer=response.FromString
-    )
+    return channel.unary_unary(f"/{path}", request_serializer=_serialize, response_deserializer=response.FromString)
 
 
 def _ssl_credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials:
@@ -96,9 +99,9 @@ def _check_fork() -> None:
 class GrpcTransport(BaseTransport):
     """A ``Transport`` over grpcio's asyncio API. It belongs to the event loop that first uses it."""
 
-    def __init__(self, settings: EtcdSettings) -> None:
+    def __init__(self, settings: EtcdSettings, choose: Callable[[int], int]) -> None:
         _check_fork()
-        super().__init__(settings)
+        super().__init__(settings, choose)
         self._tls = Tls(settings, _ssl_credentials)
         self._connections = Connections(lambda endpoint: _Channel(endpoint, self._tls.credentials), _Channel.close)
         self._timeouts = CallTimeouts()
@@ -110,11 +113,20 @@ class GrpcTransport(BaseTransport):
 
     def lease_client(self) -> GrpcLeaseClient:
         """A client for the keepalive thread, with channels of its own."""
-        return GrpcLeaseClient(self._settings, self._current, self._token)
+        return GrpcLeaseClient(self._settings, self._endpoints, self._token)
 
-    async def close(self) -> None:
-        """Close all channels."""
+    async def _close_connections(self) -> None:
         await self._connections.close()
+
+    async def _ping(self, endpoint: str, timeout: float) -> None:
+        connection = self._connections.to(endpoint)
+        try:
+            await self._send(endpoint, "ping", Empty(), timeout)
+        except EtcdError:
+            # For a name that DNS denies, a channel asks less and less often, in the end every two minutes.
+            if connection.client.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                self._connections.replace(connection)
+            raise
 
     async def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
@@ -239,10 +251,11 @@ class GrpcLeaseClient(BaseLeaseClient):
     A keepalive is one message on a stream of its own, sent as a unary call, so nothing delays it.
     """
 
-    def __init__(self, settings: EtcdSettings, current: int, token: Token) -> None:
-        super().__init__(settings, current, token)
+    def __init__(self, settings: EtcdSettings, endpoints: Endpoints, token: Token) -> None:
+        super().__init__(endpoints, token)
         self._tls = Tls(settings, _ssl_credentials)
         self._channels: dict[str, grpc.Channel] = {}
+        self._pings: dict[str, Any] = {}  # a call ends when it is forgotten
 
     def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
@@ -250,6 +263,14 @@ class GrpcLeaseClient(BaseLeaseClient):
             return _unary(self._channel(endpoint), method)(request, timeout=timeout, metadata=token or None)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
+
+    def _ping(self, endpoints: Sequence[str]) -> None:
+        for endpoint in endpoints:
+            last = self._pings.get(endpoint)
+            if last is None or last.done():
+                if last and last.code() is grpc.StatusCode.UNAVAILABLE:  # a new channel asks DNS at once
+                    self._channels.pop(endpoint).close()
+                self._pings[endpoint] = _unary(self._channel(endpoint), "ping").future(Empty(), timeout=_PING_LIMIT)
 
     def _reload_tls(self) -> None:
         if self._tls.refresh():
@@ -270,3 +291,4 @@ class GrpcLeaseClient(BaseLeaseClient):
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
+        self._pings.clear()

@@ -184,6 +184,9 @@ class LeaseClient(Protocol):
     def endpoint(self) -> str:
         """The endpoint of the next call."""
 
+    def connect_all(self) -> None:
+        """Open the connections to all endpoints, or keep them open, without waiting for them."""
+
     def renew(self, lease_id: int, timeout: float) -> int:
         """Renew the lease, and return its TTL in seconds; 0 if the lease is gone."""
 
@@ -219,6 +222,9 @@ class Transport(Protocol):
 
     async def connect(self, key: bytes) -> None:
         """Find an endpoint that serves, by reading ``key``, which the user must be allowed to read."""
+
+    def connect_all(self) -> None:
+        """Open connections to the other endpoints in the background, and keep them open until ``close``."""
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
         """Run ``then`` if all ``compares`` are true, else ``otherwise``, in one transaction."""
