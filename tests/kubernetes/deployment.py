@@ -181,6 +181,12 @@ class Clients:
     def has_told(self, name: str, kind: str) -> bool:
         return any(line["kind"] == kind for line in self.told(name))
 
+    def nobody_lost(self, *names: str) -> None:
+        """Assert that no steady client lost its lock; of all, or of those named."""
+        steady = [name for name, (_, mode, _) in self._commands.items() if mode == "steady"]
+        lost = [name for name in names or steady if self.has_told(name, "hold") or self.has_told(name, "failed")]
+        assert not lost, [line for name in lost for line in self.told(name) if line["kind"] != "granted"]
+
     def end(self) -> list[Line]:
         """End every client, and return what all of them told."""
         deployment = self._deployment

@@ -1,24 +1,31 @@
-"""The commands of a page: fenced blocks of shell, each known by the comment `<!-- run: NAME -->` before it."""
+"""The commands of a page: blocks of shell, each known by the comment `<!-- run: NAME -->` before it.
+
+A block that no cluster can run has the comment `<!-- elsewhere: ... -->`, which says why or where it is run.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-_BLOCK = re.compile(r"^ *<!-- run: ([a-z0-9-]+) -->\n+( *)```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^ *<!-- (?P<mark>run|elsewhere): (?P<name>.+?) -->\n+)?^(?P<indent> *)```sh\n(?P<text>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def commands(page: Path) -> dict[str, str]:
-    """The page's named blocks, in their order."""
+    """The blocks that are to be run, by their names, in their order."""
     found: dict[str, str] = {}
-    for name, indent, text in _BLOCK.findall(page.read_text()):
-        if name in found:
-            raise ValueError(f"{page.name} has two blocks named {name}")
-        found[name] = re.sub(f"^{indent}", "", text, flags=re.MULTILINE)
+    for block in _BLOCK.finditer(page.read_text()):
+        if block["mark"] != "run":
+            continue
+        if block["name"] in found:
+            raise ValueError(f"{page.name} has two blocks named {block['name']}")
+        found[block["name"]] = re.sub(f"^{block['indent']}", "", block["text"], flags=re.MULTILINE)
     return found
 
 
-def unnamed(page: Path) -> list[str]:
-    """The page's blocks of shell that no test can run, since they have no name."""
-    fences = re.findall(r"^ *```sh\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    return fences[len(commands(page)) :] if len(fences) != len(commands(page)) else []
+def unmarked(page: Path) -> list[str]:
+    """The blocks of shell that have neither comment."""
+    return [block["text"] for block in _BLOCK.finditer(page.read_text()) if not block["mark"]]
