@@ -83,6 +83,11 @@ def test_secrets_and_claims_that_are_made_by_hand(production: list[Document], de
     assert "has lost its volume" in lost
 
 
+def test_what_is_optional_need_not_be_there(production: list[Document]) -> None:
+    named = {volume["configMap"]["name"] for volume in check.volumes(production) if "configMap" in volume}
+    assert named == {"operate"}, "the bundles of authorities are made for a rotation alone"
+
+
 def test_a_default_storage_class_is_needed_until_the_claims_are_there(dev: list[Document]) -> None:
     default = made("x", metadata={"annotations": {check.DEFAULT_CLASS: "true"}})
     assert not list(check.no_storage(dev, [], [made("y"), default]))
@@ -185,7 +190,10 @@ def test_sets_and_jobs_are_told_until_they_are_done(dev: list[Document]) -> None
     assert "is not complete yet" in next(check.unfinished_jobs(dev, job()))
     failed = {"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}
     assert "has failed (BackoffLimitExceeded)" in next(check.unfinished_jobs(dev, job(failed)))
-    assert "is not there" in next(check.unfinished_jobs(dev, []))
+    assert not list(check.unfinished_jobs(dev, [])), "the job goes some time after its end"
+    [kept] = [dict(one, spec={**one["spec"]}) for one in check.of(dev, "Job")]
+    del kept["spec"]["ttlSecondsAfterFinished"]
+    assert "is not there" in next(check.unfinished_jobs([kept], []))
 
 
 @pytest.mark.parametrize(

@@ -97,14 +97,14 @@ def templates(documents: Documents) -> Iterator[Document]:
 
 
 def volumes(documents: Documents) -> Iterator[Document]:
-    """Every volume, and every source of a projected one, which names a secret otherwise."""
+    """Every volume that a pod needs; the sources of a projected one count as volumes, unless they are optional."""
     for template in templates(documents):
         for volume in template["spec"].get("volumes", ()):
             yield volume
             for source in volume.get("projected", {}).get("sources", ()):
-                if "secret" in source:
+                if "secret" in source and not source["secret"].get("optional"):
                     yield {"secret": {"secretName": source["secret"]["name"]}}
-                if "configMap" in source:
+                if "configMap" in source and not source["configMap"].get("optional"):
                     yield source
 
 
@@ -336,12 +336,12 @@ def unfinished_jobs(documents: Documents, jobs: Documents) -> Iterator[str]:
         conditions = {} if found is None else {
             one["type"]: one for one in found["status"].get("conditions", ()) if one["status"] == "True"
         }  # fmt: skip
-        if found is None:
+        if found is None and "ttlSecondsAfterFinished" not in wanted["spec"]:  # else it may have ended long ago
             yield f"the job {name} is not there: apply the overlay"
         elif "Failed" in conditions:
             said = conditions["Failed"].get("message", "")
             yield f"the job {name} has failed ({said}): kubectl logs job/{name}; then delete the job and apply again"
-        elif "Complete" not in conditions:
+        elif found is not None and "Complete" not in conditions:
             yield f"the job {name} is not complete yet: kubectl logs job/{name} says why"
 
 
