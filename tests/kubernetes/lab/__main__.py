@@ -9,6 +9,8 @@ import sys
 from tests.kubernetes.lab import cluster
 from tests.kubernetes.lab.places import program
 
+_ENDS = {signal.SIGINT, signal.SIGTERM}
+
 if sys.argv[1:2] == ["kubectl"]:
     known = cluster.Cluster()
     command = (*known.prefix, program("kubectl"), *sys.argv[2:])
@@ -16,5 +18,6 @@ if sys.argv[1:2] == ["kubectl"]:
 if reason := cluster.missing(whole=True):
     raise SystemExit(f"no cluster can run here: {reason}")
 with cluster.running():
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     print("the cluster runs; end it with Ctrl+C", flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    signal.sigwait(_ENDS)

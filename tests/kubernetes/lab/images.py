@@ -23,7 +23,7 @@ from tests.kubernetes.lab.places import DEPLOY, ROOT, cache, program
 PAUSE = "docker.io/lab/pause:1"
 COREDNS = "docker.io/lab/coredns:1"
 _PATH = "PATH=/usr/local/bin:/usr/bin:/bin"
-_TOOLS = ("sh", "cat", "ls", "mv", "rm", "sleep", "tail")
+_TOOLS = ("sh", "cat", "cp", "date", "env", "grep", "ls", "mkdir", "mv", "rm", "sleep", "tail", "test")
 _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "site-packages", "__pycache__"}
 
 
@@ -65,6 +65,8 @@ def make_all() -> list[Path]:
     python = _python(folder)
     images.append(_image(folder, named("python"), [python]))
     images.append(_image(folder, named("codomyrmex-agent"), [python, _agent(folder, python)]))
+    for former in set(folder.glob("*.tar")) - set(images):
+        former.unlink()
     return images
 
 
@@ -83,13 +85,14 @@ def _programs(folder: Path, name: str, *built: str) -> Path:
 
 def _python(folder: Path) -> Path:
     """A layer with this machine's Python under /usr/local, and the libraries that it is linked with."""
-    layer = folder / "layers" / f"python-{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    tools = hashlib.sha256(" ".join(_TOOLS).encode()).hexdigest()[:8]  # another list makes another layer
+    layer = folder / "layers" / f"{version}.{sys.version_info.micro}-{tools}"
     if layer.exists():
         return layer
     partial = layer.with_name("python.partial")
     shutil.rmtree(partial, ignore_errors=True)
     local = partial / "usr/local"
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     base = Path(sys.base_prefix)
     (local / "bin").mkdir(parents=True)
     shutil.copy((base / "bin" / version).resolve(), local / "bin" / version)
@@ -99,8 +102,8 @@ def _python(folder: Path) -> Path:
     shutil.copytree(base / "lib" / version, local / "lib" / version, ignore=ignored, symlinks=True)
     for shared in (base / "lib").glob("libpython*.so*"):
         shutil.copy(shared, local / "lib" / shared.name)
-    tools = [_tool(partial, name) for name in _TOOLS]
-    _link(partial, [local / "bin" / version, *tools, *(local / "lib" / version / "lib-dynload").glob("*.so")])
+    executables = [local / "bin" / version, *(_tool(partial, name) for name in _TOOLS)]
+    _link(partial, [*executables, *(local / "lib" / version / "lib-dynload").glob("*.so")])
     for name, text in (
         ("passwd", "root:x:0:0::/:/bin/false\nagent:x:10002:10002::/tmp:/bin/false\n"),
         ("group", "root:x:0:\n"),
@@ -171,7 +174,7 @@ def _agent(folder: Path, python: Path) -> Path:
 
 def _image(folder: Path, name: str, layers: Sequence[Path], entrypoint: Sequence[str] = ()) -> Path:
     target = folder / f"{re.sub(r'[^a-z0-9.]+', '-', name)}.tar"
-    if target.exists() and not any(layer.name == "agent" for layer in layers):
+    if target.exists() and all(layer.stat().st_mtime < target.stat().st_mtime for layer in layers):
         return target
     packed = [_pack(layer) for layer in layers]
     digests = [hashlib.sha256(data).hexdigest() for data in packed]
