@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -119,17 +120,20 @@ def test_users_are_made_again_without_harm_and_an_agent_is_confined(deployment: 
         "            print('refused:', error)\n"
         "asyncio.run(main())\n"
     )
-    assert "refused:" in _run(deployment, pod("confined", ["python", "-c", script]))
+    assert "refused:" in _run(deployment, "confined", script)
 
 
-def _run(deployment: Deployment, document: dict[str, object]) -> str:
-    """Run a pod to its end, and return its log."""
-    name, namespace = document["metadata"]["name"], document["metadata"]["namespace"]  # type: ignore[index]
-    cluster = deployment.cluster
-    cluster.apply(document)
-    ended = {"Succeeded", "Failed"}
+def _run(deployment: Deployment, name: str, script: str, **place: Any) -> str:
+    """Run a script in a pod to its end, and return its log."""
+    deployment.cluster.apply(pod(name, ["python", "-c", script], **place))
+    return _ended(deployment, name, place.get("namespace", ETCD))
+
+
+def _ended(deployment: Deployment, name: str, namespace: str) -> str:
+    """Wait until a pod has ended, and return its log."""
+    cluster, ended = deployment.cluster, {"Succeeded", "Failed"}
     cluster.until(
-        lambda: cluster.get("pod", name, "-n", namespace)["status"]["phase"] in ended, f"pod {name} has ended", 90
+        lambda: cluster.get("pod", name, "-n", namespace)["status"]["phase"] in ended, f"pod {name} has ended", 120
     )
     log = cluster.kubectl("-n", namespace, "logs", name)
     cluster.kubectl("-n", namespace, "delete", "pod", name, "--grace-period=1")
@@ -137,38 +141,41 @@ def _run(deployment: Deployment, document: dict[str, object]) -> str:
 
 
 def test_the_policies_hold(deployment: Deployment) -> None:
-    """A client's port opens for the label alone, the peers' for members, the metrics for the namespace `monitoring`."""
+    """The label opens the clients' port, and the namespace `monitoring` the metrics; the peers' port is closed."""
     cluster = deployment.cluster
     for namespace in ("monitoring", "elsewhere"):
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        cluster.until(
-            lambda namespace=namespace: cluster.names("serviceaccount", "-n", namespace), "its account is there"
-        )
+        cluster.kubectl("-n", namespace, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
     script = (
-        "import socket\n"
-        "for port in (2379, 2380, 2381):\n"
-        "    try:\n"
-        "        socket.create_connection(('etcd-0.etcd-peers.codomyrmex-etcd.svc.cluster.local', port), 3)\n"
-        "        print(port, 'open')\n"
-        "    except OSError:\n"
-        "        print(port, 'refused')\n"
+        "import socket, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "def opens(port):\n"
+        "    end = time.monotonic() + 12  # the firewall learns of a new pod after some seconds\n"
+        "    while time.monotonic() < end:\n"
+        "        try:\n"
+        "            socket.create_connection(('etcd-0.etcd-peers.codomyrmex-etcd.svc.cluster.local', port), 2)\n"
+        "            return True\n"
+        "        except OSError:\n"
+        "            time.sleep(0.5)\n"
+        "with ThreadPoolExecutor() as executor:\n"
+        "    ports = (2379, 2380, 2381)\n"
+        "    print([port for port, opened in zip(ports, executor.map(opens, ports)) if opened])\n"
     )
-    seen = {}
-    for name, namespace, labelled in (
+    pods = (
         ("labelled", ETCD, True),
         ("labelled", "elsewhere", True),
         ("unlabelled", ETCD, False),
         ("unlabelled", "elsewhere", False),
         ("prometheus", "monitoring", False),
-    ):
-        said = _run(deployment, pod(name, ["python", "-c", script], labelled=labelled, namespace=namespace))
-        seen[name, namespace] = [int(line.split()[0]) for line in said.splitlines() if line.endswith("open")]
-    assert seen == {
-        ("labelled", ETCD): [2379],
-        ("labelled", "elsewhere"): [2379],
-        ("unlabelled", ETCD): [],
-        ("unlabelled", "elsewhere"): [],
-        ("prometheus", "monitoring"): [2381],
+    )
+    for name, namespace, labelled in pods:
+        cluster.apply(pod(name, ["python", "-c", script], labelled=labelled, namespace=namespace))
+    assert {(name, namespace): _ended(deployment, name, namespace).strip() for name, namespace, _ in pods} == {
+        ("labelled", ETCD): "[2379]",
+        ("labelled", "elsewhere"): "[2379]",
+        ("unlabelled", ETCD): "[]",
+        ("unlabelled", "elsewhere"): "[]",
+        ("prometheus", "monitoring"): "[2381]",
     }
 
 
@@ -177,12 +184,14 @@ def test_metrics_reach_the_monitoring_namespace(deployment: Deployment) -> None:
     listed = cluster.get("pods", "-n", AGENTS, "-l", "app.kubernetes.io/name=agents")["items"]
     agent = listed[0]["status"]["podIP"]
     script = (
+        "import time\n"
         "from urllib.request import urlopen\n"
+        "time.sleep(5)  # the firewall learns of a new pod after some seconds\n"
         "for url in ('http://etcd-0.etcd-peers.codomyrmex-etcd.svc.cluster.local:2381/metrics',\n"
         f"            'http://{agent}:9464/metrics'):\n"
         "    print(urlopen(url, timeout=5).read().decode())\n"
     )
-    said = _run(deployment, pod("prometheus", ["python", "-c", script], labelled=False, namespace="monitoring"))
+    said = _run(deployment, "prometheus", script, labelled=False, namespace="monitoring")
     assert "etcd_server_has_leader 1" in said and "codomyrmex_grants_total" in said
 
 
@@ -383,7 +392,7 @@ def test_a_full_database_is_repaired_by_the_runbook(deployment: Deployment) -> N
         "                return print(type(error).__name__, error)\n"
         "asyncio.run(main())\n"
     )
-    assert "EtcdQuotaExceeded" in _run(deployment, pod("filler", ["python", "-c", script]))
+    assert "EtcdQuotaExceeded" in _run(deployment, "filler", script)
     runbook = "runbooks/nospace.md"
     said = deployment.follow(runbook, "tools", "look")
     assert "NOSPACE" in said, said
