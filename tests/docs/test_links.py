@@ -10,7 +10,15 @@ import pytest
 import codomyrmex.concurrency as public
 from tests.docs.pages import DOCS, PAGES, ROOT, name
 
-OTHERS = [ROOT / one for one in ("SPEC.md", "SECURITY.md", "AGENTS.md", "CONTRIBUTING.md", "deploy/etcd/README.md")]
+_NAMES = (
+    "SPEC.md",
+    "SECURITY.md",
+    "AGENTS.md",
+    "CONTRIBUTING.md",
+    "deploy/etcd/README.md",
+    "deploy/etcd/kubernetes.md",
+)
+OTHERS = [ROOT / one for one in _NAMES]
 RUNBOOKS = sorted((ROOT / "deploy" / "etcd" / "runbooks").glob("*.md"))
 
 

@@ -15,7 +15,7 @@ from tests.kubernetes import history
 from tests.kubernetes.history import Line
 from tests.kubernetes.lab.cluster import Cluster
 from tests.kubernetes.lab.images import named
-from tests.kubernetes.lab.places import DEPLOY, ROOT
+from tests.kubernetes.lab.places import DEPLOY
 from tests.kubernetes.pages import commands
 
 ETCD = "codomyrmex-etcd"
@@ -57,8 +57,7 @@ class Deployment:
 
     def follow(self, page: str, *names: str, timeout: float = 600) -> str:
         """Run the named commands of a page in its order, as an operator in one shell does; returns their output."""
-        path = self.folder / page if page.startswith("runbooks/") else ROOT / page
-        blocks = commands(path)
+        blocks = commands(self.folder / page)
         output = ""
         for name in names:
             self.followed.add((page, name))

@@ -16,13 +16,13 @@ import pytest
 from tests.kubernetes.deployment import AGENTS, ETCD, Deployment, pod, rest
 from tests.kubernetes.lab import programs
 from tests.kubernetes.lab.images import named
-from tests.kubernetes.lab.places import NODES, ROOT
+from tests.kubernetes.lab.places import NODES
 from tests.kubernetes.pages import commands, unmarked
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1200)]
 
 TTL = 15  # seconds; the default of a session's lease
-PAGE = "docs/operations/kubernetes.md"
+PAGE = "kubernetes.md"
 STEADY = {f"steady-{node}": (node, "steady", [f"steady-{node}"]) for node in NODES}
 TURNS = {f"turns-{node}": (node, "turns", ["turns-a", "turns-b"]) for node in NODES}
 FLEET = {**STEADY, **TURNS}
@@ -412,7 +412,7 @@ def test_every_command_of_the_pages_was_run(deployment: Deployment) -> None:
     pages = [PAGE, *(f"runbooks/{path.name}" for path in sorted((deployment.folder / "runbooks").glob("*.md")))]
     missed = []
     for page in pages:
-        path = deployment.folder / page if page.startswith("runbooks/") else ROOT / page
+        path = deployment.folder / page
         missed += [f"{page}: {name}" for name in commands(path) if (page, name) not in deployment.followed]
         missed += [f"{page} has a block without a comment: {text}" for text in unmarked(path)]
     assert not missed, "\n".join(missed)

@@ -127,14 +127,14 @@ class Cluster:
         return found
 
     def empty_disks(self) -> int:
-        """Empty the disks whose claims were deleted, as a provisioner of storage does; returns their number."""
+        """Make the disks anew whose claims were deleted, as a provisioner of storage does; returns their number."""
         released = [disk for disk in self.get("pv")["items"] if disk["status"]["phase"] == "Released"]
         for disk in released:
             folder = Path(disk["spec"]["local"]["path"])
-            for child in folder.iterdir():
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
-            free = '{"spec": {"claimRef": null}}'
-            self.kubectl("patch", "pv", disk["metadata"]["name"], "--type=merge", "-p", free)
+            shutil.rmtree(folder)
+            folder.mkdir()
+            self.kubectl("delete", "pv", disk["metadata"]["name"])
+            self.apply(_disk(folder.parts[-3], folder.name, disk["spec"]["capacity"]["storage"]))
         return len(released)
 
     def names(self, *arguments: str) -> list[str]:
