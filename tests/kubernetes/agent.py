@@ -45,11 +45,13 @@ async def hold(session: Session, name: str, seconds: float, ending: asyncio.Even
         since = time.monotonic()
         tell("granted", lock=name, token=grant.token, waited=since - asked)
         until = since + seconds
-        while time.monotonic() < until and not ending.is_set() and not grant.lost.is_set():
-            await write(grant, f"/codomyrmex/probe/{name}")
-            await asyncio.sleep(0.1)
-        lost = grant.lost.is_set()
-        tell("hold", lock=name, token=grant.token, since=since, until=time.monotonic(), lost=lost)
+        try:
+            while time.monotonic() < until and not ending.is_set():
+                await write(grant, f"/codomyrmex/probe/{name}")
+                await asyncio.sleep(0.1)
+        finally:  # a loss cancels the block
+            lost = grant.lost.is_set()
+            tell("hold", lock=name, token=grant.token, since=since, until=time.monotonic(), lost=lost)
 
 
 async def live(session: Session, mode: str, names: list[str], ending: asyncio.Event) -> None:
