@@ -88,6 +88,18 @@ def _generations(deployment: Deployment) -> dict[str, object]:
     return {f"{one['kind']}/{one['metadata']['name']}": one["metadata"].get("generation") for one in listed}
 
 
+def test_install_of_a_second_cluster_and_a_missing_certificate_are_told(deployment: Deployment) -> None:
+    """The overlay `dev` cannot take over what `production` made; nothing of it is applied."""
+    generations = _generations(deployment)
+    with pytest.raises(RuntimeError, match="was made by another overlay"):
+        deployment.shell("python3 kubernetes/check.py before kubernetes/overlays/dev")
+    assert _generations(deployment) == generations
+    deployment.kubectl("delete", "certificate/agent", "secret/agent-tls")
+    with pytest.raises(RuntimeError, match="the certificate agent is not there: apply the overlay"):
+        deployment.shell("python3 kubernetes/check.py after kubernetes/overlays/production --timeout 0")
+    deployment.follow(PAGE, "apply")
+
+
 def test_install_the_fleet(deployment: Deployment) -> None:
     began = time.monotonic()
     said = deployment.follow(PAGE, "agents")
