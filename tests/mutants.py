@@ -1689,6 +1689,13 @@ MUTANTS = (
         "-m deploy tests/deploy/test_operate.py -k stands_still",
     ),
     Mutant(
+        "keep an old certificate on the connections that stand by",
+        "etcd/transports/base.py",
+        "            self._reload_tls()\n\n\ndef _may_repeat",
+        "            pass\n\n\ndef _may_repeat",
+        "tests/integration/test_endpoints.py -k replaced_tls",
+    ),
+    Mutant(
         "refuse a new password of root although the previous one is there",
         "../../../deploy/etcd/kubernetes/base/operate.py",
         "        if not previous.exists():",

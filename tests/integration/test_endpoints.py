@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, Session
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, Session
 from codomyrmex.concurrency.etcd.transports import base, factory
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.settings import EtcdSettings
@@ -87,6 +87,24 @@ async def test_a_channel_that_cannot_connect_is_replaced_because_grpc_asks_dns_e
         await proxies[1].stop()
         await eventually(lambda: transport._connections.to(away) is not ours)
         await eventually(lambda: client._channels.get(away) not in (theirs, None))
+        assert session.alive
+
+
+async def test_a_ping_that_fails_reads_replaced_tls_files(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a standby would go on with the old certificate until a call needs it."""
+    monkeypatch.setattr(base, "_PING_PAUSE", 0.1)
+    async with Session(**options) as session:
+        transport: Any = core_of(session).transport
+        read: list[str] = []
+
+        async def fails(endpoint: str, timeout: float) -> None:
+            raise EtcdUnavailable(f"{endpoint} refuses the certificate")
+
+        monkeypatch.setattr(transport, "_reload_tls", lambda: read.append("again"))
+        monkeypatch.setattr(transport, "_ping", fails)
+        await eventually(lambda: len(read) >= 2)
         assert session.alive
 
 

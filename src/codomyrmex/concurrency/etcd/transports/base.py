@@ -10,7 +10,6 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
@@ -210,8 +209,10 @@ class BaseTransport(ABC):
             await asyncio.sleep(_PING_PAUSE)
 
     async def _ping_quietly(self, endpoint: str) -> None:
-        with suppress(EtcdError):  # the next ping tries again
+        try:
             await self._ping(endpoint, _PING_LIMIT)
+        except EtcdError:  # the next ping tries again; a certificate that was replaced is one reason
+            self._reload_tls()
 
 
 def _may_repeat(error: EtcdError, repeatable: bool) -> bool:

@@ -268,8 +268,9 @@ class GrpcLeaseClient(BaseLeaseClient):
         for endpoint in endpoints:
             last = self._pings.get(endpoint)
             if last is None or last.done():
-                if last and last.code() is grpc.StatusCode.UNAVAILABLE:  # a new channel asks DNS at once
-                    self._channels.pop(endpoint).close()
+                if last and last.code() is grpc.StatusCode.UNAVAILABLE:
+                    self._tls.refresh()  # its certificate may have been replaced
+                    self._channels.pop(endpoint).close()  # a new channel asks DNS at once
                 self._pings[endpoint] = _unary(self._channel(endpoint), "ping").future(Empty(), timeout=_PING_LIMIT)
 
     def _reload_tls(self) -> None:
