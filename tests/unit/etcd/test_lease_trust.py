@@ -83,6 +83,7 @@ class Client:
         self.answers = list(answers)
         self.endpoint = "first"
         self.renewed: list[int] = []
+        self.connected = 0
 
     def renew(self, lease_id: int, timeout: float) -> int:
         self.renewed.append(lease_id)
@@ -91,6 +92,9 @@ class Client:
             self.endpoint = "second"
             raise answer
         return answer
+
+    def connect_all(self) -> None:
+        self.connected += 1
 
 
 class Loop:
