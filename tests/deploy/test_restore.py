@@ -98,6 +98,47 @@ async def test_three_members_come_back_as_one_cluster(programs: Path, tmp_path: 
             assert again.token > grant.token + 10_000 * (int(STAMP) - 1)
 
 
+async def test_the_password_of_root_comes_back_with_the_snapshot(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job logs in with the older one beside the secret's, or sets the secret's while authentication is off."""
+    secret, snapshot, restored = tmp_path / "password", tmp_path / "snapshot.db", tmp_path / "restored"
+    binary = str(programs / "server")
+    monkeypatch.setenv("ETCD_ROOT_PASSWORD_FILE", str(secret))
+    for name in ("ETCD_CA_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE", "ETCD_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def roles() -> None:
+        await asyncio.to_thread(operate.roles)
+
+    def etcdctl(endpoint: str, password: str, *arguments: str) -> None:
+        command = (str(programs / "etcdctl"), f"--endpoints={endpoint}", f"--user=root:{password}", *arguments)
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+
+    secret.write_text("of the snapshot")
+    async with EmbeddedEtcd(binary=binary, data_dir=tmp_path / "data") as own:
+        monkeypatch.setenv("ETCD_ENDPOINTS", own.endpoint)
+        await roles()
+        await asyncio.to_thread(etcdctl, own.endpoint, "of the snapshot", "snapshot", "save", str(snapshot))
+    made = (str(snapshot), str(restored), "restored", "http://127.0.0.1:2380", "restored=http://127.0.0.1:2380", STAMP)
+    done = await asyncio.to_thread(run, programs, "restore.sh", *made)
+    assert done.returncode == 0, done.stderr
+    async with EmbeddedEtcd(binary=binary, data_dir=restored) as own:
+        monkeypatch.setenv("ETCD_ENDPOINTS", own.endpoint)
+        secret.write_text("of the secret")
+        with pytest.raises(operate.Refused, match="authentication failed"):
+            await roles()
+        secret.with_name("previous").write_text("of the snapshot\n")
+        await roles()
+        secret.with_name("previous").unlink()
+        await roles()
+        secret.write_text("new")
+        await asyncio.to_thread(etcdctl, own.endpoint, "of the secret", "auth", "disable")
+        await roles()
+        _, enabled = await asyncio.to_thread(operate.logged_in, own.endpoint)
+        assert enabled
+
+
 def test_a_stamp_must_be_given(programs: Path, tmp_path: Path) -> None:
     done = run(programs, "restore.sh", "snapshot", str(tmp_path / "x"), "m", "http://127.0.0.1:2380", "m=…", "now")
     assert done.returncode == 2 and "same snapshot, cluster and stamp" in done.stderr
