@@ -363,7 +363,8 @@ def test_backup_and_restore_by_the_runbook(deployment: Deployment) -> None:
     assert "3 agents" in deployment.follow(runbook, "stop-agents", "snapshot")
     deployment.follow(runbook, "former", "stamp", "stop-etcd")
     assert deployment.follow(runbook, "claims").count("Bound") == 3
-    assert "data-etcd-1 created" in deployment.follow(runbook, "lost-claims")
+    deployment.shell("lost=etcd-1")
+    assert "data-etcd-1 created" in deployment.follow(runbook, "lost-claim")
     cluster.until(cluster.empty_disks, "the deleted claim's disk is free again", 60)
     said = deployment.follow(runbook, "restore")
     assert said.count(" is restored; ") == 3 and said.count(" has the snapshot") == 3
