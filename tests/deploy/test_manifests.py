@@ -379,6 +379,43 @@ def test_each_member_is_restored_on_its_own_claim_by_the_same_orders(by_itself: 
         assert term["labelSelector"]["matchLabels"] == {"statefulset.kubernetes.io/pod-name": f"etcd-{number}"}
 
 
+def test_jobs_of_a_restore_avoid_one_anothers_nodes(by_itself: list[Document]) -> None:
+    """A claim that is made anew gets its volume where the job's pod runs. One node is enough where there is one."""
+    for job in of(by_itself, "Job"):
+        if job["metadata"]["name"].startswith("restore-"):
+            template = job["spec"]["template"]
+            assert job["metadata"]["labels"]["codomyrmex.io/member"] == job["metadata"]["name"][-6:]
+            [term] = template["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+            wanted = term["podAffinityTerm"]
+            assert wanted["topologyKey"] == "kubernetes.io/hostname"
+            assert wanted["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_lost_claim_is_made_anew_as_the_overlay_makes_it(overlay: str) -> None:
+    tool("kubectl")
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="not run: kubernetes-validate is missing")
+    [etcd] = of(rendered(overlay), "StatefulSet")
+    [template] = etcd["spec"]["volumeClaimTemplates"]
+    claims = list(yaml.safe_load_all((DEPLOY / f"kubernetes/restore/claims/{overlay}.yaml").read_text()))
+    assert len(claims) == etcd["spec"]["replicas"]
+    for number, claim in enumerate(claims):
+        kubernetes_validate.validate(claim, kubernetes_validate.latest_version(), strict=True)
+        member = f"{etcd['metadata']['name']}-{number}"
+        assert claim["metadata"]["name"] == f"{template['metadata']['name']}-{member}"
+        assert claim["metadata"]["namespace"] == etcd["metadata"]["namespace"]
+        labels = claim["metadata"]["labels"]
+        assert labels == {**etcd["spec"]["selector"]["matchLabels"], "codomyrmex.io/member": member}
+        assert claim["spec"] == template["spec"]
+
+
+def test_restoring_waits_for_every_member(by_itself: list[Document]) -> None:
+    script = (DEPLOY / "kubernetes/restore/run.sh").read_text()
+    [members] = re.findall(r"^members='(.*)'$", script, re.MULTILINE)
+    jobs = [job["metadata"]["name"] for job in of(by_itself, "Job") if job["metadata"]["name"].startswith("restore-")]
+    assert [f"restore-{member}" for member in members.split()] == jobs
+
+
 def test_deleting_an_overlay_keeps_all_data(documents: list[Document]) -> None:
     """`kubectl delete -k` deletes what is rendered: a claim, or the namespace with every claim in it."""
     assert not of(documents, "PersistentVolumeClaim") and not of(documents, "Namespace")

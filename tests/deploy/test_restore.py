@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -97,6 +98,47 @@ async def test_three_members_come_back_as_one_cluster(programs: Path, tmp_path: 
             assert again.token > grant.token + 10_000 * (int(STAMP) - 1)
 
 
+async def test_the_password_of_root_comes_back_with_the_snapshot(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job logs in with the older one beside the secret's, or sets the secret's while authentication is off."""
+    secret, snapshot, restored = tmp_path / "password", tmp_path / "snapshot.db", tmp_path / "restored"
+    binary = str(programs / "server")
+    monkeypatch.setenv("ETCD_ROOT_PASSWORD_FILE", str(secret))
+    for name in ("ETCD_CA_FILE", "ETCD_CERT_FILE", "ETCD_KEY_FILE", "ETCD_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def roles() -> None:
+        await asyncio.to_thread(operate.roles)
+
+    def etcdctl(endpoint: str, password: str, *arguments: str) -> None:
+        command = (str(programs / "etcdctl"), f"--endpoints={endpoint}", f"--user=root:{password}", *arguments)
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+
+    secret.write_text("of the snapshot")
+    async with EmbeddedEtcd(binary=binary, data_dir=tmp_path / "data") as own:
+        monkeypatch.setenv("ETCD_ENDPOINTS", own.endpoint)
+        await roles()
+        await asyncio.to_thread(etcdctl, own.endpoint, "of the snapshot", "snapshot", "save", str(snapshot))
+    made = (str(snapshot), str(restored), "restored", "http://127.0.0.1:2380", "restored=http://127.0.0.1:2380", STAMP)
+    done = await asyncio.to_thread(run, programs, "restore.sh", *made)
+    assert done.returncode == 0, done.stderr
+    async with EmbeddedEtcd(binary=binary, data_dir=restored) as own:
+        monkeypatch.setenv("ETCD_ENDPOINTS", own.endpoint)
+        secret.write_text("of the secret")
+        with pytest.raises(operate.Refused, match="authentication failed"):
+            await roles()
+        secret.with_name("previous").write_text("of the snapshot\n")
+        await roles()
+        secret.with_name("previous").unlink()
+        await roles()
+        secret.write_text("new")
+        await asyncio.to_thread(etcdctl, own.endpoint, "of the secret", "auth", "disable")
+        await roles()
+        _, enabled = await asyncio.to_thread(operate.logged_in, own.endpoint)
+        assert enabled
+
+
 def test_a_stamp_must_be_given(programs: Path, tmp_path: Path) -> None:
     done = run(programs, "restore.sh", "snapshot", str(tmp_path / "x"), "m", "http://127.0.0.1:2380", "m=…", "now")
     assert done.returncode == 2 and "same snapshot, cluster and stamp" in done.stderr
@@ -152,9 +194,9 @@ def test_a_snapshot_is_taken_only_if_it_is_whole_and_the_named_one(tmp_path: Pat
     one = member(tmp_path)
     one.receive(io.BytesIO(WHOLE))
     assert one.snapshot.read_bytes() == WHOLE
-    with pytest.raises(restore.Refused, match="here already"):
-        one.receive(io.BytesIO(WHOLE))
-    one.prepare(poll=0.01)
+    one.receive(io.BytesIO(b"not read, since the snapshot is here"))
+    assert one.snapshot.read_bytes() == WHOLE
+    one.prepare(poll=60)  # it does not wait
 
 
 @pytest.mark.parametrize(("stamp", "sha256"), [("now", NAME), ("0700000000", NAME), (STAMP, ""), (STAMP, "x" * 64)])
@@ -184,6 +226,7 @@ def test_an_exchange_goes_on_after_a_crash_and_is_made_once(
     if had_data:
         database(tmp_path / "etcd")
     one = member(tmp_path)
+    one.receive(io.BytesIO(WHOLE))
     database(one.restored, b"restored")
     if crash != "before":
         reached = iter([False, crash == "after"])
@@ -200,30 +243,205 @@ def test_an_exchange_goes_on_after_a_crash_and_is_made_once(
     one.exchange()
     assert (one.current / "member/snap/db").read_bytes() == b"restored"
     assert (one.old / "member/snap/db").exists() is had_data
-    for step in (one.prepare, lambda: one.receive(io.BytesIO(WHOLE))):
-        with pytest.raises(restore.Refused, match="made here already"):
-            step()
     with pytest.raises(restore.Refused, match="later stamp"):
         member(tmp_path, "1600000000").refuse_unless_free()
     member(tmp_path, "1700000001").refuse_unless_free()
 
 
+def test_a_job_that_runs_again_on_a_restored_member_changes_nothing(tmp_path: Path) -> None:
+    database(tmp_path / "etcd")
+    one = member(tmp_path)
+    one.receive(io.BytesIO(WHOLE))
+    database(one.restored, b"restored")
+    one.exchange()
+    one.receive(io.BytesIO(WHOLE))
+    one.prepare(poll=60)
+    database(one.restored, b"made once more")
+    one.exchange()
+    assert (one.current / "member/snap/db").read_bytes() == b"restored"
+    assert (one.old / "member/snap/db").read_bytes() == b"former"
+    assert [path.name for path in one.work.iterdir()] == ["snapshot.db"]
+
+
+def test_a_restore_that_was_made_from_another_snapshot_is_refused(tmp_path: Path) -> None:
+    one = member(tmp_path)
+    one.receive(io.BytesIO(WHOLE))
+    database(one.restored, b"restored")
+    one.exchange()
+    other = member(tmp_path, sha256="0" * 64)
+    for step in (other.prepare, other.exchange, lambda: other.receive(io.BytesIO(WHOLE))):
+        with pytest.raises(restore.Refused, match="made here already"):
+            step()
+    with open(one.current / "member/snap/db", "rb+") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        with pytest.raises(restore.Refused, match="etcd runs on this volume"):
+            one.prepare()
+
+
 def test_only_a_restore_that_was_made_is_cleaned_up(tmp_path: Path) -> None:
     database(tmp_path / "etcd")
     one = member(tmp_path)
-    with pytest.raises(restore.Refused, match="nothing was deleted"):
-        one.clean()
+    assert one.clean() is False  # a member that was replaced since
     one.receive(io.BytesIO(WHOLE))
     with pytest.raises(restore.Refused, match="no restored directory"):
         one.exchange()
-    assert (one.current / "member/snap/db").read_bytes() == b"former"
+    with pytest.raises(restore.Refused, match="nothing was deleted"):
+        one.clean()
+    assert (one.current / "member/snap/db").read_bytes() == b"former" and one.snapshot.exists()
     database(one.restored, b"restored")
     one.exchange()
-    one.clean()
-    one.clean()
+    assert one.clean() and one.clean()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["etcd", f"etcd.{STAMP}"] and not list(one.old.iterdir())
     with pytest.raises(restore.Refused, match="made here already"):
         one.receive(io.BytesIO(WHOLE))
+
+
+def test_cleaning_takes_what_all_earlier_restores_left(tmp_path: Path) -> None:
+    database(tmp_path / "etcd")
+    for stamp in ("1600000000", STAMP):
+        one = member(tmp_path, stamp)
+        one.receive(io.BytesIO(WHOLE))
+        database(one.restored, stamp.encode())
+        one.exchange()
+    member(tmp_path, "1500000000").work.mkdir()  # of a restore that was given up
+    kept = {"lost+found", "etcd.old", "restore-1700000001"}
+    for name in kept:
+        (tmp_path / name).mkdir()
+    one.clean()
+    assert {path.name for path in tmp_path.iterdir()} == {"etcd", f"etcd.{STAMP}", *kept}
+    assert (one.current / "member/snap/db").read_bytes() == STAMP.encode()
+
+
+# The command that drives the jobs
+
+FAKE = (
+    f"#!{sys.executable}\n"
+    + """import json, os, re, sys
+from pathlib import Path
+folder = Path(os.environ["FAKE"])
+words = [word for word in sys.argv[1:] if word not in ("-n", "codomyrmex-etcd")]
+state = json.loads((folder / "state").read_text())
+with open(folder / "calls", "a") as calls:
+    calls.write(" ".join(words) + "\\n")
+job = next((word.partition("restore-")[2] for word in words if word.startswith("job/")), None)
+match words[0]:
+    case "get" if words[1].startswith("pvc/"):
+        print(state["claims"][words[1][-6:]], end="")
+    case "get" if words[1] == "pods":
+        print(*("n1" for one in state["jobs"]))
+    case "get" if words[1].startswith("configmap/"):
+        print(state["stamped"], end="")
+    case "get" if "creationTimestamp" in words[-1]:
+        print(state["jobs"].get(job, {}).get("made", ""), end="")
+    case "get":
+        print(state["jobs"].get(job, {}).get("conditions", ""), end="")
+    case "delete":
+        del state["jobs"][job]
+    case "apply":
+        chosen = re.search(r"in \\((.*)\\)", words[-1])
+        for name in chosen[1].split(",") if chosen else ("etcd-0", "etcd-1", "etcd-2"):
+            state["jobs"].setdefault(name, {"made": "2026-01-02T00:00:00Z", "conditions": ""})
+    case "logs" if "receive" in words:
+        print("waits for the snapshot: run.sh sends it")
+    case "logs":
+        print(job, "said so")
+    case "exec":
+        content = sys.stdin.read()
+        if job in state["deaf"]:
+            sys.exit("no whole snapshot")
+        failed = job in state["fails"]
+        state["jobs"][job]["conditions"] = "FailureTarget Failed" if failed else "SuccessCriteriaMet Complete"
+        print(job, "has", content)
+(folder / "state").write_text(json.dumps(state))
+"""
+)
+
+
+class Fake:
+    """A `kubectl` that knows three claims, a ConfigMap and jobs, and what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "kubectl").write_text(FAKE)
+        (folder / "kubectl").chmod(0o755)
+        (folder / "snapshot.db").write_text("the snapshot")
+        self.state: dict[str, Any] = {
+            "stamped": "2026-01-01T00:00:00Z",
+            "claims": dict.fromkeys(("etcd-0", "etcd-1", "etcd-2"), "Bound"),
+            "jobs": {},
+            "deaf": [],
+            "fails": [],
+        }
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Run the command, and keep the state that it left."""
+        (self.folder / "state").write_text(json.dumps(self.state))
+        (self.folder / "calls").write_text("")
+        environment = {"PATH": f"{self.folder}:{os.environ['PATH']}", "FAKE": str(self.folder), "RESTORE_WAIT": "2"}
+        command = (str(DEPLOY / "kubernetes/restore/run.sh"), str(self.folder / "snapshot.db"))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        self.state = json.loads((self.folder / "state").read_text())
+        return done
+
+    def asked(self, word: str) -> list[str]:
+        return [line for line in (self.folder / "calls").read_text().splitlines() if line.startswith(word)]
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    return Fake(tmp_path)
+
+
+def test_the_snapshot_is_sent_to_every_member_and_all_must_be_restored(fake: Fake) -> None:
+    done = fake.run()
+    assert done.returncode == 0 and done.stdout.endswith("all three are restored\n"), done.stderr
+    assert all(f"etcd-{number} has the snapshot" in done.stdout for number in range(3))
+    assert len(fake.asked("exec")) == 3 and not fake.asked("delete")
+
+
+@pytest.mark.parametrize("kind", ["deaf", "fails"])
+def test_the_first_failure_stops_it_and_it_goes_on_from_there(fake: Fake, kind: str) -> None:
+    fake.state[kind] = ["etcd-1"]
+    done = fake.run()
+    assert done.returncode == 1 and "not every member is restored. Do not start etcd." in done.stderr
+    assert ("etcd-1 said so" if kind == "fails" else "etcd-1 did not take the snapshot") in done.stderr
+    assert not fake.asked("delete")  # the log stays
+    fake.state[kind] = []
+    done = fake.run()
+    assert done.returncode == 0, done.stderr
+    assert not [call for call in fake.asked("exec") if "restore-etcd-0" in call]
+    assert fake.asked("delete") == (["delete job/restore-etcd-1"] if kind == "fails" else [])
+
+
+def test_the_jobs_of_a_former_restore_do_not_count(fake: Fake) -> None:
+    fake.state["jobs"] = {"etcd-0": {"made": "2025-12-31T00:00:00Z", "conditions": "SuccessCriteriaMet Complete"}}
+    assert fake.run().returncode == 0
+    assert fake.asked("delete") == ["delete job/restore-etcd-0"] and len(fake.asked("exec")) == 3
+
+
+def test_members_with_a_volume_take_their_nodes_first(fake: Fake) -> None:
+    fake.state["claims"]["etcd-1"] = "Pending"
+    assert fake.run().returncode == 0
+    first, second = fake.asked("apply")
+    assert first.endswith("-l codomyrmex.io/member in (etcd-0,etcd-2)") and second.endswith("restore/run")
+
+
+def test_a_job_that_does_nothing_is_told(fake: Fake) -> None:
+    now = {"made": "2026-01-02T00:00:00Z", "conditions": ""}
+    fake.state |= {"jobs": {"etcd-2": now}, "stamped": ""}
+    done = fake.run()
+    assert done.returncode == 1 and "the ConfigMap etcd-restore is not there" in done.stderr
+    fake.state["stamped"] = "2026-01-01T00:00:00Z"
+    (fake.folder / "kubectl").write_text(FAKE.replace("waits for the snapshot", "is being pulled"))
+    done = fake.run()
+    assert done.returncode == 1 and "nothing happened for 2 seconds" in done.stderr
+
+
+def test_the_script_waits_for_the_words_that_the_job_says() -> None:
+    assert f"*'{restore.WAITS}'*" in (DEPLOY / "kubernetes/restore/run.sh").read_text()
+
+
+# A member's job
 
 
 async def test_the_commands_of_a_members_job_restore_it(programs: Path, tmp_path: Path) -> None:

@@ -360,18 +360,45 @@ def test_backup_and_restore_by_the_runbook(deployment: Deployment) -> None:
         rest(3)
         highest = max(line["token"] for name in TURNS for line in clients.told(name) if line["kind"] == "granted")
     began = time.monotonic()
-    deployment.follow(runbook, "stop-agents", "snapshot", "stamp", "stop-etcd")
-    deployment.follow(runbook, "restore")
-    deployment.follow(runbook, "start-etcd")
-    deployment.note(f"restored in {time.monotonic() - began:.0f} s")
+    assert "3 agents" in deployment.follow(runbook, "stop-agents", "snapshot")
+    deployment.follow(runbook, "former", "stamp", "stop-etcd")
+    assert deployment.follow(runbook, "claims").count("Bound") == 3
+    deployment.shell("lost=etcd-1")
+    assert "data-etcd-1 created" in deployment.follow(runbook, "lost-claim")
+    cluster.until(cluster.empty_disks, "the deleted claim's disk is free again", 60)
+    said = deployment.follow(runbook, "restore")
+    assert said.count(" is restored; ") == 3 and said.count(" has the snapshot") == 3
+    said = deployment.follow(runbook, "restore")  # once more: each member stays as it is, and nothing is sent
+    assert said.count(" is restored; ") == 3 and " has the snapshot" not in said
+    deployment.follow(runbook, "delete-jobs", "start-etcd")
+    deployment.note(f"restored, with one disk lost, in {time.monotonic() - began:.0f} s")
+    _root_gets_the_secrets_password(deployment)
     with deployment.clients("after the restore", **TURNS) as clients:
         rest(3)
         lowest = min(line["token"] for name in TURNS for line in clients.told(name) if line["kind"] == "granted")
     deployment.note(f"  highest token before {highest}, lowest after {lowest}")
     assert lowest > highest
     deployment.follow(runbook, "start-agents", "dead-letters")
-    deployment.follow(runbook, "clean")
-    cluster.kubectl("-n", AGENTS, "rollout", "status", "deployment/agents", "--timeout=120s")
+    assert deployment.follow(runbook, "clean").count("the former data and the snapshots are deleted") == 3
+    assert "etcd-restore" not in cluster.names("configmap", "-n", ETCD)
+
+
+def _root_gets_the_secrets_password(deployment: Deployment) -> None:
+    """The secret has another password than the snapshot; first the older one is known, then it is not."""
+    runbook = "runbooks/restore.md"
+    change = (
+        "secret='kubectl -n codomyrmex-etcd get secret etcd-root'\n"
+        "$secret -o jsonpath='{.data.password}' | base64 -d >older-password\n"
+        "kubectl -n codomyrmex-etcd patch secret etcd-root --type=merge \\\n"
+        '  -p "{\\"stringData\\":{\\"password\\":\\"$(openssl rand -base64 24)\\"}}"\n'
+    )
+    deployment.shell(change)
+    deployment.follow(runbook, "older-password")
+    assert "etcd-roles: complete" in deployment.follow(runbook, "users", timeout=900)
+    deployment.follow(runbook, "forget-password")
+    deployment.shell(f"{change}rm older-password")
+    assert "Authentication Disabled" in deployment.follow(runbook, "unknown-password")
+    assert "etcd-roles: complete" in deployment.follow(runbook, "users", timeout=900)
 
 
 def test_maintenance_leaves_a_small_database_alone(deployment: Deployment) -> None:

@@ -4,12 +4,13 @@
     python restore.py prepare           wait for the snapshot, and refuse where etcd runs or this stamp was used
     python restore.py receive           take the snapshot from standard input, check it, keep it for `prepare`
     python restore.py exchange          move /data/etcd to /data/etcd.STAMP and the restored directory into its place
-    python restore.py clean             delete the old directory and the snapshot of this stamp
+    python restore.py clean             delete the old directory and the snapshot of this stamp and of all earlier ones
 
 All but `sha256` run in the pods of this folder. Their environment: STAMP (seconds since 1970, one for all members),
 SHA256 (the snapshot's checksum), MEMBER (its name, for messages), DATA (/data).
 
-Nothing is overwritten. A crash at any place leaves the old directory whole, and the next run goes on from there.
+Nothing is overwritten. A crash at any place leaves the old directory whole, and the next run goes on from there. A run
+for a member that is restored already, with this stamp and from this snapshot, changes nothing and exits with 0.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 BLOCK = 1 << 20
+WAITS = "waits for the snapshot"  # run.sh looks for these words
 PAGE = 512  # etcd pads the database to whole pages; the checksum that follows makes 32 bytes more
 
 
@@ -48,10 +50,21 @@ class Member:
         self.snapshot = self.work / "snapshot.db"
         self.restored = self.work / "etcd"
 
+    @property
+    def is_made(self) -> bool:
+        """True if the exchange with this stamp was made here."""
+        return self.old.exists() and self.current.exists()
+
+    def refuse_unless_the_same(self) -> None:
+        """Raise `Refused` unless the restore that was made here came from the named snapshot, which is kept."""
+        if not self.snapshot.exists() or checked(self.snapshot) != self.sha256:
+            raise Refused(
+                f"a restore with the stamp {self.stamp} was made here already, and the named snapshot is not here: "
+                "make the ConfigMap etcd-restore anew, with a new stamp"
+            )
+
     def refuse_unless_free(self) -> None:
         """Raise `Refused` where a restore would do harm."""
-        if self.old.exists() and self.current.exists():
-            raise Refused(f"the restore with the stamp {self.stamp} was made here already; nothing was changed")
         later = [
             path.name for path in self.data.glob("etcd.*") if path.name[5:].isdigit() and path.name > self.old.name
         ]
@@ -63,8 +76,10 @@ class Member:
     def receive(self, source: BinaryIO) -> None:
         """Keep the snapshot that comes from `source`, if it is whole and the one that was named."""
         self.refuse_unless_free()
+        if self.is_made:
+            self.refuse_unless_the_same()
         if self.snapshot.exists():
-            raise Refused("the snapshot is here already; nothing was changed")
+            return  # `prepare` checks it
         self.work.mkdir(mode=0o700, exist_ok=True)
         partial = self.work / "snapshot.partial"
         with open(partial, "wb") as target:
@@ -84,10 +99,13 @@ class Member:
     def prepare(self, poll: float = 1.0) -> None:
         """Wait for the snapshot, and clear away a directory that an earlier run left half made."""
         self.refuse_unless_free()
-        print("waits for the snapshot: send it by `restore.py receive`")
-        while not self.snapshot.exists():
-            time.sleep(poll)
-        time.sleep(2 * poll)  # `receive` runs in this container, and ends with it: let it say that it is done
+        if self.is_made:
+            self.refuse_unless_the_same()
+        if not self.snapshot.exists():
+            print(f"{WAITS}: run.sh sends it")
+            while not self.snapshot.exists():
+                time.sleep(poll)
+            time.sleep(2 * poll)  # `receive` runs in this container, and ends with it: let it say that it is done
         if checked(self.snapshot) != self.sha256:
             raise Refused(f"{self.snapshot} is another snapshot than the ConfigMap names: delete it")
         self.refuse_unless_free()
@@ -96,9 +114,11 @@ class Member:
 
     def exchange(self) -> None:
         """Move the old directory away and the restored one into its place."""
-        if self.old.exists() and self.current.exists():
-            return  # made already, and the pod was started a second time
         self.refuse_unless_free()
+        if self.is_made:
+            self.refuse_unless_the_same()
+            shutil.rmtree(self.restored, ignore_errors=True)  # the job has made it once more
+            return
         if not (self.restored / "member" / "snap" / "db").exists():
             raise Refused(f"{self.restored} is no restored directory: delete the job and apply it again")
         if not self.old.exists():
@@ -110,13 +130,27 @@ class Member:
         self.restored.rename(self.current)
         sync(self.data)
 
-    def clean(self) -> None:
-        """Delete the snapshot and all but the name of the old directory, which tells that this stamp was used."""
-        if not (self.old.exists() and self.current.exists()):
-            raise Refused("no restore was made here with this stamp; nothing was deleted")
-        shutil.rmtree(self.work, ignore_errors=True)
+    def clean(self) -> bool:
+        """Delete what this restore and all earlier ones left, but for the name of this one's old directory.
+
+        That name tells that the stamp was used. Returns False if no restore left anything, as on a new volume.
+        """
+        left = [*self._left("etcd."), *self._left("restore-")]
+        if not self.is_made:
+            if left:
+                raise Refused("no restore was made here with this stamp; nothing was deleted")
+            return False
+        for path in left:
+            if path != self.old:
+                shutil.rmtree(path)
         for path in self.old.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return True
+
+    def _left(self, prefix: str) -> list[Path]:
+        """The folders of this stamp and of all earlier ones."""
+        stamps = ((path, path.name.removeprefix(prefix)) for path in self.data.glob(f"{prefix}*"))
+        return [path for path, stamp in stamps if stamp.isdigit() and stamp <= self.stamp]
 
 
 def runs(directory: Path) -> bool:
@@ -189,8 +223,8 @@ def main() -> None:
             member.exchange()
             print(f"{name} is restored; its former data lie in {member.old}")
         case "clean":
-            member.clean()
-            print(f"{name}: the former data and the snapshot are deleted")
+            deleted = member.clean()
+            print(f"{name}: {'the former data and the snapshots are deleted' if deleted else 'nothing to delete'}")
 
 
 if __name__ == "__main__":
