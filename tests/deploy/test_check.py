@@ -176,6 +176,67 @@ def test_pods_are_told_with_the_reason_and_what_to_do(dev: list[Document]) -> No
     ]
 
 
+def event(
+    kind: str, name: str, message: str, at: str = "2026-01-01T00:00:00Z", reason: str = "FailedCreate"
+) -> Document:
+    about = {"kind": kind, "name": name}
+    return made("x", involvedObject=about, reason=reason, message=message, lastTimestamp=at)
+
+
+def test_a_pod_that_is_refused_is_told_with_the_latest_reason(dev: list[Document]) -> None:
+    """A quota, or OpenShift's constraints: the set is there, and no pod."""
+    running, ended = made("etcd-roles", status={}), {"type": "Complete", "status": "True"}
+    events = [
+        event("StatefulSet", "etcd", "exceeded quota: later", "2026-01-01T00:02:00Z"),
+        event("StatefulSet", "etcd", "exceeded quota: earlier"),
+        event("StatefulSet", "etcd", "made it", "2026-01-01T00:03:00Z", reason="SuccessfulCreate"),
+        event("Job", "etcd-roles", "unable to validate against any security context constraint"),
+        event("StatefulSet", "other", "not ours"),
+    ]
+    told = list(check.refused_pods(dev, events, [member(0)], [running]))
+    assert sorted(line.partition(": mend")[0] for line in told) == [
+        "a pod of the Job etcd-roles is refused (unable to validate against any security context constraint)",
+        "a pod of the StatefulSet etcd is refused (exceeded quota: later)",
+    ]
+    members = [member(number) for number in range(3)]
+    pods = [*members, made("x", metadata={"labels": {"app.kubernetes.io/name": "etcd-roles"}})]
+    assert not list(check.refused_pods(dev, events, pods, [running])), "an event stays for an hour after its cause"
+    assert not list(check.refused_pods(dev, events, members, [made("etcd-roles", status={"conditions": [ended]})]))
+    assert not list(check.refused_pods(dev, events, members, []))
+
+
+def test_a_deployments_pods_are_refused_by_its_replica_set() -> None:
+    template = {"metadata": {"labels": {"app.kubernetes.io/name": "agents"}}}
+    agents = [made("agents", kind="Deployment", spec={"replicas": 3, "template": template})]
+    [told] = check.refused_pods(agents, [event("ReplicaSet", "agents-5d8f", "exceeded quota")], [], [])
+    assert told.startswith("a pod of the Deployment agents is refused (exceeded quota)")
+    assert not list(check.refused_pods(agents, [event("ReplicaSet", "agents-old-5d8f", "exceeded quota")], [], []))
+
+
+def test_too_little_room_is_a_warning_since_an_autoscaler_may_add_nodes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], production: list[Document]
+) -> None:
+    found = {
+        "namespaces": [made("codomyrmex-etcd", metadata={"labels": {check.LABEL: "restricted"}})],
+        "customresourcedefinitions": CERTIFICATES + PROMETHEUS,
+        "secrets": [made("etcd-root", data={"password": "eA=="})],
+        "persistentvolumeclaims": [made("etcd-backups")],
+        "configmaps": [made("operate")],
+        "storageclasses": [made("x", metadata={"annotations": {check.DEFAULT_CLASS: "true"}})],
+    }
+    monkeypatch.setattr(check, "items", lambda kind, namespace="": found.get(kind, []))
+    monkeypatch.setattr(check, "overlay_documents", lambda overlay: production)
+    monkeypatch.setattr(check, "kubectl", lambda *arguments, **options: "")
+    monkeypatch.setattr(sys, "argv", ["check.py", "before", "production"])
+    assert check.main() == 0
+    warning, well = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning: 3 members ask for 4 CPU") and "there is room for 0: add nodes unless" in warning
+    assert well == "production can be applied"
+    found["secrets"] = []
+    assert check.main() == 1
+    assert "can be applied" not in capsys.readouterr().out
+
+
 def test_sets_and_jobs_are_told_until_they_are_done(dev: list[Document]) -> None:
     well = [made("etcd", status={"readyReplicas": 3, "updatedReplicas": 3})]
     assert not list(check.unready_sets(dev, well, []))

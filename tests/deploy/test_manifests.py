@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 import json
 import re
 import shutil
@@ -215,9 +217,100 @@ def test_a_renewed_authority_keeps_its_key(documents: list[Document]) -> None:
     assert {authority["commonName"] for authority in authorities} == {"etcd-peer-ca", "etcd-client-ca"}
     for authority in authorities:
         assert authority["privateKey"] == {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Never"}
-        assert authority["renewBefore"] == "720h"
+        assert authority["renewBefore"] == "8760h", "members are restarted within that year"
+        assert f"- {int(authority['duration'].removesuffix('h')) * 3600}\n" in _rule("EtcdAuthorityRenewed") + "\n"
     for one in of(documents, "Certificate"):
         assert one["spec"].get("isCA") or one["spec"]["privateKey"]["rotationPolicy"] == "Always"
+
+
+def _rule(alert: str) -> str:
+    """The expression of an alert."""
+    rules = yaml.safe_load((DEPLOY / "kubernetes/overlays/production/alerts.yaml").read_text())
+    [found] = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"] if rule["alert"] == alert]
+    return str(found)
+
+
+def test_every_user_of_the_page_that_has_a_certificate_gets_one(documents: list[Document]) -> None:
+    users = re.findall(r"^\| `(\w+)` \| certificate \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    certificates = [one["spec"] for one in of(documents, "Certificate")]
+    made = {one["commonName"]: one["usages"] for one in certificates if "commonName" in one and not one.get("isCA")}
+    assert users == ["agent", "observer", "operator"]
+    assert all(made[user] == ["client auth"] for user in users)
+
+
+def test_a_rotation_renews_every_certificate_of_the_authority(documents: list[Document]) -> None:
+    text = (DEPLOY / "runbooks/ca-rotation.md").read_text()
+    leaves = [one for one in of(documents, "Certificate") if not one["spec"].get("isCA")]
+    its = {one["metadata"]["name"] for one in leaves if one["spec"]["issuerRef"]["name"] == "client-ca"}
+    assert set(re.findall(r'which=client leaves="([^"]+)"', text)[0].split()) == its
+    assert set(re.findall(r"^renew (etcd-peer .+)$", text, re.MULTILINE)[0].split()) == its | {"etcd-peer"}
+
+
+def _block(name: str) -> str:
+    from tests.kubernetes.pages import commands
+
+    return commands(DEPLOY / "runbooks/ca-rotation.md")[name]
+
+
+def _pasted(tmp_path: Path, kubectl: str, script: str) -> tuple[int, list[str]]:
+    """The code of lines that are pasted into a shell without `set -e`, and the calls of a kubectl that is a fake."""
+    fake, calls = tmp_path / "kubectl", tmp_path / "calls"
+    fake.write_text(f'#!/usr/bin/env bash\necho "$*" >>{calls}\ncase "$*" in\n{kubectl}esac\n')
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    for program in (fake, tmp_path / "sleep"):
+        program.chmod(0o755)
+    calls.write_text("")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    return done.returncode, calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize("second", ["", "BEGIN"])
+def test_a_bundle_with_one_authority_is_not_trusted(tmp_path: Path, second: str) -> None:
+    first, next_one = base64.b64encode(b"BEGIN\n").decode(), base64.b64encode(second.encode()).decode()
+    fake = f"*ca-next*) echo {next_one} ;;\n*secret*) echo {first} ;;\n*apply*) cat ;;\n"
+    functions = _block("renew").partition("renew()")[0]
+    code, calls = _pasted(tmp_path, fake, functions + "which=client\n" + _block("trust-both"))
+    assert (code == 0) is bool(second)
+    assert any("rollout restart" in call for call in calls) is bool(second)
+    assert any("configmap client-ca-bundle" in call and "--dry-run" in call for call in calls) is bool(second)
+
+
+def test_the_new_authority_alone_is_trusted_only_when_it_has_signed_all(tmp_path: Path) -> None:
+    functions = _block("renew").partition("renew()")[0] + _block("sign").partition("(set -eo pipefail\n  k get")[0]
+    code, calls = _pasted(tmp_path, "", functions + "which=peer leaves=etcd-peer\n" + _block("trust-new"))
+    assert code and not any("delete" in call or "rollout" in call for call in calls)
+
+
+@pytest.mark.parametrize("job", ["complete", "failed"])
+def test_a_new_password_stays_beside_the_older_one_until_etcd_has_it(tmp_path: Path, job: str) -> None:
+    text = (DEPLOY.parents[1] / "SECURITY.md").read_text()
+    [block] = re.findall(r"^    old=.*?^    \)$", text, re.MULTILINE | re.DOTALL)
+    wait = "*wait*) exit 1 ;;\n" if job == "failed" else ""
+    code, calls = _pasted(
+        tmp_path, f"*jsonpath*) echo b2xk ;;\n*create*) echo secret ;;\n*replace*) cat ;;\n{wait}", block
+    )
+    written = ["--from-literal=previous=old" in call for call in calls if "create secret generic etcd-root" in call]
+    assert (code, written) == ((0, [True, False]) if job == "complete" else (1, [True]))
+
+
+def test_no_new_password_is_written_when_the_older_one_cannot_be_read(tmp_path: Path) -> None:
+    text = (DEPLOY.parents[1] / "SECURITY.md").read_text()
+    [block] = re.findall(r"^    old=.*?^    \)$", text, re.MULTILINE | re.DOTALL)
+    code, calls = _pasted(tmp_path, "*jsonpath*) exit 1 ;;\n", block)
+    assert code == 1 and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("conditions", "path"), [("Ready", "conditions/-"), ("Ready\nIssuing", "conditions/1"), ("Issuing", "conditions/0")]
+)
+def test_a_renewal_replaces_the_condition_of_an_earlier_failure(tmp_path: Path, conditions: str, path: str) -> None:
+    """cert-manager's conditions are known by their type, so the API server refuses a second one of a type."""
+    fake = f"*revision*) echo 3 ;;\n*'conditions[*]'*) printf '{conditions}\n' ;;\n"
+    code, calls = _pasted(tmp_path, fake, _block("renew").replace("renew etcd-peer", "renew etcd-peer #"))
+    assert code == 0
+    [patch] = [call for call in calls if '"op":' in call]
+    assert f'"path": "/status/{path}"' in patch and f'"op": "{"add" if "-" in path else "replace"}"' in patch
 
 
 def test_a_bundle_of_authorities_lies_over_the_secrets_own(documents: list[Document]) -> None:
@@ -599,7 +692,8 @@ def test_the_fleet_reaches_etcds_client_port_dns_and_apis(fleet: list[Document])
         }
     ]
     copy = policies["copy-certificate"]
-    assert "ingress" not in copy and _ports(copy["egress"]) == {443, 6443}
+    assert "ingress" not in copy and _ports(copy["egress"]) == {443, 6443, 8443, 16443}
+    assert copy["egress"][0]["to"] == [{"ipBlock": {"cidr": cidr}} for cidr in ("0.0.0.0/0", "::/0")]
     for policy in (*policies.values(), *(one["spec"] for one in of(rendered("production"), "NetworkPolicy"))):
         assert policy["policyTypes"] == ["Ingress", "Egress"]
 
@@ -611,7 +705,10 @@ def test_clients_beside_etcd_reach_etcd_and_dns_alone(documents: list[Document],
     agents = next(one["spec"] for one in of(fleet, "NetworkPolicy") if one["metadata"]["name"] == "agents")
     dns = [_dns(policy) for policy in (policies["etcd"], clients, agents)]
     assert dns[0] == dns[1] == dns[2]
-    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns[0][0]["to"] and "openshift-dns" in str(dns[0][1]["to"])
+    [link_local] = [ipaddress.ip_network(one["ipBlock"]["cidr"]) for one in dns[0][0]["to"] if "ipBlock" in one]
+    assert _ports(dns[0][:1]) == {53} and "openshift-dns" in str(dns[0][1]["to"])
+    for cache in ("169.254.20.10", "169.254.25.10", "169.254.169.254", "169.254.10.10"):  # kubespray, GKE, AKS
+        assert ipaddress.ip_address(cache) in link_local
 
 
 def _ports(rules: list[Document]) -> set[int]:

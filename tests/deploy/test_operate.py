@@ -193,6 +193,50 @@ def test_users_of_a_proof_that_was_killed_are_deleted(operate: ModuleType, etcd_
     assert sorted(users) == ["agent", "bulletproof", "observer", "operator", "root"]
 
 
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("size", "used", "quota", "it_pays"),
+    [
+        (6 * GIB, 3.2 * GIB, 8 * GIB, True),  # above the alert's share of the quota
+        (6 * GIB, 5 * GIB, 8 * GIB, False),  # that is data
+        (4 * GIB, 2.2 * GIB, 8 * GIB, False),
+        (4 * GIB, 1.9 * GIB, 8 * GIB, True),
+        (6 * GIB, 3.2 * GIB, -1, False),  # there is no quota
+        (90 << 20, 1 << 20, 100 << 20, False),
+    ],
+)
+def test_a_file_that_nears_the_quota_pays_sooner(
+    operate: ModuleType, size: int, used: float, quota: int, it_pays: bool
+) -> None:
+    assert operate.pays(size, int(used), quota) is it_pays
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_quota_is_etcds_own_or_that_of_the_environment(
+    operate: ModuleType, etcd_alone: str, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Since 3.6 etcd tells it."""
+    seen: list[int] = []
+
+    class Older(operate.Etcd):  # type: ignore[name-defined, misc]
+        def __call__(self, path: str, /, *, timeout: float = operate.CALL, **body: object) -> dict[str, Any]:
+            answer = dict(super().__call__(path, timeout=timeout, **body))
+            if path == "maintenance/status":
+                answer.pop("dbSizeQuota", None)
+                if told:
+                    answer["dbSizeQuota"] = str(5 * GIB)
+            return answer
+
+    monkeypatch.setattr(operate, "Etcd", Older)
+    monkeypatch.setattr(operate, "pays", lambda size, used, quota: seen.append(quota))
+    operate.defragment()
+    monkeypatch.setenv("ETCD_QUOTA_BACKEND_BYTES", str(3 * GIB))
+    operate.defragment()
+    assert seen == ([5 * GIB, 5 * GIB] if told else [2 * GIB, 3 * GIB])
+
+
 @pytest.mark.parametrize("auth", [False, True])
 def test_the_next_member_stands_still_only_when_the_last_one_reads_again(
     operate: ModuleType, etcd_alone: str, monkeypatch: pytest.MonkeyPatch, auth: bool

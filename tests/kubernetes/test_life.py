@@ -67,13 +67,13 @@ def test_install_says_what_a_cluster_lacks(deployment: Deployment) -> None:
 def test_install_by_the_page_and_twice(deployment: Deployment) -> None:
     """The first apply starts with an older etcd, from which a later test upgrades."""
     deployment.overlay(OLDER)
-    assert "Warning" not in deployment.follow(PAGE, "prepare")
+    assert "Warning" not in deployment.follow(PAGE, "prepare", "prepare-backups")
     assert "can be applied" in deployment.follow(PAGE, "before")
     began = time.monotonic()
     said = deployment.follow(PAGE, "apply")
     deployment.note(f"installed, with users and their proof: {time.monotonic() - began:.0f} s")
     assert "Warning" not in said
-    for line in ("certificates: 7 are ready", "etcd: 3 of 3 pods are ready", "etcd-roles: complete"):
+    for line in ("certificates: 8 are ready", "etcd: 3 of 3 pods are ready", "etcd-roles: complete"):
         assert line in said, said
     generations = _generations(deployment)
     said = deployment.follow(PAGE, "apply")
@@ -81,6 +81,10 @@ def test_install_by_the_page_and_twice(deployment: Deployment) -> None:
     assert _generations(deployment) == generations
     said = deployment.follow(PAGE, "look")
     assert "3 members" in said or said.count("etcd-") >= 3, said
+    # The commands of the table at the page's end.
+    assert "nameserver" in deployment.shell("kubectl -n codomyrmex-etcd exec tools -- cat /etc/resolv.conf")
+    table = "kubectl -n default get endpointslices -l kubernetes.io/service-name=kubernetes"
+    assert table in (deployment.folder / PAGE).read_text() and "6443" in deployment.shell(table)
 
 
 def _generations(deployment: Deployment) -> dict[str, object]:
@@ -108,8 +112,10 @@ def test_install_the_fleet(deployment: Deployment) -> None:
     deployment.cluster.until(
         lambda: "file_edit" in deployment.codomyrmex("locks").stdout, "the fleet's locks are shown", 60
     )
-    said = deployment.follow(PAGE, "see")
-    assert "file_edit" in said and "open" not in said
+    assert "file_edit" in deployment.follow(PAGE, "see")
+    labelled, unlabelled, *_ = deployment.follow(PAGE, "policies").splitlines()
+    assert labelled == "open", "the second line proves nothing"
+    assert any(text in unlabelled for text in ("timed out", "refused", "No route to host")), unlabelled
 
 
 # Users
@@ -337,14 +343,26 @@ def test_certificates_and_an_authority_are_renewed(deployment: Deployment) -> No
         deployment.follow(runbook, "renew", "copy")
         rest(100)  # the kubelet puts new secrets into pods within about a minute
         clients.nobody_lost()
+    with deployment.clients("a restart after an authority is renewed", **FLEET) as clients:
+        _fails_to_issue(deployment, "agent")
+        deployment.shell("renew client-ca agent")
+        deployment.follow(runbook, "restart", timeout=900)
+        clients.nobody_lost()
     with deployment.clients("the clients' authority replaced", **FLEET) as clients:
         deployment.follow(runbook, "successor")
         deployment.follow(runbook, "trust-both", timeout=900)
         deployment.follow(runbook, "copy-both", "sign", "use-new")
         deployment.follow(runbook, "trust-new", timeout=900)
         said = deployment.follow(runbook, "check")
-        assert said.count("Fingerprint") == 4 and len(set(said.splitlines()[::2])) == 1
+        assert said.count("Fingerprint") == 5 and len(set(said.splitlines()[::2])) == 1
         clients.nobody_lost()
+
+
+def _fails_to_issue(deployment: Deployment, name: str) -> None:
+    """Leave the condition of a failed issuance, which stays until the next one."""
+    condition = {"type": "Issuing", "status": "False", "reason": "Failed", "message": "as after a failure"}
+    patch = json.dumps([{"op": "add", "path": "/status/conditions/-", "value": condition}])
+    deployment.kubectl("patch", "certificate", name, "--subresource=status", "--type=json", "-p", patch)
 
 
 # Data

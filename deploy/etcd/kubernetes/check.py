@@ -4,7 +4,8 @@
     python check.py after OVERLAY [--timeout 600]  waits until all is well, or says what is not
 
 It prints a line for each problem and what to do about it. It exits with 0 if all is well, with 1 if not, and with 2 if
-`kubectl` cannot be asked.
+`kubectl` cannot be asked. A line that begins with `warning:` is no problem: it tells of too few nodes, which an
+autoscaler may add.
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ def too_little_room(documents: Documents, nodes: Documents, pods: Documents) -> 
         where = "each on a node of its own" if apart else "on any node"
         yield (
             f"{replicas} members ask for {float(cpu):g} CPU and {float(memory) / 2**30:g} GiB {where}, "
-            f"and there is room for {room}: add nodes, or lower the requests in the overlay"
+            f"and there is room for {room}: add nodes unless an autoscaler does, or lower the requests in the overlay"
         )
 
 
@@ -314,6 +315,43 @@ def why_unready(pod: Document) -> str | None:
     return f"is {status.get('phase', 'unknown')} and not ready"
 
 
+def refused_pods(documents: Documents, events: Documents, pods: Documents, jobs: Documents) -> Iterator[str]:
+    """Sets and jobs of which no pod, or not every pod, could be made, with the latest reason that Kubernetes gives.
+
+    An event lasts an hour, so it is told only while pods are missing.
+    """
+    made = [pod["metadata"].get("labels", {}).get("app.kubernetes.io/name") for pod in pods]
+    for wanted in documents:
+        kind, name = wanted["kind"], wanted["metadata"]["name"]
+        if kind not in {"StatefulSet", "Deployment", "Job"} or (kind == "Job" and not is_running(named(jobs, name))):
+            continue
+        label = wanted["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+        if made.count(label) >= wanted["spec"].get("replicas", 1):
+            continue
+        told = [one for one in events if one.get("reason") == "FailedCreate" and is_about(one, kind, name)]
+        if told:
+            latest = max(told, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+            yield (
+                f"a pod of the {kind} {name} is refused ({latest.get('message', 'no message')}): mend the quota or the "
+                "policy that this names; for OpenShift see kubernetes.md"
+            )
+
+
+def is_running(job: Document | None) -> bool:
+    """True if a job is there and has not ended."""
+    conditions = () if job is None else job.get("status", {}).get("conditions", ())
+    ended = any(one["type"] in {"Complete", "Failed"} and one["status"] == "True" for one in conditions)
+    return job is not None and not ended
+
+
+def is_about(event: Document, kind: str, name: str) -> bool:
+    """True if an event is about an object, or about a ReplicaSet of that Deployment."""
+    its = event["involvedObject"]
+    if kind == "Deployment":
+        return its["kind"] == "ReplicaSet" and str(its["name"]).rpartition("-")[0] == name
+    return bool(its["kind"] == kind and its["name"] == name)
+
+
 def unready_sets(documents: Documents, sets: Documents, deployments: Documents) -> Iterator[str]:
     for kind, found in (("StatefulSet", sets), ("Deployment", deployments)):
         for wanted in of(documents, kind):
@@ -348,8 +386,8 @@ def unfinished_jobs(documents: Documents, jobs: Documents) -> Iterator[str]:
 # The two commands
 
 
-def before(overlay: str) -> list[str]:
-    """The problems to mend before an overlay is applied."""
+def before(overlay: str) -> tuple[list[str], list[str]]:
+    """The problems to mend before an overlay is applied, and the warnings."""
     documents = overlay_documents(overlay)
     space = namespace_of(documents)
     namespace = named(items("namespaces"), space)
@@ -359,7 +397,6 @@ def before(overlay: str) -> list[str]:
         *unfit_namespace(space, namespace),
         *missing_by_hand(documents, items("secrets", space), claims, items("configmaps", space)),
         *no_storage(documents, claims, items("storageclasses")),
-        *too_little_room(documents, items("nodes"), items("pods")),
         *another_cluster(documents, items("statefulsets", space)),
     ]
     if not problems:
@@ -367,18 +404,20 @@ def before(overlay: str) -> list[str]:
             kubectl("apply", "-k", overlay, "--dry-run=server")
         except Unanswered as error:
             problems.append(f"the cluster refuses the overlay: {error}")
-    return problems
+    room = too_little_room(documents, items("nodes"), items("pods"))
+    return problems, [f"warning: {line}" for line in room]
 
 
 def after(documents: Documents) -> list[str]:
     """All that is not yet as the overlay wants it."""
     space = namespace_of(documents)
-    sets = items("statefulsets", space)
+    sets, pods, jobs = items("statefulsets", space), items("pods", space), items("jobs", space)
     return [
         *unready_certificates(documents, items("certificates.cert-manager.io", space), items("secrets", space)),
         *unready_sets(documents, sets, items("deployments", space)),
-        *unready_pods(documents, items("pods", space), sets),
-        *unfinished_jobs(documents, items("jobs", space)),
+        *unready_pods(documents, pods, sets),
+        *refused_pods(documents, items("events", space), pods, jobs),
+        *unfinished_jobs(documents, jobs),
     ]
 
 
@@ -410,14 +449,15 @@ def main() -> int:
     given = parser.parse_args()
     try:
         if given.command == "before":
-            problems, well = before(str(given.overlay)), [f"{given.overlay} can be applied"]
+            problems, warnings = before(str(given.overlay))
+            well = [f"{given.overlay} can be applied"]
         else:
             documents = overlay_documents(str(given.overlay))
-            problems, well = waited(documents, given.timeout), list(counted(documents))
+            problems, warnings, well = waited(documents, given.timeout), [], list(counted(documents))
     except Unanswered as error:
         print(f"check.py: {error}", file=sys.stderr)
         return 2
-    print("\n".join(problems or well))
+    print("\n".join([*warnings, *(problems or well)]))
     return bool(problems)
 
 

@@ -2,12 +2,14 @@
 
     python operate.py roles             wait for etcd, make users and roles, turn auth on, and prove that the roles are
                                         confined; running it again does no harm
-    python operate.py defragment        one member after another, the leader last, and only where it pays
+    python operate.py defragment        one member after another, the leader last, and only where it pays or where the
+                                        file nears the quota
     python operate.py rotate FROM TO    keep a snapshot under the time it was made at, and the newest 28 of them
 
 From the environment: ETCD_ENDPOINTS (comma separated), ETCD_CA_FILE, ETCD_CERT_FILE and ETCD_KEY_FILE for TLS,
 ETCD_ROOT_PASSWORD_FILE, ETCD_NAMESPACE (codomyrmex), ETCD_WAIT (900): for so many seconds `roles` asks again while no
-endpoint answers. A refusal by etcd is not asked again. To change root's password, put the new one into that file, and
+endpoint answers. A refusal by etcd is not asked again. ETCD_QUOTA_BACKEND_BYTES: the quota, for an etcd older than 3.6,
+which does not tell it (etcd's own default, 2 GiB). To change root's password, put the new one into that file, and
 the older one into a file `previous` beside it.
 
 It speaks to etcd's HTTP gateway, which knows users by password only; root has one, all others are known by their
@@ -39,6 +41,8 @@ T = TypeVar("T")
 KEPT = 28  # backups
 PAYS = 0.5  # defragment where more than this share of the file is free
 LEAST = 100 << 20  # bytes; below, it never pays
+FULL, SOME = 0.6, 0.2  # of a file above this share of the quota, defragment where more than this share is free
+QUOTA = 2 << 30  # bytes; etcd's own default
 WAIT = 900.0  # seconds in which an etcd that does not answer is asked again
 AGAIN, TOLD = 2.0, 30.0  # seconds from one question to the next, and from one line about the waiting to the next
 CALL, DEFRAGMENTATION = 10.0, 900.0  # seconds for one answer
@@ -249,18 +253,25 @@ def defragment() -> None:
         etcd, _ = logged_in(endpoint)
         status = etcd("maintenance/status")
         leads = status["header"]["member_id"] == status.get("leader")
-        members.append((leads, endpoint, etcd, int(status["dbSize"]), int(status["dbSizeInUse"])))
+        quota = int(status.get("dbSizeQuota") or os.environ.get("ETCD_QUOTA_BACKEND_BYTES") or QUOTA)
+        members.append((leads, endpoint, etcd, int(status["dbSize"]), int(status["dbSizeInUse"]), quota))
     alarms = members[0][2]("maintenance/alarm", action="GET").get("alarms")
     if alarms:
         raise SystemExit(f"alarms are raised, see the runbooks: {alarms}")
-    for leads, endpoint, etcd, size, used in sorted(members, key=lambda member: member[:2]):
+    for leads, endpoint, etcd, size, used, quota in sorted(members, key=lambda member: member[:2]):
         what = f"{endpoint}{' (leader)' if leads else ''}: {used >> 20} of {size >> 20} MiB in use"
-        if size < LEAST or used > size * (1 - PAYS):
+        if not pays(size, used, quota):
             print(f"{what}; left alone")
             continue
         logged_in(endpoint)[0]("maintenance/defragment", timeout=DEFRAGMENTATION)
         etcd = until_answered(functools.partial(reading, endpoint), WAIT)  # before the next member stands still
         print(f"{what}; now {int(etcd('maintenance/status')['dbSize']) >> 20} MiB", flush=True)
+
+
+def pays(size: int, used: int, quota: int) -> bool:
+    """True if much of a file is free, or some of one that nears the quota, before EtcdDatabaseFillsUp rings."""
+    least = SOME if 0 < quota * FULL < size else PAYS
+    return size >= LEAST and size - used >= size * least
 
 
 def reading(endpoint: str) -> Etcd:
