@@ -1758,6 +1758,27 @@ MUTANTS = (
         "        if True:",
         "-m deploy tests/deploy/test_operate.py -k replaces_the_previous",
     ),
+    Mutant(
+        "keep a snapshot whose checksum is another",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "    if appended != digest.digest():",
+        "    if False:",
+        "-m deploy tests/deploy/test_operate.py -k damaged_snapshot",
+    ),
+    Mutant(
+        "leave a damaged snapshot among the backups",
+        "../../../deploy/etcd/kubernetes/base/operate.py",
+        "            partial.unlink()\n            raise Damaged",
+        "            raise Damaged",
+        "-m deploy tests/deploy/test_operate.py -k damaged_snapshot",
+    ),
+    Mutant(
+        "give a command of etcdctl up although its pod runs",
+        "../../../deploy/etcd/kubernetes/tools/etcdctl.sh",
+        "    Running) waited=0 ;;\n",
+        "",
+        "-m deploy tests/deploy/test_manifests.py -k awaited_as_long",
+    ),
 )
 
 

@@ -4,6 +4,7 @@ plain processes everywhere; certificates, users, roles, an agent that drains."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import shutil
@@ -156,13 +157,14 @@ def test_defragmentation_leaves_small_members_alone(guarded: Deployed) -> None:
 
 def test_backups_are_rotated(guarded: Deployed, tmp_path: Path) -> None:
     snapshot, backups = tmp_path / "snapshot.db", tmp_path / "backups"
-    snapshot.write_bytes(b"snapshot")
+    whole = b"snapshot" * 64 + hashlib.sha256(b"snapshot" * 64).digest()
+    snapshot.write_bytes(whole)
     backups.mkdir()
     for number in range(40):
         (backups / f"etcd-20260101T0000{number:02d}Z.db").write_bytes(b"old")
     assert guarded.operate("rotate", str(snapshot), str(backups)).returncode == 0
     kept = sorted(backups.iterdir())
-    assert len(kept) == 28 and kept[-1].read_bytes() == b"snapshot"
+    assert len(kept) == 28 and kept[-1].read_bytes() == whole
     assert guarded.operate().returncode != 0 and guarded.operate("nonsense").returncode != 0
 
 

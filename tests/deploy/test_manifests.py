@@ -29,7 +29,6 @@ MADE_BY_HAND = {"etcd-root"}
 BY_ITSELF = (
     "base/namespace.yaml",
     "backups-claim.yaml",
-    "tools/tools.yaml",
     "tools/backups.yaml",
     "tools/etcdctl.yaml",
 )
@@ -53,7 +52,7 @@ def by_itself() -> list[Document]:
 
 
 def documents_applied_by_themselves() -> list[Document]:
-    found = [document for folder in ("run", "clean") for document in rendered(f"restore/{folder}")]
+    found = [document for folder in ("restore/run", "restore/clean", "tools") for document in rendered(folder)]
     for file in BY_ITSELF:
         found += yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text())
     return found
@@ -330,6 +329,72 @@ def test_a_bundle_of_authorities_lies_over_the_secrets_own(documents: list[Docum
         assert volume["projected"]["defaultMode"] == 0o440
 
 
+def test_every_client_trusts_the_bundle_while_an_authority_is_replaced(
+    documents: list[Document], by_itself: list[Document]
+) -> None:
+    """Each certificate of this namespace's jobs and tools lies beside the optional bundle, which wins."""
+    found = 0
+    for template in [*templates(documents), *templates(by_itself)]:
+        for volume in template["spec"].get("volumes", ()):
+            assert "tls" not in volume.get("secret", {}).get("secretName", ""), template["metadata"]
+            if volume["name"] in {"operator-tls", "gateway-tls"}:
+                assert volume["projected"]["sources"] == [
+                    {"secret": {"name": volume["name"]}},
+                    {"configMap": {"name": "client-ca-bundle", "optional": True}},
+                ]
+                assert volume["projected"]["defaultMode"] == 0o440
+                found += 1
+    assert found >= 3
+
+
+def test_the_operators_pod_takes_the_image_that_was_pushed(tmp_path: Path, fleet: list[Document]) -> None:
+    ours, theirs = (
+        yaml.safe_load((DEPLOY / f"kubernetes/{folder}/kustomization.yaml").read_text())["images"]
+        for folder in ("tools", "agents")
+    )
+    assert ours == theirs and [one["name"] for one in ours] == ["codomyrmex-agent"]
+    shutil.copytree(DEPLOY / "kubernetes/tools", tmp_path / "tools")
+    file = tmp_path / "tools/kustomization.yaml"
+    file.write_text(file.read_text().replace("newName: codomyrmex-agent", "newName: registry.example.com/agent"))
+    [pod] = yaml.safe_load_all(check(tool("kubectl"), "kustomize", str(tmp_path / "tools")))
+    assert pod["metadata"]["name"] == "tools"
+    assert [one["image"] for one in containers(pod)] == [f"registry.example.com/agent:{ours[0]['newTag']}"]
+
+
+def test_the_page_pushes_the_image_before_a_pod_of_it_is_made() -> None:
+    page = (DEPLOY / "kubernetes.md").read_text()
+    assert page.index("docker push") < page.index("apply -k kubernetes/tools") < page.index("kubernetes/agents\n")
+
+
+def test_backups_need_no_memory_for_their_check_and_a_node_with_room(documents: list[Document]) -> None:
+    for job in of(documents, "CronJob"):
+        if job["metadata"]["name"] == "etcd-backup":
+            template = job["spec"]["jobTemplate"]["spec"]["template"]
+            assert "etcdutl" not in json.dumps(template)  # it keeps every key of the snapshot in memory
+            save, keep = containers(template)
+            [scratch] = [one["emptyDir"] for one in template["spec"]["volumes"] if "emptyDir" in one]
+            assert save["resources"]["requests"]["ephemeral-storage"] == scratch["sizeLimit"] == "9Gi"
+            assert keep["command"][2] == "rotate"
+
+
+def test_a_full_database_of_dev_fits_its_claim_twice() -> None:
+    tool("kubectl")
+    for overlay, claim in (("dev", 1 << 30), ("production", 50 << 30)):
+        [etcd] = of(rendered(overlay), "StatefulSet")
+        [volume] = etcd["spec"]["volumeClaimTemplates"]
+        assert volume["spec"]["resources"]["requests"]["storage"] == f"{claim >> 30}Gi"
+        quotas = re.findall(
+            r"--quota-backend-bytes=(\d+)", " ".join(containers(etcd["spec"]["template"])[0]["command"])
+        )
+        assert 2 * int(quotas[-1]) <= claim * 0.8  # the last flag counts; a defragmentation writes a second file
+
+
+def test_the_pod_of_backups_ends_before_a_waiting_backup_does(by_itself: list[Document]) -> None:
+    [pod] = [one for one in of(by_itself, "Pod") if one["metadata"].get("name") == "backups"]
+    [job] = [one for one in of(rendered("production"), "CronJob") if one["metadata"]["name"] == "etcd-backup"]
+    assert pod["spec"]["activeDeadlineSeconds"] < job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+
+
 def test_the_job_of_roles_waits_for_the_members_and_goes_when_it_is_done(documents: list[Document]) -> None:
     [job] = [one for one in of(documents, "Job") if one["metadata"]["name"] == "etcd-roles"]
     [container] = containers(job["spec"]["template"])
@@ -418,7 +483,9 @@ def test_what_is_applied_by_itself_fits_the_overlays(by_itself: list[Document]) 
         is_confined(template)
         assert {container["image"] for container in containers(template)} <= images
         for volume in template["spec"]["volumes"]:
-            assert volume.get("secret", {}).get("secretName") in {None, *secrets}
+            for source in volume.get("projected", {}).get("sources", ()):
+                assert source.get("secret", {}).get("name") in {None, *secrets}
+                assert source.get("configMap", {}).get("name") in {None, *BUNDLES}
             assert volume.get("configMap", {}).get("name") in {None, *configs}
             assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
     [tools] = [pod for pod in of(by_itself, "Pod") if pod["metadata"].get("name") == "tools"]
@@ -547,6 +614,53 @@ def test_etcdctl_runs_in_a_pod_with_the_arguments_it_was_given(tmp_path: Path, e
     own = () if endpoints else ("--endpoints=https://etcd.codomyrmex-etcd.svc:2379",)
     assert container["args"] == [*own, *arguments]
     assert "delete pod/etcdctl-x" in (tmp_path / "calls").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("phase", "code"), [("Running", 0), ("Pending", 1)])
+def test_etcdctl_is_awaited_as_long_as_its_pod_runs(tmp_path: Path, phase: str, code: int) -> None:
+    """The member goes on with a command whose client is gone, so only a pod that does not start is given up."""
+    fake = tmp_path / "kubectl"
+    fake.write_text(
+        "#!/usr/bin/env bash\n"
+        f'echo "$*" >>{tmp_path}/calls\n'
+        'case "$*" in\n'
+        "  create*) cat >/dev/null; echo pod/etcdctl-x ;;\n"
+        f"  *phase*) if [ $(grep -c phase {tmp_path}/calls) -gt 3 ]; then echo Succeeded; else echo {phase}; fi ;;\n"
+        "  *exitCode*) echo 0 ;;\n"
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "ETCDCTL_WAIT": "2"}
+    command = (str(DEPLOY / "kubernetes/tools/etcdctl.sh"), "defrag")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("is still Pending" in done.stderr) is bool(code)
+
+
+@pytest.mark.parametrize("fails", ["defrag", "get"])
+def test_no_second_member_is_defragmented_while_the_first_does_not_answer(tmp_path: Path, fails: str) -> None:
+    page = (DEPLOY / "runbooks/nospace.md").read_text()
+    [block] = re.findall(r"<!-- run: defragment -->\n *```sh\n(.+?)```", page, re.DOTALL)
+    (tmp_path / "kubernetes/tools").mkdir(parents=True)
+    fake = tmp_path / "kubernetes/tools/etcdctl.sh"
+    fake.write_text(f'#!/usr/bin/env bash\necho "$@"\ncase "$*" in *" {fails}"*) exit 1 ;; esac\n')
+    fake.chmod(0o755)
+    done = subprocess.run(("bash", "-uc", block), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "etcd-0" in done.stdout and "etcd-1" not in done.stdout and "is done" not in done.stdout
+
+
+def test_a_member_that_never_started_is_found_by_its_url(tmp_path: Path) -> None:
+    page = (DEPLOY / "runbooks/replace-a-member.md").read_text()
+    [block] = re.findall(r"<!-- run: remove -->\n *```sh\n(.+?)```", page, re.DOTALL)
+    url = "https://etcd-{0}.etcd-peers.codomyrmex-etcd.svc"
+    lines = [f"a{n}, started, etcd-{n}, {url.format(n)}:2380, {url.format(n)}:2379, false" for n in (0, 2)]
+    lines.insert(1, f"b1, unstarted, , {url.format(1)}:2380, , false")
+    (tmp_path / "kubernetes/tools").mkdir(parents=True)
+    fake = tmp_path / "kubernetes/tools/etcdctl.sh"
+    listed = "\n".join(lines)
+    fake.write_text(f'#!/usr/bin/env bash\n[ "$2" = list ] && echo "{listed}" || echo "$@"\n')
+    fake.chmod(0o755)
+    assert check("env", "-C", str(tmp_path), "bash", "-euo", "pipefail", "-c", block) == "member remove b1\n"
 
 
 def _is_restricted(documents: list[Document]) -> None:
@@ -839,5 +953,5 @@ def test_runbooks_say_where_their_commands_run_and_name_files_that_exist() -> No
     for name in ("restore", "replace-a-member", "nospace", "upgrade"):
         text = (DEPLOY / "runbooks" / f"{name}.md").read_text()
         assert "**Where.** In the folder `deploy/etcd`" in text
-        for path in re.findall(r"\bkubernetes/[a-z][\w./-]*\w", text):
+        for path in re.findall(r"(?<!tests/)\bkubernetes/[a-z][\w./-]*\w", text):
             assert (DEPLOY / path).exists(), f"{name}: {path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import importlib.util
 import os
@@ -260,3 +261,30 @@ def test_the_next_member_stands_still_only_when_the_last_one_reads_again(
     operate.defragment()
     stands, reads = ("maintenance/defragment", 900), ("kv/range", 10)
     assert asked == [stands, reads, reads, reads, stands, reads, reads]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a bit turned", "of a data directory", "cut off at a page"])
+def test_a_damaged_snapshot_is_not_kept_and_costs_no_older_one(
+    operate: ModuleType, tmp_path: Path, damage: str
+) -> None:
+    database = bytes(range(256)) * 8192  # two blocks of copying
+    whole = database + hashlib.sha256(database).digest()
+    broken = {
+        "cut off": whole[:-1],
+        "a bit turned": b"\x01" + whole[1:],
+        "of a data directory": database,
+        "cut off at a page": whole[: -operate.PAGE],
+    }[damage]
+    snapshot, folder = tmp_path / "snapshot.db", tmp_path / "backups"
+    folder.mkdir()
+    older = {f"etcd-20260101T0000{number:02d}Z.db" for number in range(operate.KEPT)}
+    for name in older:
+        (folder / name).write_bytes(b"older")
+    snapshot.write_bytes(broken)
+    with pytest.raises(operate.Damaged, match=r"snapshot.db is (not a whole snapshot|damaged).*Make a job"):
+        operate.rotate(snapshot, folder)
+    assert {path.name for path in folder.iterdir()} == older
+    snapshot.write_bytes(whole)
+    operate.rotate(snapshot, folder)
+    [kept] = {path for path in folder.iterdir() if path.name not in older}
+    assert kept.read_bytes() == whole

@@ -7,6 +7,8 @@ command of that page and of the runbooks, which the last test makes sure of.
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from tests.kubernetes.deployment import AGENTS, ETCD, Deployment, pod, rest
 from tests.kubernetes.lab import programs
 from tests.kubernetes.lab.images import named
-from tests.kubernetes.lab.places import NODES
+from tests.kubernetes.lab.places import DEPLOY, NODES
 from tests.kubernetes.pages import commands, unmarked
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1200)]
@@ -85,6 +87,9 @@ def test_install_by_the_page_and_twice(deployment: Deployment) -> None:
     assert "nameserver" in deployment.shell("kubectl -n codomyrmex-etcd exec tools -- cat /etc/resolv.conf")
     table = "kubectl -n default get endpointslices -l kubernetes.io/service-name=kubernetes"
     assert table in (deployment.folder / PAGE).read_text() and "6443" in deployment.shell(table)
+    assert "etcd-" in deployment.follow(PAGE, "copy-backup")
+    [copy] = deployment.folder.glob("etcd-*.db")
+    assert copy.stat().st_mode & 0o077 == 0
 
 
 def _generations(deployment: Deployment) -> dict[str, object]:
@@ -426,17 +431,49 @@ def test_maintenance_leaves_a_small_database_alone(deployment: Deployment) -> No
 
 
 def test_a_full_database_is_repaired_by_the_runbook(deployment: Deployment) -> None:
-    """With a quota of 24 MiB the alarm is raised soon."""
-    quota = """\
-  - target: {kind: StatefulSet, name: etcd}
-    patch: |
-      - op: add
-        path: /spec/template/spec/containers/0/command/-
-        value: --quota-backend-bytes=25165824
-"""
-    deployment.overlay(quota)
+    """With a quota of 24 MiB the alarm is raised soon: by the history of one key, and then by data."""
+    runbook = "runbooks/nospace.md"
+    deployment.overlay(_quota(24 << 20))
+    deployment.follow(runbook, "apply", timeout=900)
+    deployment.follow(runbook, "tools")
+    _fill(deployment, "/codomyrmex/filler")
+    _is_full(deployment, deployment.follow(runbook, "look"))
+    deployment.follow(runbook, "compact")
+    assert deployment.follow(runbook, "defragment").count("is done") == 3
+    deployment.follow(runbook, "disarm")
+
+    _fill(deployment, "/codomyrmex/filler/{number}")
+    _is_full(deployment, deployment.follow(runbook, "look"))
+    for command in (("dlq", "stats"), ("locks",)):
+        refused = deployment.codomyrmex(*command)
+        assert refused.returncode and "database is full" in refused.stderr, refused
+    deployment.follow(runbook, "compact")
+    deployment.overlay(_quota(64 << 20))
+    deployment.follow(runbook, "apply", timeout=900)
+    deployment.follow(runbook, "disarm", "purge")
+    deployment.etcdctl("del", "--prefix", "/codomyrmex/filler")  # stands for dead letters that are purged
+    deployment.follow(runbook, "compact")
+    assert deployment.follow(runbook, "defragment").count("is done") == 3
+    deployment.overlay(_quota(24 << 20))
+    deployment.follow(runbook, "apply", timeout=900)
+    status = deployment.codomyrmex("status")
+    assert status.returncode == 0, status.stdout + status.stderr
+    deployment.follow(runbook, "end")
+    deployment.overlay("")
     deployment.shell("kubectl apply -k kubernetes/overlays/production")
     deployment.until_healthy(400)
+
+
+def _quota(limit: int) -> str:
+    """The runbook's patch, with another figure."""
+    page = (DEPLOY / "runbooks/nospace.md").read_text()
+    [patch] = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    patch = re.sub(r"backend-bytes=\d+", f"backend-bytes={limit}", patch)
+    return textwrap.indent(textwrap.dedent(patch), "  ").rstrip() + "\n"
+
+
+def _fill(deployment: Deployment, key: str) -> None:
+    """Write until etcd refuses."""
     script = (
         "import asyncio\n"
         "from codomyrmex.concurrency import DistributedLock, EtcdError, Session\n"
@@ -444,22 +481,18 @@ def test_a_full_database_is_repaired_by_the_runbook(deployment: Deployment) -> N
         "    async with Session() as session, DistributedLock('filler', session) as grant:\n"
         "        for number in range(10000):\n"
         "            try:\n"
-        "                await grant.put('/codomyrmex/filler', 'x' * 400_000)\n"
+        f"                await grant.put(f'{key}', 'x' * 400_000)\n"
         "            except EtcdError as error:\n"
         "                return print(type(error).__name__, error)\n"
         "asyncio.run(main())\n"
     )
     assert "EtcdQuotaExceeded" in _run(deployment, "filler", script)
-    runbook = "runbooks/nospace.md"
-    said = deployment.follow(runbook, "tools", "look")
-    assert "NOSPACE" in said, said
+
+
+def _is_full(deployment: Deployment, said: str) -> None:
+    assert said.count("NOSPACE") > 1, said
     status = deployment.codomyrmex("status")
     assert status.returncode and "NOSPACE" in status.stdout + status.stderr
-    deployment.follow(runbook, "compact", "defragment")
-    deployment.follow(runbook, "disarm")
-    deployment.overlay("")
-    deployment.shell("kubectl apply -k kubernetes/overlays/production")
-    deployment.until_healthy(400)
 
 
 # The pages

@@ -4,7 +4,8 @@
                                         confined; running it again does no harm
     python operate.py defragment        one member after another, the leader last, and only where it pays or where the
                                         file nears the quota
-    python operate.py rotate FROM TO    keep a snapshot under the time it was made at, and the newest 28 of them
+    python operate.py rotate FROM TO    check a snapshot, keep it under the time it was made at, and the newest
+                                        28 of them
 
 From the environment: ETCD_ENDPOINTS (comma separated), ETCD_CA_FILE, ETCD_CERT_FILE and ETCD_KEY_FILE for TLS,
 ETCD_ROOT_PASSWORD_FILE, ETCD_NAMESPACE (codomyrmex), ETCD_WAIT (900): for so many seconds `roles` asks again while no
@@ -20,12 +21,12 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import http.client
 import json
 import math
 import os
 import secrets
-import shutil
 import ssl
 import sys
 import time
@@ -34,11 +35,13 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
 KEPT = 28  # backups
+BLOCK = 1 << 20
+PAGE = 512  # etcd pads the database to whole pages; the checksum of `snapshot save` follows it
 PAYS = 0.5  # defragment where more than this share of the file is free
 LEAST = 100 << 20  # bytes; below, it never pays
 FULL, SOME = 0.6, 0.2  # of a file above this share of the quota, defragment where more than this share is free
@@ -50,6 +53,10 @@ CALL, DEFRAGMENTATION = 10.0, 900.0  # seconds for one answer
 
 class Refused(Exception):
     """etcd's own words."""
+
+
+class Damaged(Exception):
+    """The reason why a snapshot is not kept."""
 
 
 class NoAnswer(Exception):
@@ -289,7 +296,11 @@ def rotate(snapshot: Path, folder: Path) -> None:
     os.umask(0o077)  # a snapshot holds all data and the hashes of passwords
     partial = kept.with_suffix(".partial")
     with open(snapshot, "rb") as source, open(partial, "wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+        try:
+            copy_checked(source, target, snapshot.stat().st_size)
+        except Damaged as error:
+            partial.unlink()
+            raise Damaged(f"{snapshot} {error}; the older backups are kept. Make a job of etcd-backup again") from None
         target.flush()
         os.fsync(target.fileno())
     partial.rename(kept)
@@ -301,6 +312,22 @@ def rotate(snapshot: Path, folder: Path) -> None:
     for old in sorted(folder.glob("etcd-*.db"))[:-KEPT]:
         old.unlink()
     print(f"kept {kept.name}, {kept.stat().st_size >> 10} KiB")
+
+
+def copy_checked(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    """Copy a snapshot block by block. Raises `Damaged` if its database has not the checksum that follows it."""
+    digest = hashlib.sha256()
+    if size % PAGE != digest.digest_size:
+        raise Damaged(f"is not a whole snapshot: {size} bytes")
+    left = size - digest.digest_size
+    while block := source.read(min(BLOCK, left)):
+        digest.update(block)
+        target.write(block)
+        left -= len(block)
+    appended = source.read()
+    if appended != digest.digest():
+        raise Damaged("is damaged: its checksum is not the one that etcd appended")
+    target.write(appended)
 
 
 def main() -> None:
@@ -318,5 +345,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (Refused, NoAnswer, OSError, KeyError) as error:
+    except (Refused, Damaged, NoAnswer, OSError, KeyError) as error:
         raise SystemExit(f"operate.py: {type(error).__name__}: {error}") from None
