@@ -146,10 +146,10 @@ def test_users_are_made_again_without_harm_and_an_agent_is_confined(deployment: 
     assert "refused:" in _run(deployment, "confined", script)
 
 
-def _run(deployment: Deployment, name: str, script: str, **place: Any) -> str:
+def _run(deployment: Deployment, name: str, script: str, **others: Any) -> str:
     """Run a script in a pod to its end, and return its log."""
-    deployment.cluster.apply(pod(name, ["python", "-c", script], **place))
-    return _ended(deployment, name, place.get("namespace", ETCD))
+    deployment.cluster.apply(pod(name, ["python", "-c", script], **others))
+    return _ended(deployment, name, others.get("namespace", ETCD))
 
 
 def _ended(deployment: Deployment, name: str, namespace: str) -> str:
