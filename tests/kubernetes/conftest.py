@@ -11,7 +11,7 @@ from tests.kubernetes.lab import cluster
 from tests.kubernetes.lab.cluster import Cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it ends before the whole cluster starts: one at a time uses the cache folder
 def api() -> Iterator[Cluster]:
     """An API server with the CRDs of cert-manager and the Prometheus operator, and no node."""
     if reason := cluster.missing(whole=False):

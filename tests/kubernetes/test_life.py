@@ -87,7 +87,7 @@ def test_install_by_the_page_and_twice(deployment: Deployment) -> None:
     assert "nameserver" in deployment.shell("kubectl -n codomyrmex-etcd exec tools -- cat /etc/resolv.conf")
     table = "kubectl -n default get endpointslices -l kubernetes.io/service-name=kubernetes"
     assert table in (deployment.folder / PAGE).read_text() and "6443" in deployment.shell(table)
-    assert "etcd-" in deployment.follow(PAGE, "copy-backup")
+    assert re.search(r"^[0-9a-f]{64}$", deployment.follow(PAGE, "copy-backup"), re.MULTILINE), "the copy is whole"
     [copy] = deployment.folder.glob("etcd-*.db")
     assert copy.stat().st_mode & 0o077 == 0
 
