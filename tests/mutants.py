@@ -1773,6 +1773,13 @@ MUTANTS = (
         "-m deploy tests/deploy/test_operate.py -k damaged_snapshot",
     ),
     Mutant(
+        "take a change of etcd's users for a refusal",
+        "etcd/transports/failures.py",
+        '    (USERS_CHANGED, Meaning(EtcdUnavailable, "no", True)),\n',
+        "",
+        "tests/integration/test_security.py -k meanwhile",
+    ),
+    Mutant(
         "give a command of etcdctl up although its pod runs",
         "../../../deploy/etcd/kubernetes/tools/etcdctl.sh",
         "    Running) waited=0 ;;\n",

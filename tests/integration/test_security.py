@@ -6,6 +6,7 @@ import asyncio
 import base64
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -171,6 +172,30 @@ class TlsEtcd:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+async def test_roles_that_are_changed_meanwhile_cost_no_call(guarded: EmbeddedEtcd) -> None:
+    """etcd refuses a call that it had checked before the change, with a text of its own."""
+    settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
+    token = gateway(guarded.endpoint, "auth/authenticate", name="root", password=PASSWORD)["token"]
+    ended = threading.Event()
+
+    def change() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            gateway(guarded.endpoint, "auth/role/add", token=token, name=f"passing-{number}")
+            ended.wait(0.4)  # a login is tried again by etcd as long as its users change
+
+    async with Session(**settings) as session, DistributedLock("changed", session) as grant:
+        changing = asyncio.create_task(asyncio.to_thread(change))
+        try:
+            end = asyncio.get_running_loop().time() + 3
+            while asyncio.get_running_loop().time() < end:
+                await asyncio.gather(*(grant.put(f"/fleet/changed/{number}", "x") for number in range(50)))
+        finally:
+            ended.set()
+        await changing
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from codomyrmex.concurrency.etcd.transports.failures import to_error, token_expi
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", EtcdUnavailable, "unknown", True),
         ("UNAUTHENTICATED", "etcdserver: invalid auth token", EtcdAuthError, "no", True),
         ("PERMISSION_DENIED", "etcdserver: permission denied", EtcdAuthError, "no", False),
+        ("INVALID_ARGUMENT", "etcdserver: revision of auth store is old", EtcdUnavailable, "no", True),
         ("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request", EtcdError, "no", False),
     ],
 )
@@ -32,6 +33,7 @@ def test_a_failure_says_whether_it_was_applied(
 
 def test_only_a_stale_token_asks_for_a_new_one() -> None:
     assert token_expired("etcdserver: invalid auth token")
+    assert token_expired("etcdserver: revision of auth store is old"), "a token may know that revision"
     assert not token_expired("etcdserver: permission denied")
 
 

@@ -25,6 +25,7 @@ class Meaning(NamedTuple):
 
 
 TOKEN_EXPIRED = ("invalid auth token", "auth token is not provided", "auth: revision in header is old")
+USERS_CHANGED = "revision of auth store is old"  # between the check of a call and its turn to be applied
 COMPACTED = "required revision has been compacted"
 LEASE_NOT_FOUND = "requested lease not found"
 
@@ -32,6 +33,7 @@ LEASE_NOT_FOUND = "requested lease not found"
 _BY_TEXT: tuple[tuple[str, Meaning], ...] = (
     ("database space exceeded", Meaning(EtcdQuotaExceeded, "unknown", False)),
     *((text, Meaning(EtcdAuthError, "no", True)) for text in TOKEN_EXPIRED),
+    (USERS_CHANGED, Meaning(EtcdUnavailable, "no", True)),
     ("authentication failed", Meaning(EtcdAuthError, "no", False)),
     ("permission denied", Meaning(EtcdAuthError, "no", False)),
     ("user name is empty", Meaning(EtcdAuthError, "no", False)),
@@ -66,7 +68,7 @@ def meaning(code: str, details: str) -> Meaning:
 
 def token_expired(details: str) -> bool:
     """True if the call failed only because the auth token is stale: a new token helps."""
-    return any(text in details for text in TOKEN_EXPIRED)
+    return any(text in details for text in (*TOKEN_EXPIRED, USERS_CHANGED))
 
 
 def to_error(code: str, details: str, endpoint: str) -> EtcdError:
