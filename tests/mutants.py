@@ -375,7 +375,7 @@ MUTANTS = (
     Mutant(
         "let a keepalive last beyond the end of trust",
         "etcd/lease_trust.py",
-        "return min(self.call_limit, left) if left > 0.01 else self.call_limit",
+        "return min(self._ttl / 3 / self._tries, left) if left > 0.01 else self.call_limit",
         "return self.call_limit",
         "tests/unit/etcd/test_lease_trust.py",
     ),

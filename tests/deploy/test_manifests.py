@@ -710,7 +710,10 @@ def test_agents_are_the_librarys_users_and_reach_every_member(fleet: list[Docume
     }
     endpoints = settings["CODOMYRMEX_ETCD_ENDPOINTS"].split(",")
     assert set(endpoints) == {f"https://{member}.cluster.local:2379" for member in members}
-    assert template["spec"]["dnsConfig"] == {"options": [{"name": "ndots", "value": "1"}]}
+    options = {one["name"]: one["value"] for one in template["spec"]["dnsConfig"]["options"]}
+    assert options == {"ndots": "1", "timeout": "1", "attempts": "3"}
+    its = etcd["spec"]["template"]["spec"]["dnsConfig"]["options"]
+    assert {one["name"]: one["value"] for one in its} == {"timeout": "1", "attempts": "3"}
     [allowed] = [one for one in of(documents, "NetworkPolicy") if one["metadata"]["name"] == "etcd"]
     [clients] = [rule["from"] for rule in allowed["spec"]["ingress"] if {"port": 2379} in rule["ports"]]
     assert clients[0]["namespaceSelector"] == {}

@@ -240,7 +240,7 @@ def pod(
         "automountServiceAccountToken": False,
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 40,
-        "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+        "dnsConfig": {"options": [{"name": "ndots", "value": "1"}, {"name": "timeout", "value": "1"}]},
         "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
         "tolerations": [{"operator": "Exists"}],  # a client on a node that is cut off stays there
         "containers": [container],

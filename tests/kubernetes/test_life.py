@@ -21,7 +21,7 @@ from tests.kubernetes.lab.images import named
 from tests.kubernetes.lab.places import DEPLOY, NODES
 from tests.kubernetes.pages import commands, unmarked
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(2400)]
 
 TTL = 15  # seconds; the default of a session's lease
 PAGE = "kubernetes.md"

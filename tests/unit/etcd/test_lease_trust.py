@@ -33,6 +33,9 @@ def test_a_keepalive_never_lasts_beyond_the_end_of_trust() -> None:
     trust = LeaseTrust(TTL, 100.0)
     assert trust.renewal_limit(102.0) == 1.0  # a sixth of the TTL
     assert trust.renewal_limit(103.6) == pytest.approx(0.4)
+    of_three = LeaseTrust(6, 100.0, endpoints=3)
+    assert of_three.renewal_limit(102.0) == pytest.approx(2 / 3)  # three tries fit before the end of trust
+    assert LeaseTrust(6, 100.0, endpoints=9).renewal_limit(102.0) == 0.5  # four at the most
     assert trust.renewal_limit(105.0) == 1.0  # trust has ended: only the lease itself is left to save
 
 
@@ -82,6 +85,7 @@ class Client:
     def __init__(self, *answers: int | EtcdError) -> None:
         self.answers = list(answers)
         self.endpoint = "first"
+        self.endpoint_count = 2
         self.renewed: list[int] = []
         self.connected = 0
 

@@ -53,7 +53,7 @@ class Keepalive(threading.Thread):
         self._changed = changed
         self._failed = failed
         self._broken = broken
-        self._trust = LeaseTrust(lease.ttl, sent_at)
+        self._trust = LeaseTrust(lease.ttl, sent_at, client.endpoint_count)
         self._ending = threading.Event()
         self._revoke = False
         self._pid = os.getpid()

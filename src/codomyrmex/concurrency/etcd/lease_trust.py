@@ -12,7 +12,8 @@ TICK = 0.25  # seconds; the longest until a suspend, a closed loop or a stop is 
 class LeaseTrust:
     """The deadline of a lease and the time of its next renewal, moved by acknowledged keepalives."""
 
-    def __init__(self, ttl: float, sent_at: float) -> None:
+    def __init__(self, ttl: float, sent_at: float, endpoints: int = 1) -> None:
+        self._tries = max(2, min(endpoints, 4))
         self.deadline = 0.0
         self.next_renewal = 0.0
         self._ttl = ttl
@@ -38,9 +39,14 @@ class LeaseTrust:
         return now >= self.next_renewal
 
     def renewal_limit(self, now: float) -> float:
-        """The most seconds that a renewal may take that is sent ``now``. The end of trust must not be noticed late."""
+        """The most seconds that a renewal may take that is sent ``now``.
+
+        Trust lasts for a third of the TTL after a renewal is due. In that time each endpoint is tried, up to four: one
+        may be lost, and another may be a follower that does not reach the leader. The end of trust must not be noticed
+        late.
+        """
         left = self.remaining(now)
-        return min(self.call_limit, left) if left > 0.01 else self.call_limit
+        return min(self._ttl / 3 / self._tries, left) if left > 0.01 else self.call_limit
 
     def renewed(self, ttl: float, sent_at: float, now: float) -> None:
         """etcd acknowledged a keepalive that was sent at ``sent_at``, with ``ttl`` seconds from then."""

@@ -268,6 +268,11 @@ class BaseLeaseClient(ABC):
         """The endpoint of the next call."""
         return self._endpoints.current
 
+    @property
+    def endpoint_count(self) -> int:
+        """The number of endpoints."""
+        return len(self._endpoints)
+
     def _call(self, method: str, request: Any, timeout: float) -> Any:
         endpoint = self.endpoint
         try:

@@ -184,6 +184,10 @@ class LeaseClient(Protocol):
     def endpoint(self) -> str:
         """The endpoint of the next call."""
 
+    @property
+    def endpoint_count(self) -> int:
+        """The number of endpoints."""
+
     def connect_all(self) -> None:
         """Open the connections to all endpoints, or keep them open, without waiting for them."""
 
