@@ -46,10 +46,17 @@ class TcpProxy:
         """End all connections, and listen no more."""
         if self._server:
             self._server.close()
-            links = list(self._links)
-            for link in links:
-                link.task.cancel()
-            await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+            await asyncio.sleep(0)  # a connection that is being accepted becomes a link
+            while links := list(self._links):
+                for link in links:
+                    link.task.cancel()
+                await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+                for link in links:
+                    link.client[
+                        1
+                    ].transport.abort()  # a task that was cancelled before its first step has closed nothing
+                self._links.difference_update(links)
+                await asyncio.sleep(0)
             await self._server.wait_closed()
             self._server = None
 
