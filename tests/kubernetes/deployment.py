@@ -24,8 +24,8 @@ MEMBERS = ("etcd-0", "etcd-1", "etcd-2")
 _LABEL = {"codomyrmex.io/etcd-client": "true"}
 _TESTS = Path(__file__).parent
 
-# What one machine cannot give: four cores and 16 GiB for each member, and a kubelet that counts local storage.
-# Everything else is as in production.
+# One machine cannot give four cores and 16 GiB to each member, nor a kubelet that counts local storage. Everything else
+# is as in production.
 _LOCAL = """\
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization

@@ -105,7 +105,7 @@ class FakeLeaseClient(BaseLeaseClient):
             raise EtcdUnavailable("away", retryable=True)
         return pb.LeaseKeepAliveResponse(ID=1, TTL=15)
 
-    def _ping(self, endpoints: Sequence[str]) -> None:
+    def _ping(self, endpoints: Sequence[str], timeout: float) -> None:
         self.pinged += endpoints
 
     def _reload_tls(self) -> None:

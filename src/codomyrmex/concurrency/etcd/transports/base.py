@@ -240,13 +240,13 @@ class BaseLeaseClient(ABC):
         """Read replaced TLS files after a failure, and replace the connections."""
 
     @abstractmethod
-    def _ping(self, endpoints: Sequence[str]) -> None:
+    def _ping(self, endpoints: Sequence[str], timeout: float) -> None:
         """Send a call to each endpoint that opens a connection or keeps it open. Waits for nothing, raises nothing."""
 
     def connect_all(self) -> None:
         """Open the connections to all endpoints, or keep them open, without waiting for them."""
         if len(self._endpoints) > 1:
-            self._ping((self._endpoints.current, *self._endpoints.others))
+            self._ping((self._endpoints.current, *self._endpoints.others), _PING_LIMIT)
 
     def renew(self, lease_id: int, timeout: float) -> int:
         """Renew the lease, and return its TTL in seconds; 0 if the lease is gone."""

@@ -37,7 +37,6 @@ from codomyrmex.concurrency.settings import EtcdSettings
 
 _REQUIRE_LEADER = {"Grpc-Metadata-hasleader": "true"}
 _IDLE = 20.0  # seconds for which a connection without requests is kept; pings come more often
-_PING_LIMIT = 5.0  # seconds
 
 
 class _NoVersionCheck:
@@ -271,12 +270,12 @@ class GatewayLeaseClient(BaseLeaseClient):
             late = time.monotonic() - began >= timeout
             raise messages.failure(TimeoutError() if late else error, endpoint) from None
 
-    def _ping(self, endpoints: Sequence[str]) -> None:
+    def _ping(self, endpoints: Sequence[str], timeout: float) -> None:
         for endpoint in endpoints:
             if endpoint not in self._pings or not self._pings[endpoint].is_alive():
                 # A thread for each: a name that DNS does not answer may hold it for longer than the limit.
                 session = self._client(endpoint)._session
-                thread = threading.Thread(target=_get_version, args=(session, endpoint), daemon=True)
+                thread = threading.Thread(target=_get_version, args=(session, endpoint, timeout), daemon=True)
                 self._pings[endpoint] = thread
                 thread.start()
 
@@ -303,6 +302,6 @@ class GatewayLeaseClient(BaseLeaseClient):
             client.close()
 
 
-def _get_version(session: requests.Session, endpoint: str) -> None:
+def _get_version(session: requests.Session, endpoint: str, timeout: float) -> None:
     with suppress(requests.RequestException, OSError):  # the next ping tries again
-        session.get(_version_url(endpoint), timeout=_PING_LIMIT)
+        session.get(_version_url(endpoint), timeout=timeout)

@@ -45,7 +45,6 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-_PING_LIMIT = 5.0  # seconds
 _first_user = 0  # the id of the process that used gRPC first; its threads are missing in a forked child
 _METHODS: dict[str, tuple[str, Any]] = {
     "range": ("etcdserverpb.KV/Range", pb.RangeResponse),
@@ -264,14 +263,14 @@ class GrpcLeaseClient(BaseLeaseClient):
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
 
-    def _ping(self, endpoints: Sequence[str]) -> None:
+    def _ping(self, endpoints: Sequence[str], timeout: float) -> None:
         for endpoint in endpoints:
             last = self._pings.get(endpoint)
             if last is None or last.done():
                 if last and last.code() is grpc.StatusCode.UNAVAILABLE:
                     self._tls.refresh()  # its certificate may have been replaced
                     self._channels.pop(endpoint).close()  # a new channel asks DNS at once
-                self._pings[endpoint] = _unary(self._channel(endpoint), "ping").future(Empty(), timeout=_PING_LIMIT)
+                self._pings[endpoint] = _unary(self._channel(endpoint), "ping").future(Empty(), timeout=timeout)
 
     def _reload_tls(self) -> None:
         if self._tls.refresh():
