@@ -20,6 +20,12 @@ ROLES = ("add", "work", "work", "pool", "hold", "hold", "follow", "serve")
 ENDS_WITHIN = 45.0  # seconds in which a process must end once it is told to
 
 
+def _begin() -> None:
+    """Between fork and exec: SIGTERM waits until the process can end in order, however long its imports take."""
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 class Fleet:
     """Processes by name, each with its role; one that was killed is followed by another of its role."""
 
@@ -40,7 +46,7 @@ class Fleet:
         command += ["--seed", str(self.seed + number), *(["--tls", str(self.tls)] if self.tls else [])]
         environment = {**os.environ, "XDG_STATE_HOME": str(self.folder / "state")}
         with open(self.folder / f"{name}.stderr", "wb") as errors:
-            process = subprocess.Popen(command, env=environment, stderr=errors, preexec_fn=die_with_parent)
+            process = subprocess.Popen(command, env=environment, stderr=errors, preexec_fn=_begin)
         self.processes[name] = role, process
         return name
 

@@ -72,6 +72,7 @@ class Member:
 async def main(given: argparse.Namespace) -> None:
     member = Member(given)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, member.stopping.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the driver blocked it until now
     async with member.does:
         await member.live(ROLES[given.role])
     member.does.say("over")
