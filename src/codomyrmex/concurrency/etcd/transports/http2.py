@@ -17,6 +17,7 @@ from codomyrmex.concurrency.etcd.transports.http2_headers import Fields, HeaderD
 
 _STREAM_WINDOW = 4 << 20  # bytes that a peer may send on a stream before the reader has taken them
 _CONNECTION_WINDOW = 64 << 20  # the same on all streams; it is renewed at once, so no stream can block another
+_MAX_PINGS = 100  # that are answered at a time
 _MAX_HEADERS = 64 << 10  # bytes of a header list
 
 
@@ -67,6 +68,10 @@ class Ready(NamedTuple):
     """The peer's first settings have come: it speaks HTTP/2, and requests may be sent."""
 
 
+class Pinged(NamedTuple):
+    """The peer asks for a sign of life, which ``pong`` gives."""
+
+
 class GoingAway(NamedTuple):
     """The peer takes no new streams on this connection."""
 
@@ -80,7 +85,7 @@ class Failed(NamedTuple):
     reason: str
 
 
-Event = Headers | Data | Reset | Ready | GoingAway | Failed
+Event = Headers | Data | Reset | Ready | Pinged | GoingAway | Failed
 
 
 class Connection:
@@ -114,6 +119,7 @@ class Connection:
         self._first_window = frames.DEFAULT_WINDOW
         self._window = frames.DEFAULT_WINDOW
         self._credit = 0
+        self._pings: list[bytes] = []  # that are not answered yet
         self._block: tuple[int, int, bytearray] | None = None  # a header block that goes on in the next frame
         self._events: list[Event] = []
 
@@ -166,6 +172,16 @@ class Connection:
         """Ask for a sign of life."""
         self._out.append(frames.frame(frames.PING, 0, 0, b"alive?!\n"))
 
+    def pong(self) -> None:
+        """Answer the peer's PINGs.
+
+        A server of gRPC in Go measures by a PING how wide a window it should offer, and sends one with every request if
+        each is answered. So an answer may wait a little, but not while requests wait for a window.
+        """
+        for payload in self._pings:
+            self._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+        self._pings.clear()
+
     def take(self) -> bytes:
         """Return the bytes that are to be written now, and forget them."""
         for stream in self._completed:
@@ -217,6 +233,7 @@ class Connection:
             size = min(len(part), self._max_frame, self._window, stream._window)
             if size <= 0:
                 self._blocked[stream] = None
+                self.pong()
                 return
             if size < len(part):
                 parts[0] = part[size:]
@@ -427,7 +444,10 @@ class Connection:
         if stream_id or len(payload) != 8:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "its PING has a wrong form")
         if not flags & frames.ACK:  # an answer is a sign of life, as any byte is
-            self._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+            self._pings = [*self._pings[-_MAX_PINGS:], payload]
+            self._events.append(Pinged())
+            if self._blocked or self.going_away:
+                self.pong()
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < frames.TWO_NUMBERS.size:

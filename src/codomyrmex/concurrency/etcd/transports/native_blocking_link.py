@@ -78,6 +78,7 @@ class BlockingLink:
         if not data:
             raise ConnectionError(self._calls.ended())
         self._calls.receive(data)
+        self._calls.pong()
         if self._calls.failure:
             raise ConnectionError(self._calls.failure)
 

@@ -23,6 +23,7 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
     Failed,
     GoingAway,
     Headers,
+    Pinged,
     Reset,
     Stream,
 )
@@ -148,6 +149,7 @@ class Calls:
         self._http2 = Connection()
         self._fields: dict[tuple[str, Metadata], Fields] = {}
         self._news: list[Call] = []
+        self.pinged = False  # True while the peer waits for ``pong``
         self.failure = ""  # why the connection must be closed
         self.leaving = ""  # why the peer takes no new calls
 
@@ -197,6 +199,11 @@ class Calls:
         """Ask the peer for a sign of life."""
         self._http2.ping()
 
+    def pong(self) -> None:
+        """Answer the peer's PINGs."""
+        self.pinged = False
+        self._http2.pong()
+
     def take(self) -> bytes:
         """Return the bytes that are to be written now."""
         return self._http2.take()
@@ -210,6 +217,8 @@ class Calls:
                 self._received(event)
             elif isinstance(event, Reset):
                 self._was_reset(event)
+            elif isinstance(event, Pinged):
+                self.pinged = True
             elif isinstance(event, GoingAway):
                 self.leaving = f"it is going away ({code_name(event.code)}: {event.text})"
             elif isinstance(event, Failed):

@@ -9,6 +9,7 @@ from codomyrmex.concurrency.etcd.transports.auth import Metadata
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 
 _QUIET = 10.0  # seconds without a byte, with calls under way, until the peer is asked for a sign of life
+_PONG_DELAY = 0.2  # seconds until the peer's own PINGs are answered: etcd sends one with every request otherwise
 _PONG_LIMIT = 5.0  # seconds for its answer; etcd answers PINGs more often than every 5 s with GOAWAY
 
 
@@ -30,6 +31,7 @@ class Link(asyncio.Protocol):
         self._asked = False
         self._retired = False
         self._timer: asyncio.TimerHandle | None = None
+        self._pong_timer: asyncio.TimerHandle | None = None
         self.received = 0  # times that bytes have come
 
     @property
@@ -111,6 +113,8 @@ class Link(asyncio.Protocol):
         news = self._calls.receive(data)
         for call in news:
             _wake(call)
+        if self._calls.pinged and self._pong_timer is None:
+            self._pong_timer = self._loop.call_later(_PONG_DELAY, self._pong)
         self._flush()
         if self._calls.failure:
             self._abort()
@@ -149,8 +153,9 @@ class Link(asyncio.Protocol):
         self._abort()
 
     def _abort(self) -> None:
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._pong_timer):
+            if timer:
+                timer.cancel()
         if self._transport:
             self._transport.abort()
 
@@ -164,6 +169,11 @@ class Link(asyncio.Protocol):
         if not self.usable and not self._calls.count:
             self._retired = True
             self._abort()
+
+    def _pong(self) -> None:
+        self._pong_timer = None
+        self._calls.pong()
+        self._flush()
 
     def _watch_over(self) -> None:
         """Ask a quiet peer for a sign of life, and give it up if none comes."""
