@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
@@ -18,7 +17,7 @@ from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.pool.context import InContext
 from codomyrmex.concurrency.pool.counters import Meter
 from codomyrmex.concurrency.pool.outcome import outcome
-from codomyrmex.concurrency.pool.results import DeadLetterSink, Status, TaskResult
+from codomyrmex.concurrency.pool.results import DeadLetterSink, Status, TaskResult, succeeded
 from codomyrmex.concurrency.pool.source import Job
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -104,17 +103,12 @@ class Course:
         finally:
             ended = time.perf_counter()
             elapsed = (ended - began) * 1000
-            result: TaskResult = TaskResult(
-                task_id=job.task_id or self._new_id(),
-                success=status == "ok",
-                result=value if status == "ok" else None,
-                elapsed_ms=elapsed,
-                status=status,
-                attempts=attempts,
-                wait_ms=(began - job.queued_at) * 1000,
-            )
-            if status != "ok":
-                result = _with_failure(result, failure, routed)
+            waited = (began - job.queued_at) * 1000
+            task_id = job.task_id or self._new_id()
+            if status == "ok":
+                result = succeeded(task_id, value, elapsed, attempts, waited)
+            else:
+                result = _failed(task_id, status, failure, routed, elapsed, attempts, waited)
             if job in job.source.running:  # else its loop was closed, and the task was settled then
                 self._meter.end(status, elapsed, ended)
                 job.source.settle(job, result)
@@ -213,14 +207,27 @@ def _failure(error: BaseException) -> tuple[Status, BaseException]:
     return ("timeout", error.reason) if isinstance(error, _TimedOut) else ("failed", error)
 
 
-def _with_failure(result: TaskResult, failure: BaseException | None, routed: Routed | None) -> TaskResult:
-    """``result`` with the texts of the failure, and with its dead letter if there is one."""
-    return replace(
-        result,
-        error=_text(result.status, failure),
+def _failed(
+    task_id: str,
+    status: Status,
+    failure: BaseException | None,
+    routed: Routed | None,
+    elapsed_ms: float,
+    attempts: int,
+    wait_ms: float,
+) -> TaskResult:
+    """The result of a task that failed, with the texts of its failure, and with its dead letter if there is one."""
+    return TaskResult(
+        task_id=task_id,
+        success=False,
+        error=_text(status, failure),
+        elapsed_ms=elapsed_ms,
+        status=status,
         error_type=type(failure).__qualname__ if failure else "",
         exception=failure,
         traceback=_trace(failure) if failure else "",
+        attempts=attempts,
+        wait_ms=wait_ms,
         dead_letter_id=routed.id if routed else None,
         dead_letter_note=routed.note if routed else "",
     )
