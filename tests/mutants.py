@@ -693,8 +693,8 @@ MUTANTS = (
     Mutant(
         "keep a worker on which a task has waited",
         "pool/job.py",
-        "untouched = not steps.suspended and (",
-        "untouched = (",
+        "                        else:\n                            untouched = (",
+        "                        if True:\n                            untouched = (",
         "tests/unit/pool/test_isolation.py -k whoever_looked_on",
     ),
     Mutant(

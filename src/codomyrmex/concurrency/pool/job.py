@@ -14,7 +14,7 @@ from weakref import getweakrefcount
 
 from codomyrmex.concurrency.errors import text_of
 from codomyrmex.concurrency.models import Routed
-from codomyrmex.concurrency.pool.context import InContext
+from codomyrmex.concurrency.pool.context import begin, call_in
 from codomyrmex.concurrency.pool.counters import Meter
 from codomyrmex.concurrency.pool.outcome import outcome
 from codomyrmex.concurrency.pool.results import DeadLetterSink, Status, TaskResult, succeeded
@@ -73,11 +73,11 @@ class Course:
                 try:
                     if plain:  # not a method: a further coroutine would cost much for a short task
                         references = sys.getrefcount(worker), getweakrefcount(worker)
-                        steps = InContext(job.context, work.call, job.args, job.kwargs)
-                        value = await steps
-                        untouched = not steps.suspended and (
-                            (sys.getrefcount(worker), getweakrefcount(worker)) == references
-                        )
+                        value, rest = begin(job.context, work.call, job.args, job.kwargs)
+                        if rest:
+                            value = await rest
+                        else:
+                            untouched = (sys.getrefcount(worker), getweakrefcount(worker)) == references
                     else:
                         value = await self._attempt(job)
                     if worker.cancelling():
@@ -160,10 +160,10 @@ class Course:
 
     async def _call(self, job: Job) -> Any:
         if self._task_timeout is None:
-            return await InContext(job.context, job.source.work.call, job.args, job.kwargs)
+            return await call_in(job.context, job.source.work.call, job.args, job.kwargs)
         try:
             async with asyncio.timeout(self._task_timeout) as limit:
-                return await InContext(job.context, job.source.work.call, job.args, job.kwargs)
+                return await call_in(job.context, job.source.work.call, job.args, job.kwargs)
         except TimeoutError as error:
             if limit.expired():
                 raise _TimedOut(TimeoutError(f"no result within {self._task_timeout:g} s")) from None
