@@ -693,9 +693,16 @@ MUTANTS = (
     Mutant(
         "keep a worker on which a task has waited",
         "pool/job.py",
-        "                        else:\n                            untouched = (",
-        "                        if True:\n                            untouched = (",
+        "                        elif attempts == 1:\n",
+        "                        if attempts == 1:\n",
         "tests/unit/pool/test_isolation.py -k whoever_looked_on",
+    ),
+    Mutant(
+        "keep a worker that a failed attempt may have kept",
+        "pool/job.py",
+        "elif attempts == 1:",
+        "else:",
+        "tests/unit/pool/test_isolation.py -k first_attempt",
     ),
     Mutant(
         "keep a worker that a task may have kept too",

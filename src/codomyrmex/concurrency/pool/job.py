@@ -53,8 +53,8 @@ class Course:
         """Run ``job`` and settle it. Returns True if nothing that the task left behind can reach the ``worker``.
 
         A task that waited, or that may have kept a reference to its worker, can cancel the worker later. So a worker
-        goes on only after a task without lock, semaphore and time limit that succeeded, never waited and kept no
-        reference to it; any other worker is replaced. A new asyncio task costs as much as a small task of the pool.
+        goes on only after a task without lock, semaphore and time limit that succeeded at its first attempt, never
+        waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a small task of the pool.
         """
         work = job.source.work
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
@@ -76,7 +76,7 @@ class Course:
                         value, rest = begin(job.context, work.call, job.args, job.kwargs)
                         if rest:
                             value = await rest
-                        else:
+                        elif attempts == 1:
                             untouched = (sys.getrefcount(worker), getweakrefcount(worker)) == references
                     else:
                         value = await self._attempt(job)
