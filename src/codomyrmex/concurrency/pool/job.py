@@ -56,7 +56,8 @@ class Course:
         goes on only after a task without lock, semaphore and time limit that succeeded at its first attempt, never
         waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a small task of the pool.
         """
-        work = job.source.work
+        source = job.source
+        work = source.work
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
         self._meter.begin()
         job.began = True
@@ -73,7 +74,7 @@ class Course:
                 try:
                     if plain:  # not a method: a further coroutine would cost much for a short task
                         references = sys.getrefcount(worker), getweakrefcount(worker)
-                        value, rest = begin(job.context, work.call, job.args, job.kwargs)
+                        value, rest = begin(job.context, work.call, job.args, source.kwargs)
                         if rest:
                             value = await rest
                         elif attempts == 1:
@@ -103,15 +104,15 @@ class Course:
         finally:
             ended = time.perf_counter()
             elapsed = (ended - began) * 1000
-            waited = (began - job.queued_at) * 1000
-            task_id = job.task_id or self._new_id()
+            waited = (began - source.began) * 1000
+            task_id = source.task_id or self._new_id()
             if status == "ok":
                 result = succeeded(task_id, value, elapsed, attempts, waited)
             else:
                 result = _failed(task_id, status, failure, routed, elapsed, attempts, waited)
-            if job in job.source.running:  # else its loop was closed, and the task was settled then
+            if job in source.running:  # else its loop was closed, and the task was settled then
                 self._meter.end(status, elapsed, ended)
-                job.source.settle(job, result)
+                source.settle(job, result)
         return untouched
 
     def dropped(self, task_id: str) -> TaskResult:
@@ -124,7 +125,7 @@ class Course:
         """The result of a task whose worker died."""
         text = f"the pool's worker died: {_text('failed', error) if error else 'it was cancelled'}"[:MAX_ERROR]
         return TaskResult(
-            task_id=job.task_id or self._name,  # no new id: the making of one may be the failure
+            task_id=job.source.task_id or self._name,  # no new id: the making of one may be the failure
             success=False,
             error=text,
             status="failed",
@@ -148,7 +149,7 @@ class Course:
         work = job.source.work
         async with AsyncExitStack() as held:
             with self._meter.wait():
-                if work.lock is not None and (name := work.lock(job.item)) is not None:
+                if work.lock is not None and (name := work.lock(job.args[0])) is not None:
                     from codomyrmex.concurrency.recipes.manager import LockManager
 
                     await held.enter_async_context(LockManager(self._session).acquire(name))
@@ -160,10 +161,10 @@ class Course:
 
     async def _call(self, job: Job) -> Any:
         if self._task_timeout is None:
-            return await call_in(job.context, job.source.work.call, job.args, job.kwargs)
+            return await call_in(job.context, job.source.work.call, job.args, job.source.kwargs)
         try:
             async with asyncio.timeout(self._task_timeout) as limit:
-                return await call_in(job.context, job.source.work.call, job.args, job.kwargs)
+                return await call_in(job.context, job.source.work.call, job.args, job.source.kwargs)
         except TimeoutError as error:
             if limit.expired():
                 raise _TimedOut(TimeoutError(f"no result within {self._task_timeout:g} s")) from None
@@ -175,9 +176,14 @@ class Course:
         try:
             routed = await self._dlq.route(
                 operation=job.source.work.operation,
-                args={"args": list(job.args), "kwargs": job.kwargs},
+                args={"args": list(job.args), "kwargs": dict(job.source.kwargs)},
                 error=failure,
-                metadata={"pool": self._name, "task_id": job.task_id, "attempts": attempts, **self._meter.where()},
+                metadata={
+                    "pool": self._name,
+                    "task_id": job.source.task_id,
+                    "attempts": attempts,
+                    **self._meter.where(),
+                },
             )
         except Exception as error:
             return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {text_of(error)}")

@@ -29,29 +29,13 @@ class Work(NamedTuple):
 class Job:
     """One task: its arguments, its worker, and whether it has begun or was cancelled."""
 
-    __slots__ = (
-        "args",
-        "began",
-        "cancelled",
-        "context",
-        "index",
-        "item",
-        "kwargs",
-        "queued_at",
-        "source",
-        "task_id",
-        "worker",
-    )
+    __slots__ = ("args", "began", "cancelled", "context", "index", "source", "worker")
 
-    def __init__(self, source: Source, index: int, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, source: Source, index: int, args: tuple[Any, ...]) -> None:
         self.source = source
         self.index = index
-        self.item = item
         self.args = args
-        self.kwargs = kwargs
-        self.task_id = ""
         self.context = source.context.copy()
-        self.queued_at = source.began
         self.worker: asyncio.Task[None] | None = None
         self.began = False
         self.cancelled = False
@@ -74,12 +58,13 @@ class Source:
         self.error: BaseException | None = None
         self.running: set[Job] = set()
         self.task_id = ""  # of the caller, for the one task of a ``submit``
+        self.kwargs: dict[str, Any] = {}  # of every task
         self.untaken = 0  # items that are counted as queued and were not taken yet
         self._window = window
         self._begun = 0
         self._taken = 0
-        self._ready: dict[int, TaskResult] = {}
-        self._order: deque[int] = deque()
+        self._ended = 0
+        self._ready: dict[int, TaskResult] = {}  # each under its turn to be taken
         self._arrived: deque[Any] = deque()
         self._news: asyncio.Future[None] | None = None
         self._iterator: Iterator[Any] | None = None
@@ -122,7 +107,7 @@ class Source:
 
     def make(self, index: int, item: Any) -> Job:
         """The task of an item."""
-        return Job(self, index, item, (item,), {})
+        return Job(self, index, (item,))
 
     def arrive(self, item: Any) -> None:
         """Take in an item of an async iterable."""
@@ -137,9 +122,10 @@ class Source:
     def settle(self, job: Job, result: TaskResult) -> None:
         """Store the result of a task that has ended."""
         self.running.discard(job)
-        self._ready[job.index] = result
-        self._order.append(job.index)
-        self._tell()
+        self._ready[job.index if self.ordered else self._ended] = result
+        self._ended += 1
+        if self._news:
+            self._tell()
 
     def drop_arrived(self) -> None:
         """Drop the items of an async iterable that have not begun."""
@@ -147,8 +133,8 @@ class Source:
 
     def settle_dropped(self, result: TaskResult) -> None:
         """Store the result of a task that never began."""
-        self._ready[self._begun] = result
-        self._order.append(self._begun)
+        self._ready[self._begun if self.ordered else self._ended] = result
+        self._ended += 1
         self._begun += 1
         self._tell()
 
@@ -160,11 +146,9 @@ class Source:
 
     def ready(self) -> TaskResult | None:
         """The next result if it is there already, else None."""
-        index = self._taken if self.ordered else self._order[0] if self._order else -1
-        result = self._ready.pop(index, None)
+        result = self._ready.pop(self._taken, None)
         if result:
             self._taken += 1
-            self._order.popleft()
             if self.feed:
                 self._tell()  # the feeder has room for another item
         return result
@@ -193,11 +177,9 @@ class Single(Source):
     def __init__(self, work: Work, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, began: float) -> None:
         super().__init__(work, (None,), began, window=None, ordered=True)
         self._args = args
-        self._kwargs = kwargs
+        self.kwargs = kwargs
         self.task_id = task_id
 
     def make(self, index: int, item: Any) -> Job:
         """The task, with the arguments of ``submit``."""
-        job = Job(self, index, item, self._args, self._kwargs)
-        job.task_id = self.task_id
-        return job
+        return Job(self, index, self._args)
