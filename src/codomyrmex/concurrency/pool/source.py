@@ -138,20 +138,26 @@ class Source:
         self._begun += 1
         self._tell()
 
-    async def result(self) -> TaskResult | None:
-        """The next result, in the order of the items if the source is ``ordered``; None after the last."""
-        while (result := self.ready()) is None and not self.over:
-            await self.news()
-        return result
+    async def results(self) -> list[TaskResult]:
+        """The next results, in the order of the items if the source is ``ordered``; none after the last.
 
-    def ready(self) -> TaskResult | None:
-        """The next result if it is there already, else None."""
-        result = self._ready.pop(self._taken, None)
-        if result:
+        With a window it is one result, since each that is taken makes room for another task.
+        """
+        while not (results := self.ready()) and not self.over:
+            await self.news()
+        return results
+
+    def ready(self) -> list[TaskResult]:
+        """The next results that are there already."""
+        results = []
+        while (result := self._ready.pop(self._taken, None)) is not None:
+            results.append(result)
             self._taken += 1
-            if self.feed:
-                self._tell()  # the feeder has room for another item
-        return result
+            if self._window is not None:
+                break
+        if results and self.feed:
+            self._tell()  # the feeder has room for another item
+        return results
 
     async def settled(self) -> None:
         """Wait until no task runs and no feeder takes items."""
