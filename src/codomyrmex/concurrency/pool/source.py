@@ -66,7 +66,7 @@ class Source:
         self._ended = 0
         self._ready: dict[int, TaskResult] = {}  # each under its turn to be taken
         self._arrived: deque[Any] = deque()
-        self._news: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._iterator: Iterator[Any] | None = None
         self.feed: AsyncIterable[Any] | None = None
         self.feeder: asyncio.Task[None] | None = None  # takes the items of ``feed``
@@ -124,7 +124,7 @@ class Source:
         self.running.discard(job)
         self._ready[job.index if self.ordered else self._ended] = result
         self._ended += 1
-        if self._news:
+        if self._waiters:
             self._tell()
 
     def drop_arrived(self) -> None:
@@ -168,13 +168,15 @@ class Source:
 
     async def news(self) -> None:
         """Wait for the next change: a result, the end of the items, or room for another item."""
-        self._news = self._news or asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._news)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     def _tell(self) -> None:
-        news, self._news = self._news, None
-        if news and not news.done() and not news.get_loop().is_closed():
-            news.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done() and not waiter.get_loop().is_closed():
+                waiter.set_result(None)
 
 
 class Single(Source):
