@@ -16,6 +16,7 @@ from codomyrmex.concurrency.errors import text_of
 from codomyrmex.concurrency.models import Routed
 from codomyrmex.concurrency.pool.context import begin, call_in
 from codomyrmex.concurrency.pool.counters import Meter
+from codomyrmex.concurrency.pool.executors import describe
 from codomyrmex.concurrency.pool.outcome import outcome
 from codomyrmex.concurrency.pool.results import DeadLetterSink, Status, TaskResult, succeeded
 from codomyrmex.concurrency.pool.source import Job
@@ -54,7 +55,8 @@ class Course:
 
         A task that waited, or that may have kept a reference to its worker, can cancel the worker later. So a worker
         goes on only after a task without lock, semaphore and time limit that succeeded at its first attempt, never
-        waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a small task of the pool.
+        waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a small
+        task of the pool.
         """
         source = job.source
         work = source.work
@@ -175,7 +177,7 @@ class Course:
         assert self._dlq
         try:
             routed = await self._dlq.route(
-                operation=job.source.work.operation,
+                operation=describe(job.source.work.function),
                 args={"args": list(job.args), "kwargs": dict(job.source.kwargs)},
                 error=failure,
                 metadata={

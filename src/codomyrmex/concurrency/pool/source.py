@@ -19,11 +19,15 @@ from codomyrmex.concurrency.pool.results import TaskResult
 class Work(NamedTuple):
     """The function that a source runs on every item, with its lock and its semaphore."""
 
-    call: Call
-    operation: str
+    function: Callable[..., Any]
+    call: Call  # the awaitable form of the function
     lock: Callable[[Any], str | None] | None
     semaphore: Any
-    on_loop: bool  # the function is async
+
+    @property
+    def on_loop(self) -> bool:
+        """True if the function is async: then it is its own awaitable form."""
+        return self.call is self.function
 
 
 class Job:

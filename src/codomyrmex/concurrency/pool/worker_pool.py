@@ -20,7 +20,7 @@ from codomyrmex.concurrency.durations import check_number, check_timeout
 from codomyrmex.concurrency.errors import PoolClosed
 from codomyrmex.concurrency.keys import nfc
 from codomyrmex.concurrency.pool.counters import Meter
-from codomyrmex.concurrency.pool.executors import Executor, Runner, describe, is_async
+from codomyrmex.concurrency.pool.executors import Executor, Runner, describe
 from codomyrmex.concurrency.pool.job import Course
 from codomyrmex.concurrency.pool.progress import Callback, Progress
 from codomyrmex.concurrency.pool.results import DeadLetterSink, PoolStats, TaskResult
@@ -290,7 +290,7 @@ class AsyncWorkerPool(AsyncOnly):
             raise TypeError(f"lock must be a function from an item to a lock's name, not {lock!r}")
         if semaphore is not None and not hasattr(semaphore, "__aenter__"):
             raise TypeError(f"semaphore must be a Semaphore, not {semaphore!r}")
-        return Work(self._runner.call(function), describe(function), lock, semaphore, is_async(function))
+        return Work(function, self._runner.call(function), lock, semaphore)
 
     async def _each(
         self,
