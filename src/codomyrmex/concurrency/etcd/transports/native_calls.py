@@ -28,12 +28,13 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
 )
 from codomyrmex.concurrency.etcd.transports.http2_frames import ErrorCode, code_name
 from codomyrmex.concurrency.etcd.transports.http2_headers import Fields
-from codomyrmex.concurrency.etcd.transports.methods import status_name
+from codomyrmex.concurrency.etcd.transports.methods import STATUS_NAMES
 
 MAX_MESSAGE = 64 << 20  # bytes of an answer
 
 _PREFIX = struct.Struct(">BL")  # compressed or not, and the length
 
+_STATUS = {str(number): name for number, name in enumerate(STATUS_NAMES)}
 _HTTP_STATUS = {
     "400": "INTERNAL",
     "401": "UNAUTHENTICATED",
@@ -268,11 +269,14 @@ class Calls:
             self._give_up(call, call.status, call.details)
         elif event.end:
             self._give_up(call, "INTERNAL", "it ended an answer without a status")
-        elif len(call.messages) > had:
-            call.unread += event.size
-            self._tell(call)
-        else:  # a part of a message that its reader waits for
+        elif not call.messages:  # a part of a message that its reader waits for
             self._http2.consumed(event.stream, event.size)
+        elif call.unary and len(call.messages) + call.is_partial > 1:
+            self._give_up(call, "INTERNAL", "it answered with more than one message")
+        else:
+            call.unread += event.size
+            if len(call.messages) > had:
+                self._tell(call)
 
     def _give_up(self, call: Call, status: str, details: str) -> None:
         self._http2.cancel(call.stream)
@@ -294,7 +298,7 @@ def _status_of(fields: dict[str, str], *, partial: bool) -> tuple[str, str]:
     number = fields.get("grpc-status")
     if number is None:
         return _foreign(fields) if ":status" in fields else ("INTERNAL", "it ended an answer without a status")
-    status = status_name(int(number)) if number.isdecimal() else "UNKNOWN"
+    status = _STATUS.get(number, "UNKNOWN")
     if status == "OK":
         return ("INTERNAL", "it ended in the middle of a message") if partial else (status, "")
     return status, unquote_to_bytes(fields.get("grpc-message", "")).decode(errors="replace")
