@@ -51,7 +51,7 @@ class EtcdOptions(TypedDict, total=False):
     dial_timeout: float
     request_timeout: float
     session_ttl: int
-    transport: Literal["grpc", "gateway"]
+    transport: Literal["native", "grpc", "gateway"]
     allow_plaintext_credentials: bool
 
 
@@ -76,7 +76,7 @@ class EtcdSettings(BaseSettings):
     dial_timeout: float = Field(5.0, gt=0, le=300)
     request_timeout: float = Field(5.0, gt=0, le=300)
     session_ttl: int = Field(15, ge=2, le=86_400)
-    transport: Literal["grpc", "gateway"] = "grpc"
+    transport: Literal["native", "grpc", "gateway"] = "grpc"
     allow_plaintext_credentials: bool = False
 
     def __init__(self, **options: Unpack[EtcdOptions]) -> None:

@@ -5,6 +5,7 @@ Changed files are read again, because Kubernetes and cert-manager replace the fi
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,21 @@ class Tls(Generic[T]):
             raise EtcdError(f"cannot read a TLS file: {error}") from None
         self._seen, self.credentials = found, made
         return True
+
+
+def ssl_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """Credentials for sockets: what the server is checked by, and what it checks us by. Raises ``OSError``."""
+    context = ssl.create_default_context(cafile=str(ca) if ca else None)
+    if cert:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+def http2_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """The same, for servers that speak HTTP/2."""
+    context = ssl_context(ca, cert, key)
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def _stamp(path: Path | None) -> tuple[int, int] | None:

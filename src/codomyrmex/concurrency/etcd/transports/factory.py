@@ -14,6 +14,10 @@ def transport_for(settings: EtcdSettings) -> Transport:
 
     Raises ``EtcdError`` if its extra is not installed.
     """
+    if settings.transport == "native":
+        from codomyrmex.concurrency.etcd.transports.native import NativeTransport
+
+        return NativeTransport(settings, randrange)
     if settings.transport == "grpc":
         from codomyrmex.concurrency.etcd.transports.grpc import GrpcTransport
 

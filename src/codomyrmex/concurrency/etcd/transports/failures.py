@@ -28,6 +28,7 @@ TOKEN_EXPIRED = ("invalid auth token", "auth token is not provided", "auth: revi
 USERS_CHANGED = "revision of auth store is old"  # between the check of a call and its turn to be applied
 COMPACTED = "required revision has been compacted"
 LEASE_NOT_FOUND = "requested lease not found"
+NOT_SENT = "the request was not sent"  # or the server said that it had not looked at it
 
 # The first line whose text is in the error's details wins; texts before codes.
 _BY_TEXT: tuple[tuple[str, Meaning], ...] = (
@@ -40,6 +41,7 @@ _BY_TEXT: tuple[tuple[str, Meaning], ...] = (
     ("CERTIFICATE_VERIFY_FAILED", Meaning(EtcdAuthError, "no", False)),
     ("SSL routines", Meaning(EtcdAuthError, "no", False)),
     ("Ssl handshake failed", Meaning(EtcdAuthError, "no", False)),
+    (NOT_SENT, Meaning(EtcdUnavailable, "no", True)),
     ("failed to connect to all addresses", Meaning(EtcdUnavailable, "no", True)),
     ("DNS resolution failed", Meaning(EtcdUnavailable, "no", True)),
     ("etcdserver: no leader", Meaning(EtcdUnavailable, "no", True)),
@@ -88,26 +90,32 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
     if found.error is EtcdUnavailable:
         # A server refuses our certificate after the handshake; gRPC then reports only its own failure.
         tls = any(text in details for text in ("TSI_", "security handshaker", "[SSL:"))
-        hint = "; TLS failed: check ca_file, cert_file and key_file" if tls else _scheme_hint(details, endpoint)
+        hint = _scheme_hint(details, endpoint) or "; TLS failed: check ca_file, cert_file and key_file" * tls
         return f"etcd at {endpoint} did not answer: {reason}{hint}"
     hint = "; it has no users to check: unset CODOMYRMEX_ETCD_USERNAME, or run `etcdctl auth enable`"
     return f"etcd at {endpoint} refused the call: {reason}{hint if 'authentication is not enabled' in details else ''}"
 
 
-# gRPC and aiohttp use these words if a server ends the handshake or answers it in plain text.
+# These words are used if a server ends the handshake or answers it in plain text.
 _NO_TLS = (
     "Handshake read failed",
     "ssl:default [None]",
     "ssl:default [Connection reset",
+    "ended the TLS handshake",
     "WRONG_VERSION_NUMBER",
     "wrong version number",
 )
+
+
+_NO_HTTP2 = ("before it said that it speaks HTTP/2", "it speaks TLS")
 
 
 def _scheme_hint(details: str, endpoint: str) -> str:
     """A hint on http or https in the endpoint, if a connection was made and then ended."""
     if endpoint.startswith("https://") and any(text in details for text in _NO_TLS):
         return f"; does it speak TLS there? If not, the endpoint is http://{endpoint.removeprefix('https://')}"
+    if endpoint.startswith("http://") and any(text in details for text in _NO_HTTP2):
+        return f"; does it speak TLS there? Then the endpoint is https://{endpoint.removeprefix('http://')}"
     # Only while connecting: the same words are used for a server that dies in the middle of a call.
     if endpoint.startswith("http://") and "failed to connect" in details and "Socket closed" in details:
         return f"; does it speak TLS there? Then the endpoint is https://{endpoint.removeprefix('http://')}"

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +26,7 @@ from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec
 from codomyrmex.concurrency.etcd.transports import gateway_messages as messages
-from codomyrmex.concurrency.etcd.transports.auth import Tls, Token
+from codomyrmex.concurrency.etcd.transports.auth import Tls, Token, ssl_context
 from codomyrmex.concurrency.etcd.transports.base import BaseLeaseClient, BaseTransport
 from codomyrmex.concurrency.etcd.transports.connections import Connection, Connections
 from codomyrmex.concurrency.etcd.transports.endpoints import Endpoints
@@ -68,13 +67,6 @@ def _version_url(endpoint: str) -> str:
     return f"{endpoint}/version"
 
 
-def _context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(ca) if ca else None)
-    if cert:
-        context.load_cert_chain(cert, key)
-    return context
-
-
 class _Sender:
     """The HTTP client of one endpoint, made at its first call."""
 
@@ -113,7 +105,7 @@ class GatewayTransport(BaseTransport):
 
     def __init__(self, settings: EtcdSettings, choose: Callable[[int], int]) -> None:
         super().__init__(settings, choose)
-        self._tls = Tls(settings, _context)
+        self._tls = Tls(settings, ssl_context)
         self._connections = Connections(lambda endpoint: _Sender(endpoint, self._tls.credentials), _Sender.close)
 
     async def watch(self) -> _GatewayWatchStream:
@@ -254,7 +246,7 @@ class GatewayLeaseClient(BaseLeaseClient):
     def __init__(self, settings: EtcdSettings, endpoints: Endpoints, token: Token) -> None:
         super().__init__(endpoints, token)
         self._settings = settings
-        self._tls = Tls(settings, _context)
+        self._tls = Tls(settings, ssl_context)
         self._clients: dict[str, Any] = {}
         self._pings: dict[str, threading.Thread] = {}
 

@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
+from codomyrmex.concurrency.etcd.transports.methods import status_name
 from codomyrmex.concurrency.etcd.transports.protocol import WatchMessage
 
 _METHODS: dict[str, tuple[str, Any]] = {
@@ -27,25 +28,6 @@ _METHODS: dict[str, tuple[str, Any]] = {
     "status": ("/maintenance/status", pb.StatusResponse),
     "authenticate": ("/auth/authenticate", pb.AuthenticateResponse),
 }
-_CODES = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)  # gRPC's, by number
 
 
 def body(message: Any) -> io.BytesIO:
@@ -85,8 +67,7 @@ def raise_if_error(told: dict[str, Any], endpoint: str) -> None:
         # One answer: {"error": text, "code": n}. In a stream: {"error": {"message": text, "grpc_code": n}}.
         inner: dict[str, Any] = problem if isinstance(problem, dict) else {"message": problem, **told}
         number = int(inner.get("grpc_code", inner.get("code", 2)))
-        name = _CODES[number] if number < len(_CODES) else "UNKNOWN"
-        raise failures.to_error(name, str(inner.get("message", "")), endpoint)
+        raise failures.to_error(status_name(number), str(inner.get("message", "")), endpoint)
 
 
 def failure(error: BaseException, endpoint: str) -> EtcdError:

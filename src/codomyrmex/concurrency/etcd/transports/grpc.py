@@ -20,20 +20,17 @@ from google.protobuf.empty_pb2 import Empty
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, UsedElsewhere
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
-from codomyrmex.concurrency.etcd.transports.auth import Metadata, Tls, Token
+from codomyrmex.concurrency.etcd.transports.auth import Tls, Token
 from codomyrmex.concurrency.etcd.transports.base import BaseLeaseClient, BaseTransport
 from codomyrmex.concurrency.etcd.transports.call_timeouts import Call, CallCancelled, CallTimeouts
 from codomyrmex.concurrency.etcd.transports.connections import Connection, Connections
 from codomyrmex.concurrency.etcd.transports.endpoints import Endpoints
-from codomyrmex.concurrency.etcd.transports.protocol import (
-    WatchMessage,
-    WatchRequest,
-)
+from codomyrmex.concurrency.etcd.transports.methods import METHODS, REQUIRE_LEADER, WATCH
+from codomyrmex.concurrency.etcd.transports.protocol import WatchMessage, WatchRequest
 from codomyrmex.concurrency.settings import EtcdSettings
 
 T = TypeVar("T")
 
-_REQUIRE_LEADER: Metadata = (("hasleader", "true"),)
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.keepalive_time_ms", 10_000),  # etcd answers pings more often than every 5 s with GOAWAY
@@ -46,19 +43,6 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _first_user = 0  # the id of the process that used gRPC first; its threads are missing in a forked child
-_METHODS: dict[str, tuple[str, Any]] = {
-    "range": ("etcdserverpb.KV/Range", pb.RangeResponse),
-    "delete": ("etcdserverpb.KV/DeleteRange", pb.DeleteRangeResponse),
-    "txn": ("etcdserverpb.KV/Txn", pb.TxnResponse),
-    "grant": ("etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse),
-    "revoke": ("etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse),
-    "renew": ("etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse),
-    "members": ("etcdserverpb.Cluster/MemberList", pb.MemberListResponse),
-    "alarms": ("etcdserverpb.Maintenance/Alarm", pb.AlarmResponse),
-    "status": ("etcdserverpb.Maintenance/Status", pb.StatusResponse),
-    "authenticate": ("etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse),
-    "ping": ("grpc.health.v1.Health/Check", Empty),  # needs no user, and the member answers by itself
-}
 
 
 def _serialize(message: Any) -> bytes:
@@ -67,8 +51,8 @@ def _serialize(message: Any) -> bytes:
 
 
 def _unary(channel: Any, method: str) -> Any:
-    path, response = _METHODS[method]
-    return channel.unary_unary(f"/{path}", request_serializer=_serialize, response_deserializer=response.FromString)
+    path, response = METHODS[method]
+    return channel.unary_unary(path, request_serializer=_serialize, response_deserializer=response.FromString)
 
 
 def _ssl_credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials:
@@ -179,11 +163,11 @@ class _GrpcWatchStream:
         self._connections = connections
         self._connection = connection
         opener: Any = connection.client.channel.stream_stream(
-            "/etcdserverpb.Watch/Watch",
+            WATCH,
             request_serializer=_serialize,
             response_deserializer=pb.WatchResponse.FromString,
         )
-        self._call = opener(metadata=_REQUIRE_LEADER + token.metadata())
+        self._call = opener(metadata=REQUIRE_LEADER + token.metadata())
         connections.enter(connection)
         self.endpoint = connection.endpoint
         self._token = token

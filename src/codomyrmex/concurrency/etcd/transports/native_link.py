@@ -1,0 +1,202 @@
+"""One HTTP/2 connection of an event loop: asyncio's side of ``native_calls.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from codomyrmex.concurrency.etcd.transports.auth import Metadata
+from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
+
+_QUIET = 10.0  # seconds without a byte, with calls under way, until the peer is asked for a sign of life
+_PONG_DELAY = 0.2  # seconds until the peer's own PINGs are answered: etcd sends one with every request otherwise
+_PONG_LIMIT = 5.0  # seconds for its answer; etcd answers PINGs more often than every 5 s with GOAWAY
+
+
+class Link(asyncio.Protocol):
+    """A connection to ``endpoint``. It takes calls once ``opened`` has returned, and until it is not ``usable``.
+
+    ``closed`` is done when the connection is closed.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls = Calls(endpoint)
+        self._transport: asyncio.Transport | None = None
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._paused = False
+        self._writable: list[asyncio.Future[None]] = []
+        self._heard = True
+        self._asked = False
+        self._retired = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._pong_timer: asyncio.TimerHandle | None = None
+        self.received = 0  # times that bytes have come
+
+    @property
+    def usable(self) -> bool:
+        """True if a new call may begin here."""
+        return self._calls.usable and not self._retired
+
+    @property
+    def made(self) -> bool:
+        """True once the connection exists, and closes its socket itself."""
+        return self._transport is not None
+
+    async def opened(self) -> None:
+        """Return once the peer has said that it speaks HTTP/2. Raises ``OSError``."""
+        await self._opened
+
+    def begin(self, path: str, metadata: Metadata, message: bytes) -> Call:
+        """Begin a call with one message; its ``waiter`` is done when the call is over."""
+        call = self._calls.begin(path, metadata, message)
+        call.waiter = self._loop.create_future()
+        self._flush()
+        return call
+
+    def begin_stream(self, path: str, metadata: Metadata) -> Call:
+        """Begin a call whose messages follow by ``send``."""
+        call = self._calls.begin_stream(path, metadata)
+        self._flush()
+        return call
+
+    async def send(self, call: Call, message: bytes) -> None:
+        """Send one more message, once earlier bytes have left."""
+        while self._paused and not call.status:
+            self._writable.append(self._loop.create_future())
+            await self._writable[-1]
+        self._calls.send(call, message)
+        self._flush()
+
+    async def receive(self, call: Call) -> bytes | None:
+        """The next message of a call, or None when the call is over. One task may wait at a time."""
+        while (message := self._calls.next_message(call)) is None and not call.status:
+            call.waiter = self._loop.create_future()
+            await call.waiter
+        self._flush()
+        return message
+
+    def cancel(self, call: Call) -> None:
+        """End a call whose answer nobody wants. After its end this does nothing."""
+        self._calls.cancel(call)
+        _wake(call)
+        self._flush()
+        self._close_if_unused()
+
+    def retire(self) -> None:
+        """Take no new calls, and close once the last one is over."""
+        self._retired = True
+        self._close_if_unused()
+
+    async def close(self) -> None:
+        """Close the connection, and end its calls."""
+        self._abort()
+        if self._transport:
+            await self.closed
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the peer, if TLS has agreed on HTTP/2."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=1, low=0)  # a request that waits here is known not to be sent
+        if not agreed(transport.get_extra_info("ssl_object")):
+            self._lose("it did not agree on HTTP/2 by ALPN")
+            return
+        self._flush()
+        self._timer = self._loop.call_later(_QUIET, self._watch_over)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand bytes to the calls, and wake those with news."""
+        self.received += 1
+        self._heard = True
+        news = self._calls.receive(data)
+        for call in news:
+            _wake(call)
+        if self._calls.pinged and self._pong_timer is None:
+            self._pong_timer = self._loop.call_later(_PONG_DELAY, self._pong)
+        self._flush()
+        if self._calls.failure:
+            self._abort()
+        elif not self._opened.done() and self._calls.ready:
+            self._opened.set_result(None)
+        if news:
+            self._close_if_unused()
+
+    def pause_writing(self) -> None:
+        """Keep further requests back until the peer has taken the earlier ones."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Send what was kept back."""
+        self._paused = False
+        self._flush()
+        writable, self._writable = self._writable, []
+        for waiter in writable:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End every call: those that were not sent are known not to be applied."""
+        self._lose(str(error) if error else "")
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _lose(self, reason: str) -> None:
+        self._retired = True
+        for call in self._calls.lost(reason):
+            _wake(call)
+        if not self._opened.done():
+            self._opened.set_exception(ConnectionError(self._calls.failure))
+            self._opened.exception()  # whoever opens it may be gone
+        self.resume_writing()
+        self._abort()
+
+    def _abort(self) -> None:
+        for timer in (self._timer, self._pong_timer):
+            if timer:
+                timer.cancel()
+        if self._transport:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        if not self._paused and self._transport:
+            data = self._calls.take()
+            if data and not self._transport.is_closing():
+                self._transport.write(data)
+
+    def _close_if_unused(self) -> None:
+        if not self.usable and not self._calls.count:
+            self._retired = True
+            self._abort()
+
+    def _pong(self) -> None:
+        self._pong_timer = None
+        self._calls.pong()
+        self._flush()
+
+    def _watch_over(self) -> None:
+        """Ask a quiet peer for a sign of life, and give it up if none comes."""
+        pause = _QUIET
+        if self._heard or not self._calls.count:
+            self._heard = self._asked = False
+        elif not self._asked:
+            self._asked = True
+            self._calls.ping()
+            self._flush()
+            pause = _PONG_LIMIT
+        else:
+            self._lose(f"it gave no sign of life for {_QUIET + _PONG_LIMIT:g} s")
+            return
+        self._timer = self._loop.call_later(pause, self._watch_over)
+
+
+def _wake(call: Call) -> None:
+    waiter = call.waiter
+    if waiter is not None and (call.status or not call.unary) and not waiter.done():
+        waiter.set_result(None)
+
+
+def agreed(tls: ssl.SSLObject | None) -> bool:
+    """True if both sides will speak HTTP/2: without TLS that is taken for granted."""
+    return tls is None or tls.selected_alpn_protocol() == "h2"
