@@ -88,7 +88,8 @@ def http1(status: str, body: bytes = HTML) -> Behaviour:
             )
             await writer.drain()
             if close:
-                writer.write_eof()
+                if writer.can_write_eof():
+                    writer.write_eof()
                 await _until_closed(reader)
                 return
 
@@ -113,6 +114,14 @@ def http2(answer: Answer) -> Behaviour:
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Reads everything and says nothing."""
+    await _until_closed(reader)
+
+
+async def bad_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Refuses the first bytes as an HTTP/1 server does that cannot read them, such as those of TLS."""
+    await reader.read(1)
+    writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    writer.write_eof()
     await _until_closed(reader)
 
 
