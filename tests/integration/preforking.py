@@ -24,7 +24,7 @@ from typing import Any
 from codomyrmex.concurrency import ConcurrencyError, DistributedLock, Grant, Session, sync
 
 FORKED = 8  # children at once; every second one ends by sys.exit
-TTL = 2  # seconds
+TTL = 3  # seconds
 
 
 def tell(**told: Any) -> None:
@@ -125,7 +125,7 @@ async def prefork(role: str) -> None:
     async with Session(session_ttl=TTL) as session:
         async with DistributedLock("parent", session, on_loss="notify") as grant:
             signal = asyncio.create_task(DistributedLock("signal", session).acquire())
-            await asyncio.sleep(1)  # by now the keepalive has its connection
+            await asyncio.sleep(TTL / 2)  # by now the keepalive has its connection
             before = connections()
             children, processes = fork(session, role, False), spread(session, role, False)
             meanwhile = asyncio.create_task(write(grant))
@@ -159,7 +159,7 @@ def prefork_blocking(role: str) -> None:
 
         waiting = threading.Thread(target=acquire, daemon=True)
         waiting.start()
-        time.sleep(1)  # by now the keepalive has its connection
+        time.sleep(TTL / 2)  # by now the keepalive has its connection
         before = connections()
         children, processes = fork(session, role, True), spread(session, role, True)
         codes = wait(children, processes)

@@ -1,6 +1,6 @@
 """A process that uses etcd forks workers, as gunicorn and Celery do: parent and children both go on.
 
-``preforking.py`` is that process. Its lease is as short as can be, and it goes on for longer than that afterwards.
+``preforking.py`` is that process. It goes on for longer than its lease would last without the keepalive.
 """
 
 from __future__ import annotations
