@@ -134,6 +134,9 @@ _WRONG = {
     "TLS with ALPN for HTTP/1": Wrong(
         _secured(endpoints.http1("404 Not Found"), "127.0.0.1", alpn=("http/1.1",)), r"ALPN|HTTP/2|\bh2\b", "no"
     ),
+    "TLS with HTTP/2 but without ALPN": Wrong(
+        _secured(endpoints.http2(endpoints.nothing), "127.0.0.1", alpn=()), "ALPN", "no"
+    ),
     "HTTP/2 proxy with TLS, 502": Wrong(_secured(endpoints.http2(endpoints.html("502")), "127.0.0.1"), "502"),
     "an oversized frame": Wrong(_served(endpoints.oversized_frame), "frame|HTTP/2"),
     "garbage": Wrong(_served(endpoints.garbage), "frame|HTTP/2"),
