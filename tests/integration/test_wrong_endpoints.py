@@ -161,7 +161,6 @@ _FAULTS = {
     ("grpc", "no message", "keepalive"): "an answer without a message raises AttributeError",
     ("grpc", "a garbled message", "session"): "an answer that cannot be parsed raises AttributeError",
     ("grpc", "a garbled message", "keepalive"): "gRPC logs an answer that cannot be parsed",
-    ("native", "a name that DNS denies", "session"): "the failed lookup is logged as an exception never retrieved",
     ("native", "plain etcd as https", "keepalive"): "the text tells of certificates, and not of http://",
     ("gateway", "garbage", "session"): "the text of the error holds all that the server sent",
     ("gateway", "a byte at a time", "keepalive"): "the time limit begins anew with each byte",
