@@ -112,7 +112,9 @@ class Server:
     def _read(self, data: bytes) -> None:
         for event in self.http2.receive_data(data):
             if isinstance(event, RequestReceived):
-                request = self.requests[event.stream_id] = Request(event.headers)
+                request = self.requests[event.stream_id] = Request(
+                    [(str(name), str(value)) for name, value in event.headers]
+                )
                 request.refused = event.stream_id > self.last
             elif isinstance(event, DataReceived):
                 self.requests[event.stream_id].data += event.data
