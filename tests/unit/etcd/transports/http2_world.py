@@ -189,7 +189,7 @@ class Server:
                 return
             self.http2.send_data(number, bytes(request.to_send[:size]), pad_length=padding)
             del request.to_send[:size]
-        if request.status >= 0:
+        if request.status >= 0 and not request.trailed:
             self.http2.send_headers(number, self._trailers(request, only=False), end_stream=True)
             request.trailed = True
 
