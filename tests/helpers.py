@@ -31,6 +31,15 @@ async def eventually(condition: Callable[[], Any] | Callable[[], Awaitable[Any]]
         await asyncio.sleep(0.01)
 
 
+async def revoke(session: Session, lease: int) -> None:
+    """Revoke a lease, as an operator does, through a connection of its own."""
+    client = core_of(session).transport.lease_client()
+    try:
+        await asyncio.to_thread(client.revoke, lease, 5.0)
+    finally:
+        client.close()
+
+
 def begin_at_the_first() -> None:
     """Let this process's clients begin at the first endpoint of their settings, not at a random one."""
     factory.randrange = lambda count: 0  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ import pytest
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.session import core_of
-from tests.helpers import eventually, queue_of
+from tests.helpers import eventually, queue_of, revoke
 from tests.integration.command_line import Cli, Result, ended, line
 
 
@@ -159,7 +159,7 @@ async def test_watching_goes_on_with_a_new_session(cli: Cli, session: Session) -
             await line(watching)
         leases = (await core_of(session).transport.get(_leases(session))).kvs
         (theirs,) = [kv.lease for kv in leases if kv.lease != session.id]
-        await asyncio.to_thread(core_of(session).transport.lease_client().revoke, theirs, 5.0)
+        await revoke(session, theirs)
         async with LockManager(session).acquire("two"):
             while json.loads(await line(watching))["name"] != "two":
                 pass

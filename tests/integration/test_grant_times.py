@@ -16,7 +16,7 @@ from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
-from tests.helpers import entries, eventually, queue_of
+from tests.helpers import entries, eventually, queue_of, revoke
 from tests.integration.command_line import Cli
 
 
@@ -205,7 +205,7 @@ async def test_a_name_that_a_dead_holder_keeps_closed_is_shown_as_lost(
         await DistributedLock("x", theirs, lock_delay=60, on_loss="notify").acquire()
         owner = await holder(session, "x")
         assert owner and not owner.lost
-        await asyncio.to_thread(core_of(theirs).transport.lease_client().revoke, theirs.id, 5.0)
+        await revoke(theirs, theirs.id)
         owner = await holder(session, "x")
         assert owner and owner.lost
         table, whole = await asyncio.gather(cli("locks"), cli("locks", "show", "x"))

@@ -26,8 +26,7 @@ from codomyrmex.concurrency import (
 from codomyrmex.concurrency.dead_letters.stats import Census
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.prometheus import MAX_POOLS, Metrics
-from codomyrmex.concurrency.session import core_of
-from tests.helpers import eventually, queue_of
+from tests.helpers import eventually, queue_of, revoke
 
 
 class Told(telemetry.Observer):
@@ -74,7 +73,7 @@ async def test_an_observer_is_told_each_step_once(session: Session, other: Sessi
             await mine.put("/telemetry", "late")
     async with Semaphore("s", max_concurrent=1, session=session):
         pass
-    await asyncio.to_thread(core_of(session).transport.lease_client().revoke, other.id, 1.0)
+    await revoke(session, other.id)
     await asyncio.wait_for(grant.lost.wait(), 5)
     await eventually(lambda: len(told.what) == 10)
     assert told.what[:8] == [
@@ -99,7 +98,7 @@ async def test_a_session_that_closes_is_no_loss(etcd: EmbeddedEtcd, namespace: s
 async def test_losses_are_logged_with_their_facts(session: Session, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "codomyrmex.concurrency")
     grant = await DistributedLock("x", session, on_loss="notify").acquire()
-    await asyncio.to_thread(core_of(session).transport.lease_client().revoke, session.id, 1.0)
+    await revoke(session, session.id)
     await asyncio.wait_for(grant.lost.wait(), 5)
     by_session, by_lock = (vars(record) for record in caplog.records[-2:])
     assert by_session["codomyrmex_session"] == by_lock["codomyrmex_session"] == f"{session.id:016x}"

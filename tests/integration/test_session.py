@@ -23,7 +23,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.session_core import open_sessions
-from tests.helpers import eventually, queue_of
+from tests.helpers import eventually, queue_of, revoke
 from tests.integration.test_faults import through_proxy
 
 
@@ -40,10 +40,6 @@ async def sessions(session: Session) -> int:
             Get(core_of(session).layout.leases, prefix_end(core_of(session).layout.leases))
         )
     ).total
-
-
-async def revoke(session: Session, lease: int) -> None:
-    await asyncio.to_thread(core_of(session).transport.lease_client().revoke, lease, 5.0)
 
 
 async def test_primitives_without_a_session_share_the_default_one(environment: None, session: Session) -> None:

@@ -21,7 +21,7 @@ from codomyrmex.concurrency import (
 from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import core_of
-from tests.helpers import counting, entries, eventually, queue_of
+from tests.helpers import counting, entries, eventually, queue_of, revoke
 from tests.integration.fleet import fleet
 from tests.integration.test_cancel import until_cancelled
 
@@ -187,7 +187,7 @@ async def test_a_lost_session_closes_the_name_to_itself_too(etcd: EmbeddedEtcd, 
     settings: dict[str, Any] = {"endpoints": etcd.endpoint, "namespace": namespace, "session_ttl": 2}
     async with Session(**settings) as member, Session(**settings) as next_life:
         grant = await DistributedLock("x", member, on_loss="notify", lock_delay=DELAY).acquire()
-        await asyncio.to_thread(core_of(member).transport.lease_client().revoke, member.id, 1.0)
+        await revoke(member, member.id)
         await asyncio.wait_for(grant.lost.wait(), 1)
         with pytest.raises(LockTimeout):
             await DistributedLock("x", next_life).acquire(timeout=DELAY / 2)
@@ -212,7 +212,7 @@ async def test_a_watcher_is_told_of_the_death_when_the_delay_is_over(etcd: Embed
         async with lock:
             pass
         await lock.acquire()
-        await asyncio.to_thread(core_of(member).transport.lease_client().revoke, member.id, 1.0)
+        await revoke(member, member.id)
         await eventually(lambda: len(told) >= 6, 8)
         following.cancel()
         kinds = [kind for kind, _ in told]

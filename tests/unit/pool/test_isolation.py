@@ -280,6 +280,30 @@ async def test_a_late_cancel_reaches_no_other_task_whoever_looked_on() -> None:
     await asyncio.gather(*children)
 
 
+async def test_a_late_cancel_by_a_first_attempt_reaches_no_other_task() -> None:
+    """The second attempt neither waits nor keeps its worker, but the first one has kept it."""
+    children: list[asyncio.Task[None]] = []
+
+    async def late(parent: asyncio.Task[Any]) -> None:
+        await asyncio.sleep(0.01)
+        parent.cancel()
+
+    async def work(number: int) -> int:
+        parent = asyncio.current_task()
+        assert parent
+        if number == 0 and not children:
+            children.append(asyncio.create_task(late(parent)))
+            raise ValueError("once more")
+        if number:
+            await asyncio.sleep(0.02)
+        return number
+
+    async with AsyncWorkerPool(1, retry=RetryPolicy(max_attempts=2, initial=0)) as pool, asyncio.timeout(LIMIT):
+        results = await pool.map(work, range(3))
+    assert [(result.status, result.attempts) for result in results] == [("ok", 2), ("ok", 1), ("ok", 1)]
+    await asyncio.gather(*children)
+
+
 async def test_tasks_that_neither_wait_nor_keep_their_worker_share_it() -> None:
     """A worker for each of them would double what a task costs."""
     workers = 0

@@ -316,6 +316,21 @@ async def test_an_async_iterable_is_taken_likewise() -> None:
         assert [r.result for r in await pool.map(double, few())] == [2 * n for n in range(7)]
 
 
+async def test_news_reach_both_the_caller_and_the_items() -> None:
+    """While the window is full, an ``imap`` waits for a result, and its async items wait for room."""
+
+    async def items() -> AsyncIterator[int]:
+        for number in range(6):
+            yield number
+
+    async def work(number: int) -> int:
+        await asyncio.sleep(0.002)
+        return number
+
+    async with AsyncWorkerPool(1) as pool, asyncio.timeout(5):
+        assert [result.unwrap() async for result in pool.imap(work, items())] == list(range(6))
+
+
 async def test_what_the_items_raise_is_raised_once_all_has_ended() -> None:
     done: list[int] = []
 

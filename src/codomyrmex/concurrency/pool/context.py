@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
+from types import CoroutineType
 from typing import Any
 
 
-class InContext:
-    """An awaitable that calls ``call`` and runs each step of its result in ``context``.
+def begin(
+    context: Context, call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Rest | None]:
+    """Call ``call`` in ``context`` and run it until it ends or waits: its result and None, or None and its rest."""
+    run = context.run
+    steps: Any = run(call, *args, **kwargs)
+    if type(steps) is not CoroutineType:
+        steps = run(steps.__await__)
+    try:
+        waits_for = run(steps.send, None)
+    except StopIteration as stop:
+        return stop.value, None
+    return None, Rest(context, steps, waits_for)
 
-    ``suspended`` becomes True when a step has waited for anything.
-    """
 
-    __slots__ = ("_args", "_call", "_context", "_kwargs", "suspended")
+class Rest:
+    """The rest of a call that has begun: an awaitable that runs each further step in the call's context."""
 
-    def __init__(
-        self, context: Context, call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    __slots__ = ("_context", "_steps", "_waits_for")
+
+    def __init__(self, context: Context, steps: Generator[Any, Any, Any], waits_for: Any) -> None:
         self._context = context
-        self._call = call
-        self._args = args
-        self._kwargs = kwargs
-        self.suspended = False
+        self._steps = steps
+        self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, Any]:
         run = self._context.run
-        try:
-            steps, waits_for = run(_begin, self._call, self._args, self._kwargs)
-        except StopIteration as stop:
-            return stop.value
-        self.suspended = True
+        steps = self._steps
+        waits_for = self._waits_for
         while True:
+            step: Callable[[Any], Any]
             try:
                 answer = yield waits_for
             except BaseException as error:
@@ -44,6 +51,9 @@ class InContext:
                 return stop.value
 
 
-def _begin(call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    steps = call(*args, **kwargs).__await__()
-    return steps, next(steps)
+async def call_in(
+    context: Context, call: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The result of ``call``, every step of which runs in ``context``."""
+    value, rest = begin(context, call, args, kwargs)
+    return await rest if rest else value

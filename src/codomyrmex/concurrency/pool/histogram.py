@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 _SMALLEST = 0.001  # ms
 _GROWTH = math.log(1.1)
 _BUCKETS = 280  # the last begins at about 4 days
+_BOUNDS = [_SMALLEST * math.exp(bucket * _GROWTH) for bucket in range(_BUCKETS - 1)]  # where each but the first begins
 
 
 class Histogram:
@@ -14,16 +16,13 @@ class Histogram:
 
     def __init__(self) -> None:
         self._counts = [0] * _BUCKETS
-        self.total = 0
 
     def add(self, value: float) -> None:
-        bucket = int(math.log(value / _SMALLEST) / _GROWTH) + 1 if value > _SMALLEST else 0
-        self._counts[min(bucket, _BUCKETS - 1)] += 1
-        self.total += 1
+        self._counts[bisect_right(_BOUNDS, value)] += 1
 
     def percentile(self, share: float) -> float:
         """The value that ``share`` (0 to 1) of the counted ones do not exceed; 0 if there are none."""
-        wanted = math.ceil(self.total * share)
+        wanted = math.ceil(sum(self._counts) * share)
         seen = 0
         for bucket, count in enumerate(self._counts):
             seen += count

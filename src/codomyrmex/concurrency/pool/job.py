@@ -9,16 +9,16 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import getweakrefcount
 
 from codomyrmex.concurrency.errors import text_of
 from codomyrmex.concurrency.models import Routed
-from codomyrmex.concurrency.pool.context import InContext
+from codomyrmex.concurrency.pool.context import begin, call_in
 from codomyrmex.concurrency.pool.counters import Meter
+from codomyrmex.concurrency.pool.executors import describe
 from codomyrmex.concurrency.pool.outcome import outcome
-from codomyrmex.concurrency.pool.results import DeadLetterSink, Status, TaskResult
+from codomyrmex.concurrency.pool.results import DeadLetterSink, Status, TaskResult, succeeded
 from codomyrmex.concurrency.pool.source import Job
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -54,10 +54,12 @@ class Course:
         """Run ``job`` and settle it. Returns True if nothing that the task left behind can reach the ``worker``.
 
         A task that waited, or that may have kept a reference to its worker, can cancel the worker later. So a worker
-        goes on only after a task without lock, semaphore and time limit that succeeded, never waited and kept no
-        reference to it; any other worker is replaced. A new asyncio task costs as much as a small task of the pool.
+        goes on only after a task without lock, semaphore and time limit that succeeded at its first attempt, never
+        waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a small
+        task of the pool.
         """
-        work = job.source.work
+        source = job.source
+        work = source.work
         plain = work.lock is None and work.semaphore is None and self._task_timeout is None
         self._meter.begin()
         job.began = True
@@ -74,11 +76,11 @@ class Course:
                 try:
                     if plain:  # not a method: a further coroutine would cost much for a short task
                         references = sys.getrefcount(worker), getweakrefcount(worker)
-                        steps = InContext(job.context, work.call, job.args, job.kwargs)
-                        value = await steps
-                        untouched = not steps.suspended and (
-                            (sys.getrefcount(worker), getweakrefcount(worker)) == references
-                        )
+                        value, rest = begin(job.context, work.call, job.args, source.kwargs)
+                        if rest:
+                            value = await rest
+                        elif attempts == 1:
+                            untouched = (sys.getrefcount(worker), getweakrefcount(worker)) == references
                     else:
                         value = await self._attempt(job)
                     if worker.cancelling():
@@ -104,20 +106,15 @@ class Course:
         finally:
             ended = time.perf_counter()
             elapsed = (ended - began) * 1000
-            result: TaskResult = TaskResult(
-                task_id=job.task_id or self._new_id(),
-                success=status == "ok",
-                result=value if status == "ok" else None,
-                elapsed_ms=elapsed,
-                status=status,
-                attempts=attempts,
-                wait_ms=(began - job.queued_at) * 1000,
-            )
-            if status != "ok":
-                result = _with_failure(result, failure, routed)
-            if job in job.source.running:  # else its loop was closed, and the task was settled then
+            waited = (began - source.began) * 1000
+            task_id = source.task_id or self._new_id()
+            if status == "ok":
+                result = succeeded(task_id, value, elapsed, attempts, waited)
+            else:
+                result = _failed(task_id, status, failure, routed, elapsed, attempts, waited)
+            if job in source.running:  # else its loop was closed, and the task was settled then
                 self._meter.end(status, elapsed, ended)
-                job.source.settle(job, result)
+                source.settle(job, result)
         return untouched
 
     def dropped(self, task_id: str) -> TaskResult:
@@ -130,7 +127,7 @@ class Course:
         """The result of a task whose worker died."""
         text = f"the pool's worker died: {_text('failed', error) if error else 'it was cancelled'}"[:MAX_ERROR]
         return TaskResult(
-            task_id=job.task_id or self._name,  # no new id: the making of one may be the failure
+            task_id=job.source.task_id or self._name,  # no new id: the making of one may be the failure
             success=False,
             error=text,
             status="failed",
@@ -154,7 +151,7 @@ class Course:
         work = job.source.work
         async with AsyncExitStack() as held:
             with self._meter.wait():
-                if work.lock is not None and (name := work.lock(job.item)) is not None:
+                if work.lock is not None and (name := work.lock(job.args[0])) is not None:
                     from codomyrmex.concurrency.recipes.manager import LockManager
 
                     await held.enter_async_context(LockManager(self._session).acquire(name))
@@ -166,10 +163,10 @@ class Course:
 
     async def _call(self, job: Job) -> Any:
         if self._task_timeout is None:
-            return await InContext(job.context, job.source.work.call, job.args, job.kwargs)
+            return await call_in(job.context, job.source.work.call, job.args, job.source.kwargs)
         try:
             async with asyncio.timeout(self._task_timeout) as limit:
-                return await InContext(job.context, job.source.work.call, job.args, job.kwargs)
+                return await call_in(job.context, job.source.work.call, job.args, job.source.kwargs)
         except TimeoutError as error:
             if limit.expired():
                 raise _TimedOut(TimeoutError(f"no result within {self._task_timeout:g} s")) from None
@@ -180,10 +177,15 @@ class Course:
         assert self._dlq
         try:
             routed = await self._dlq.route(
-                operation=job.source.work.operation,
-                args={"args": list(job.args), "kwargs": job.kwargs},
+                operation=describe(job.source.work.function),
+                args={"args": list(job.args), "kwargs": dict(job.source.kwargs)},
                 error=failure,
-                metadata={"pool": self._name, "task_id": job.task_id, "attempts": attempts, **self._meter.where()},
+                metadata={
+                    "pool": self._name,
+                    "task_id": job.source.task_id,
+                    "attempts": attempts,
+                    **self._meter.where(),
+                },
             )
         except Exception as error:
             return Routed(None, f"no dead letter could be stored: {type(error).__qualname__}: {text_of(error)}")
@@ -213,14 +215,27 @@ def _failure(error: BaseException) -> tuple[Status, BaseException]:
     return ("timeout", error.reason) if isinstance(error, _TimedOut) else ("failed", error)
 
 
-def _with_failure(result: TaskResult, failure: BaseException | None, routed: Routed | None) -> TaskResult:
-    """``result`` with the texts of the failure, and with its dead letter if there is one."""
-    return replace(
-        result,
-        error=_text(result.status, failure),
+def _failed(
+    task_id: str,
+    status: Status,
+    failure: BaseException | None,
+    routed: Routed | None,
+    elapsed_ms: float,
+    attempts: int,
+    wait_ms: float,
+) -> TaskResult:
+    """The result of a task that failed, with the texts of its failure, and with its dead letter if there is one."""
+    return TaskResult(
+        task_id=task_id,
+        success=False,
+        error=_text(status, failure),
+        elapsed_ms=elapsed_ms,
+        status=status,
         error_type=type(failure).__qualname__ if failure else "",
         exception=failure,
         traceback=_trace(failure) if failure else "",
+        attempts=attempts,
+        wait_ms=wait_ms,
         dead_letter_id=routed.id if routed else None,
         dead_letter_note=routed.note if routed else "",
     )

@@ -35,11 +35,12 @@ class Progress:
             self._tell = lambda done, total: self._bar.update(task, completed=done)
         return self
 
-    def step(self) -> None:
-        """Count one more task as done, and report it."""
-        self._done += 1
-        if self._tell:
-            self._tell(self._done, self._total)
+    def step(self, count: int) -> None:
+        """Count ``count`` more tasks as done, and report each of them."""
+        for _ in range(count):
+            self._done += 1
+            if self._tell:
+                self._tell(self._done, self._total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -19,39 +19,27 @@ from codomyrmex.concurrency.pool.results import TaskResult
 class Work(NamedTuple):
     """The function that a source runs on every item, with its lock and its semaphore."""
 
-    call: Call
-    operation: str
+    function: Callable[..., Any]
+    call: Call  # the awaitable form of the function
     lock: Callable[[Any], str | None] | None
     semaphore: Any
-    on_loop: bool  # the function is async
+
+    @property
+    def on_loop(self) -> bool:
+        """True if the function is async: then it is its own awaitable form."""
+        return self.call is self.function
 
 
 class Job:
     """One task: its arguments, its worker, and whether it has begun or was cancelled."""
 
-    __slots__ = (
-        "args",
-        "began",
-        "cancelled",
-        "context",
-        "index",
-        "item",
-        "kwargs",
-        "queued_at",
-        "source",
-        "task_id",
-        "worker",
-    )
+    __slots__ = ("args", "began", "cancelled", "context", "index", "source", "worker")
 
-    def __init__(self, source: Source, index: int, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, source: Source, index: int, args: tuple[Any, ...]) -> None:
         self.source = source
         self.index = index
-        self.item = item
         self.args = args
-        self.kwargs = kwargs
-        self.task_id = ""
         self.context = source.context.copy()
-        self.queued_at = source.began
         self.worker: asyncio.Task[None] | None = None
         self.began = False
         self.cancelled = False
@@ -74,14 +62,15 @@ class Source:
         self.error: BaseException | None = None
         self.running: set[Job] = set()
         self.task_id = ""  # of the caller, for the one task of a ``submit``
+        self.kwargs: dict[str, Any] = {}  # of every task
         self.untaken = 0  # items that are counted as queued and were not taken yet
         self._window = window
         self._begun = 0
         self._taken = 0
-        self._ready: dict[int, TaskResult] = {}
-        self._order: deque[int] = deque()
+        self._ended = 0
+        self._ready: dict[int, TaskResult] = {}  # each under its turn to be taken
         self._arrived: deque[Any] = deque()
-        self._news: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._iterator: Iterator[Any] | None = None
         self.feed: AsyncIterable[Any] | None = None
         self.feeder: asyncio.Task[None] | None = None  # takes the items of ``feed``
@@ -122,7 +111,7 @@ class Source:
 
     def make(self, index: int, item: Any) -> Job:
         """The task of an item."""
-        return Job(self, index, item, (item,), {})
+        return Job(self, index, (item,))
 
     def arrive(self, item: Any) -> None:
         """Take in an item of an async iterable."""
@@ -137,9 +126,10 @@ class Source:
     def settle(self, job: Job, result: TaskResult) -> None:
         """Store the result of a task that has ended."""
         self.running.discard(job)
-        self._ready[job.index] = result
-        self._order.append(job.index)
-        self._tell()
+        self._ready[job.index if self.ordered else self._ended] = result
+        self._ended += 1
+        if self._waiters:
+            self._tell()
 
     def drop_arrived(self) -> None:
         """Drop the items of an async iterable that have not begun."""
@@ -147,27 +137,31 @@ class Source:
 
     def settle_dropped(self, result: TaskResult) -> None:
         """Store the result of a task that never began."""
-        self._ready[self._begun] = result
-        self._order.append(self._begun)
+        self._ready[self._begun if self.ordered else self._ended] = result
+        self._ended += 1
         self._begun += 1
         self._tell()
 
-    async def result(self) -> TaskResult | None:
-        """The next result, in the order of the items if the source is ``ordered``; None after the last."""
-        while (result := self.ready()) is None and not self.over:
-            await self.news()
-        return result
+    async def results(self) -> list[TaskResult]:
+        """The next results, in the order of the items if the source is ``ordered``; none after the last.
 
-    def ready(self) -> TaskResult | None:
-        """The next result if it is there already, else None."""
-        index = self._taken if self.ordered else self._order[0] if self._order else -1
-        result = self._ready.pop(index, None)
-        if result:
+        With a window it is one result, since each that is taken makes room for another task.
+        """
+        while not (results := self.ready()) and not self.over:
+            await self.news()
+        return results
+
+    def ready(self) -> list[TaskResult]:
+        """The next results that are there already."""
+        results = []
+        while (result := self._ready.pop(self._taken, None)) is not None:
+            results.append(result)
             self._taken += 1
-            self._order.popleft()
-            if self.feed:
-                self._tell()  # the feeder has room for another item
-        return result
+            if self._window is not None:
+                break
+        if results and self.feed:
+            self._tell()  # the feeder has room for another item
+        return results
 
     async def settled(self) -> None:
         """Wait until no task runs and no feeder takes items."""
@@ -178,13 +172,15 @@ class Source:
 
     async def news(self) -> None:
         """Wait for the next change: a result, the end of the items, or room for another item."""
-        self._news = self._news or asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._news)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     def _tell(self) -> None:
-        news, self._news = self._news, None
-        if news and not news.done() and not news.get_loop().is_closed():
-            news.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done() and not waiter.get_loop().is_closed():
+                waiter.set_result(None)
 
 
 class Single(Source):
@@ -193,11 +189,9 @@ class Single(Source):
     def __init__(self, work: Work, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, began: float) -> None:
         super().__init__(work, (None,), began, window=None, ordered=True)
         self._args = args
-        self._kwargs = kwargs
+        self.kwargs = kwargs
         self.task_id = task_id
 
     def make(self, index: int, item: Any) -> Job:
         """The task, with the arguments of ``submit``."""
-        job = Job(self, index, item, self._args, self._kwargs)
-        job.task_id = self.task_id
-        return job
+        return Job(self, index, self._args)

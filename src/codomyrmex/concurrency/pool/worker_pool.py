@@ -20,7 +20,7 @@ from codomyrmex.concurrency.durations import check_number, check_timeout
 from codomyrmex.concurrency.errors import PoolClosed
 from codomyrmex.concurrency.keys import nfc
 from codomyrmex.concurrency.pool.counters import Meter
-from codomyrmex.concurrency.pool.executors import Executor, Runner, describe, is_async
+from codomyrmex.concurrency.pool.executors import Executor, Runner, describe
 from codomyrmex.concurrency.pool.job import Course
 from codomyrmex.concurrency.pool.progress import Callback, Progress
 from codomyrmex.concurrency.pool.results import DeadLetterSink, PoolStats, TaskResult
@@ -136,10 +136,9 @@ class AsyncWorkerPool(AsyncOnly):
         source = Single(self._work(function, None, None), args, kwargs, task_id, time.perf_counter())
         try:
             self._start(source, 1)
-            result = await source.result()
+            (result,) = await source.results()
         finally:
             await self._crew.finish(source)
-        assert result
         return result
 
     @overload
@@ -174,7 +173,8 @@ class AsyncWorkerPool(AsyncOnly):
         ``semaphore`` is a ``Semaphore`` of which one permit is held while an item runs. An error of ``items`` itself is
         raised here, after the tasks that have begun have ended.
         """
-        return [result async for result in self._each(function, items, lock, semaphore, ordered=True, window=None)]
+        each = self._each(function, items, lock, semaphore, ordered=True, window=None)
+        return [result async for batch in each for result in batch]
 
     @overload
     def imap(
@@ -212,8 +212,9 @@ class AsyncWorkerPool(AsyncOnly):
         """
         each = self._each(function, items, lock, semaphore, ordered=ordered, window=2 * self._max_workers)
         try:
-            async for result in each:
-                yield result
+            async for batch in each:
+                for result in batch:
+                    yield result
         finally:
             await each.aclose()
 
@@ -289,7 +290,7 @@ class AsyncWorkerPool(AsyncOnly):
             raise TypeError(f"lock must be a function from an item to a lock's name, not {lock!r}")
         if semaphore is not None and not hasattr(semaphore, "__aenter__"):
             raise TypeError(f"semaphore must be a Semaphore, not {semaphore!r}")
-        return Work(self._runner.call(function), describe(function), lock, semaphore, is_async(function))
+        return Work(function, self._runner.call(function), lock, semaphore)
 
     async def _each(
         self,
@@ -300,16 +301,17 @@ class AsyncWorkerPool(AsyncOnly):
         *,
         ordered: bool,
         window: int | None,
-    ) -> AsyncGenerator[TaskResult[Any], None]:
+    ) -> AsyncGenerator[list[TaskResult[Any]], None]:
+        """The results: all that are there at a time, or one at a time with a ``window``."""
         work = self._work(function, lock, semaphore)
         source = Source(work, items, time.perf_counter(), window=window, ordered=ordered)
         total = len(items) if isinstance(items, Sized) else None
         try:
             with Progress(self._progress, self.name, total) as progress:
                 self._start(source, total if window is None and total else 0)
-                while result := source.ready() or await source.result():
-                    progress.step()
-                    yield result
+                while batch := await source.results():
+                    progress.step(len(batch))
+                    yield batch
                     if window is not None:
                         self._crew.wake()
             if source.error:

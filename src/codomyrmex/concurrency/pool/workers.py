@@ -175,7 +175,7 @@ class Crew:
     def _drop(self, job: Job) -> None:
         """End a task that never began."""
         self._meter.drop()
-        job.source.settle(job, self._course.dropped(job.task_id))
+        job.source.settle(job, self._course.dropped(job.source.task_id))
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         """Settle the task of a worker that died, and replace the worker."""
@@ -218,7 +218,7 @@ class Crew:
                     self._meter.end("cancelled", 0.0, time.perf_counter())
                 else:
                     self._meter.drop()
-                job.source.settle(job, self._course.dropped(job.task_id))
+                job.source.settle(job, self._course.dropped(job.source.task_id))
         self._workers.clear()
         self._feeders.clear()
         for source in list(self._sources):

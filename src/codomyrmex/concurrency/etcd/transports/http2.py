@@ -72,6 +72,10 @@ class Ready(NamedTuple):
     """The peer's first settings have come: it speaks HTTP/2, and requests may be sent."""
 
 
+class Pinged(NamedTuple):
+    """The peer asks for a sign of life, which ``pong`` gives."""
+
+
 class GoingAway(NamedTuple):
     """The peer takes no new streams on this connection."""
 
@@ -85,7 +89,7 @@ class Failed(NamedTuple):
     reason: str
 
 
-Event = Headers | Data | Reset | Ready | GoingAway | Failed
+Event = Headers | Data | Reset | Ready | Pinged | GoingAway | Failed
 
 
 class Connection:
@@ -93,6 +97,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.ready = False
+        self.usable = True  # False once no new request can be sent, now or later
         self.going_away = False
         self.failed = ""
         self._out: list[bytes] = [
@@ -119,15 +124,10 @@ class Connection:
         self._first_window = frames.DEFAULT_WINDOW
         self._window = frames.DEFAULT_WINDOW
         self._credit = 0
+        self._pings: list[bytes] = []  # that are not answered yet
         self._answers = 0  # to PINGs and SETTINGS, in ``_out``
         self._block: tuple[int, int, bytearray] | None = None  # a header block that goes on in the next frame
         self._events: list[Event] = []
-
-    @property
-    def usable(self) -> bool:
-        """True if a new request can be sent now or later."""
-        last = self._next_id + 2 * len(self._waiting)
-        return not (self.going_away or self.failed) and last <= frames.MAX_STREAM_ID
 
     @property
     def stream_count(self) -> int:
@@ -143,8 +143,12 @@ class Connection:
         if data:
             stream._to_send.append(memoryview(data))
         stream._ended = end
-        self._waiting.append(stream)
-        self._open_waiting()
+        if self.ready and not self._waiting and len(self._streams) < self._max_streams:
+            self._open(stream)
+        else:
+            self._waiting.append(stream)
+        if self._next_id + 2 * len(self._waiting) > frames.MAX_STREAM_ID:
+            self.usable = False
         return stream
 
     def send(self, stream: Stream, data: bytes) -> None:
@@ -175,6 +179,17 @@ class Connection:
         """Ask for a sign of life."""
         self._out.append(frames.frame(frames.PING, 0, 0, b"alive?!\n"))
 
+    def pong(self) -> None:
+        """Answer the peer's PINGs.
+
+        A server of gRPC in Go measures by a PING how wide a window it should offer, and sends one with every request if
+        each is answered. So an answer may wait a little, but not while requests wait for a window.
+        """
+        for payload in self._pings:
+            self._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+        self._answers += len(self._pings)
+        self._pings.clear()
+
     def take(self) -> bytes:
         """Return the bytes that are to be written now, and forget them."""
         for stream in self._completed:
@@ -188,6 +203,7 @@ class Connection:
 
     def abandon(self) -> list[Stream]:
         """End every stream, because the connection is lost; returns them. Nothing more is written."""
+        self.usable = False
         left = [*self._streams.values(), *self._waiting]
         self._streams.clear()
         self._waiting.clear()
@@ -199,12 +215,15 @@ class Connection:
     def _open_waiting(self) -> None:
         waiting = self._waiting
         while waiting and self.ready and len(self._streams) < self._max_streams:
-            stream = waiting.popleft()
-            stream.id, self._next_id = self._next_id, self._next_id + 2
-            stream._window = self._first_window
-            self._streams[stream.id] = stream
-            self._send_headers(stream)
-            self._send(stream)
+            self._open(waiting.popleft())
+
+    def _open(self, stream: Stream) -> None:
+        stream.id = self._next_id
+        self._next_id += 2
+        stream._window = self._first_window
+        self._streams[stream.id] = stream
+        self._send_headers(stream)
+        self._send(stream)
 
     def _send_headers(self, stream: Stream) -> None:
         block = self._encoder.encode(stream._fields)
@@ -225,6 +244,7 @@ class Connection:
             size = min(len(part), self._max_frame, self._window, stream._window)
             if size <= 0:
                 self._blocked[stream] = None
+                self.pong()
                 return
             if size < len(part):
                 parts[0] = part[size:]
@@ -310,6 +330,7 @@ class Connection:
         return "it closed the connection before it said that it speaks HTTP/2"
 
     def _fail(self, error: ProtocolError) -> None:
+        self.usable = False
         self.failed = str(error)
         self._out.append(frames.goaway(error.code, self.failed))
         self._events.append(Failed(self.failed))
@@ -411,7 +432,9 @@ class Connection:
             return
         for key, value in frames.read_settings(payload):
             self._set(key, value)
-        self._answer(frames.SETTINGS, b"")
+        self._check_flood()
+        self._answers += 1
+        self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if not self.ready:
             self.ready = True
             self._events.append(Ready())
@@ -448,19 +471,22 @@ class Connection:
         if stream_id or len(payload) != 8:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "its PING has a wrong form")
         if not flags & frames.ACK:  # an answer is a sign of life, as any byte is
-            self._answer(frames.PING, payload)
+            self._check_flood()
+            self._pings.append(payload)
+            self._events.append(Pinged())
+            if self._blocked or self.going_away:
+                self.pong()
 
-    def _answer(self, kind: int, payload: bytes) -> None:
-        self._answers += 1
-        if self._answers > _MAX_ANSWERS:
+    def _check_flood(self) -> None:
+        if self._answers + len(self._pings) >= _MAX_ANSWERS:
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "it floods the connection with PINGs or SETTINGS")
-        self._out.append(frames.frame(kind, frames.ACK, 0, payload))
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < frames.TWO_NUMBERS.size:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "its GOAWAY has a wrong form")
         last, code = frames.TWO_NUMBERS.unpack_from(payload)
         last &= frames.MAX_STREAM_ID
+        self.usable = False
         self.going_away = True
         text = payload[frames.TWO_NUMBERS.size :].decode(errors="replace")
         self._events.append(GoingAway(code, text))

@@ -19,6 +19,7 @@ class BlockingLink:
     def __init__(self, endpoint: str, connected: socket.socket) -> None:
         self._socket = connected
         self._calls = Calls(endpoint)
+        self._heard = False  # True once something has come since the last call began
         self._pinged: tuple[Call, float] | None = None
 
     @property
@@ -34,13 +35,21 @@ class BlockingLink:
             self._exchange(deadline)
 
     def answer(self, path: str, metadata: Metadata, message: bytes, deadline: float) -> Call:
-        """Make a call and wait until it is over. Its status tells of any failure, and the link is then unusable."""
+        """Make a call and wait until it is over. Its status tells of any failure.
+
+        The connection is given up if it fails, and if nothing at all comes on it until ``deadline``.
+        """
         call = self._calls.begin(path, metadata, message)
+        self._heard = False
         try:
             while not call.status:
                 self._exchange(deadline)
         except OSError as error:
-            self.close(str(error))
+            if isinstance(error, TimeoutError) and self._heard:
+                call.end("DEADLINE_EXCEEDED", "no answer in time")
+                self._calls.cancel(call)
+            else:
+                self.close(str(error))
         return call
 
     def ping(self, path: str, limit: float) -> None:
@@ -71,13 +80,18 @@ class BlockingLink:
         data = self._calls.take()
         if data:
             self._socket.settimeout(seconds_until(deadline))
-            self._socket.sendall(data)
+            try:
+                self._socket.sendall(data)
+            except TimeoutError:  # perhaps in the middle of a frame
+                raise ConnectionError("it takes no more bytes") from None
 
     def _read(self) -> None:
         data = self._socket.recv(1 << 16)
         if not data:
             raise ConnectionError(self._calls.ended())
+        self._heard = True
         self._calls.receive(data)
+        self._calls.pong()
         if self._calls.failure:
             raise ConnectionError(self._calls.failure)
 

@@ -23,6 +23,7 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
     Failed,
     GoingAway,
     Headers,
+    Pinged,
     Reset,
     Stream,
 )
@@ -149,6 +150,9 @@ class Calls:
         self._http2 = Connection()
         self._fields: dict[tuple[str, Metadata], Fields] = {}
         self._news: list[Call] = []
+        self._usual_start: Fields = ()  # the last sound headers and trailers: the decoder gives the same tuple again
+        self._usual_end: Fields = ()
+        self.pinged = False  # True while the peer waits for ``pong``
         self.failure = ""  # why the connection must be closed
         self.leaving = ""  # why the peer takes no new calls
 
@@ -160,7 +164,7 @@ class Calls:
     @property
     def usable(self) -> bool:
         """True if the connection takes a new call."""
-        return self._http2.usable and not self.failure
+        return self._http2.usable
 
     @property
     def count(self) -> int:
@@ -198,6 +202,11 @@ class Calls:
         """Ask the peer for a sign of life."""
         self._http2.ping()
 
+    def pong(self) -> None:
+        """Answer the peer's PINGs."""
+        self.pinged = False
+        self._http2.pong()
+
     def take(self) -> bytes:
         """Return the bytes that are to be written now."""
         return self._http2.take()
@@ -211,6 +220,8 @@ class Calls:
                 self._received(event)
             elif isinstance(event, Reset):
                 self._was_reset(event)
+            elif isinstance(event, Pinged):
+                self.pinged = True
             elif isinstance(event, GoingAway):
                 self.leaving = f"it is going away ({code_name(event.code)}: {event.text})"
             elif isinstance(event, Failed):
@@ -254,12 +265,20 @@ class Calls:
 
     def _headed(self, event: Headers) -> None:
         call: Call = event.stream.owner
-        fields = dict(event.fields)
         if event.end:
-            call.end(*_status_of(fields, partial=call.is_partial))
+            if event.fields is self._usual_end and not call.is_partial:
+                call.end("OK", "")
+            else:
+                call.end(*_status_of(dict(event.fields), partial=call.is_partial))
+                if call.status == "OK":
+                    self._usual_end = event.fields
             self._tell(call)
-        elif fields.get(":status") != "200" or not fields.get("content-type", "").startswith("application/grpc"):
-            self._give_up(call, *_foreign(fields))
+        elif event.fields is not self._usual_start:
+            fields = dict(event.fields)
+            if fields.get(":status") != "200" or not fields.get("content-type", "").startswith("application/grpc"):
+                self._give_up(call, *_foreign(fields))
+            else:
+                self._usual_start = event.fields
 
     def _received(self, event: Data) -> None:
         call: Call = event.stream.owner

@@ -38,7 +38,8 @@ class Channel:
     @property
     def link(self) -> Link | None:
         """The link for a new call, or None if ``open`` must make one."""
-        return self._link if self._link and self._link.usable else None
+        link = self._link
+        return link if link and link.usable else None
 
     async def open(self, limit: float) -> Link:
         """A link for a new call, within ``limit`` seconds. Raises ``OSError``."""

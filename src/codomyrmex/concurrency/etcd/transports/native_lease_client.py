@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
 from codomyrmex.concurrency.etcd.transports.methods import METHODS
 from codomyrmex.concurrency.etcd.transports.native_blocking_link import BlockingLink, seconds_until
 from codomyrmex.concurrency.etcd.transports.native_calls import result
+from codomyrmex.concurrency.etcd.transports.native_channel import CONNECT_LIMIT
 from codomyrmex.concurrency.settings import EtcdSettings
 
 _ADDRESS_LIMIT = 1.0  # seconds for one address, if there is another
@@ -67,14 +68,18 @@ class NativeLeaseClient(BaseLeaseClient):
         self._opening.clear()
 
     def _link(self, endpoint: str, deadline: float) -> BlockingLink:
-        """The link for a new call. Raises ``OSError``."""
-        opening = self._opening.get(endpoint)
-        if opening:
-            with suppress(OSError):  # too late, or it failed: the next attempt may tell more
-                opening.exception(seconds_until(deadline))
+        """The link for a new call. Raises ``OSError``.
+
+        One that is not open by ``deadline`` goes on opening, for the next call.
+        """
         link = self._opened(endpoint)
         if link is None:
-            link = self._links[endpoint] = self._open(endpoint, deadline)
+            opening = self._opening.get(endpoint) or self._open_aside(endpoint, CONNECT_LIMIT)
+            wait((opening,), timeout=seconds_until(deadline))
+            if not opening.done():
+                raise TimeoutError("no connection in time")
+            del self._opening[endpoint]
+            link = self._links[endpoint] = opening.result()
         return link
 
     def _opened(self, endpoint: str) -> BlockingLink | None:
@@ -89,10 +94,11 @@ class NativeLeaseClient(BaseLeaseClient):
             return None
         return link
 
-    def _open_aside(self, endpoint: str, limit: float) -> None:
+    def _open_aside(self, endpoint: str, limit: float) -> Future[BlockingLink]:
         """Open a link in a thread of its own, which ends when it has."""
         self._tls.refresh()  # its certificate may have been replaced
-        opening = self._opening[endpoint] = Future()
+        opening: Future[BlockingLink] = Future()
+        self._opening[endpoint] = opening
 
         def run() -> None:
             try:
@@ -101,6 +107,7 @@ class NativeLeaseClient(BaseLeaseClient):
                 opening.set_exception(error)
 
         threading.Thread(target=run, name=f"etcd-connect-{endpoint}", daemon=True).start()
+        return opening
 
     def _open(self, endpoint: str, deadline: float) -> BlockingLink:
         connected = _first_socket(self._look_up(endpoint, deadline), deadline)
