@@ -1915,7 +1915,7 @@ MUTANTS = (
     Mutant(
         "answer any number of PINGs",
         "etcd/transports/http2.py",
-        "if self._answers > _MAX_ANSWERS:",
+        "if self._answers + len(self._pings) >= _MAX_ANSWERS:",
         "if False:",
         "tests/unit/etcd/transports/test_http2_garbage.py -k flood_does_not",
     ),
@@ -1988,6 +1988,34 @@ MUTANTS = (
         'unquote_to_bytes(fields.get("grpc-message", "")).decode(errors="replace")',
         'fields.get("grpc-message", "")',
         "tests/unit/etcd/transports/test_native_calls.py -k trailers",
+    ),
+    Mutant(
+        "take trailers without fields for OK",
+        "etcd/transports/native_calls.py",
+        "self._usual_end: Fields | None = None",
+        "self._usual_end: Fields | None = ()",
+        "tests/unit/etcd/transports/test_native_calls.py -k status_comes",
+    ),
+    Mutant(
+        "take headers without fields for gRPC's",
+        "etcd/transports/native_calls.py",
+        "self._usual_start: Fields | None = None",
+        "self._usual_start: Fields | None = ()",
+        "tests/unit/etcd/transports/test_native_calls.py -k without_fields",
+    ),
+    Mutant(
+        "take the usual end for OK in the middle of a message",
+        "etcd/transports/native_calls.py",
+        "is self._usual_end and not call.is_partial:",
+        "is self._usual_end:",
+        "tests/unit/etcd/transports/test_native_calls.py -k usual_end",
+    ),
+    Mutant(
+        "leave PINGs unanswered while a request waits for a window",
+        "etcd/transports/http2.py",
+        "                self._blocked[stream] = None\n                self.pong()\n",
+        "                self._blocked[stream] = None\n",
+        "tests/unit/etcd/transports/test_http2.py -k at_once_while",
     ),
 )
 

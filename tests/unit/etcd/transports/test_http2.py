@@ -13,6 +13,7 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
     Data,
     GoingAway,
     Headers,
+    Pinged,
     Ready,
     Reset,
     Stream,
@@ -286,17 +287,29 @@ def test_what_is_taken_back_gives_its_window_to_others() -> None:
 
 def test_a_ping_is_answered() -> None:
     connection = ready()
-    assert connection.receive(frame(PING, 0, 0, b"12345678")) == []
+    assert connection.receive(frame(PING, 0, 0, b"12345678")) == [Pinged()]
+    assert connection.take() == b""
+    connection.pong()
     assert connection.take() == frame(PING, 1, 0, b"12345678")
     connection.ping()
     (ping,) = written(connection)
     assert (ping[0], ping[1], len(ping[3])) == (PING, 0, 8)
 
 
+def test_a_ping_is_answered_at_once_while_a_request_waits_for_a_window() -> None:
+    connection = ready(window=0)
+    connection.receive(frame(PING, 0, 0, b"earlier!"))
+    request(connection)
+    assert [payload for kind, _, _, payload in written(connection) if kind == PING] == [b"earlier!"]
+    connection.receive(frame(PING, 0, 0, b"and now!"))
+    assert [payload for kind, _, _, payload in written(connection) if kind == PING] == [b"and now!"]
+
+
 def test_answers_to_pings_are_limited_only_while_they_are_not_taken() -> None:
     connection = ready()
     for _ in range(5):
         connection.receive(frame(PING, 0, 0, b"12345678") * 1_000)
+        connection.pong()
         assert len(written(connection)) == 1_000
 
 

@@ -108,6 +108,23 @@ def test_an_answer_that_is_not_grpc_says_so(fields: tuple[tuple[str, str], ...],
     assert client.count == 0
 
 
+def test_headers_without_fields_are_not_grpc() -> None:
+    client, call = begun()
+    client.receive(frame(HEADERS, END_HEADERS, 1))
+    assert (call.status, "HTTP status none" in call.details) == ("UNKNOWN", True)
+
+
+def test_a_usual_end_in_the_middle_of_a_message_is_refused() -> None:
+    client = greeted()
+    encoder = Encoder()
+    for cut in (None, None, None, -1, None):
+        _, call = begun(client)
+        start, end = encoder.encode(OPENED), encoder.encode(OK)
+        client.receive(frame(HEADERS, END_HEADERS, call.stream.id, start) + data(call, framed(b"whole")[:cut]))
+        client.receive(frame(HEADERS, END_HEADERS | END_STREAM, call.stream.id, end))
+        assert call.status == ("INTERNAL" if cut else "OK")
+
+
 def test_headers_without_a_status_are_not_grpc() -> None:
     client, call = begun()
     client.receive(headers(call, ("content-type", "application/grpc")))

@@ -150,8 +150,8 @@ class Calls:
         self._http2 = Connection()
         self._fields: dict[tuple[str, Metadata], Fields] = {}
         self._news: list[Call] = []
-        self._usual_start: Fields = ()  # the last sound headers and trailers: the decoder gives the same tuple again
-        self._usual_end: Fields = ()
+        self._usual_start: Fields | None = None  # the last sound headers: the decoder gives the same tuple again
+        self._usual_end: Fields | None = None  # trailers that say OK
         self.pinged = False  # True while the peer waits for ``pong``
         self.failure = ""  # why the connection must be closed
         self.leaving = ""  # why the peer takes no new calls
