@@ -16,7 +16,7 @@ from codomyrmex.concurrency.etcd.transports.http2_headers import HeaderEncoder
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 from tests.unit.etcd.transports.http2_world import ENDPOINT, PATH, Server, Tape, World, framed, play
 
-HISTORIES = 40
+HISTORIES = 25
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,7 +32,7 @@ def numbers(seed: int) -> list[int]:
     return [chance.randrange(10_000) for _ in range(chance.choice([60, 150, 300]))]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 9_999), max_size=200))
 def test_each_call_gets_the_answer_that_the_server_gave_it(tape: list[int]) -> None:
     assert play(tape) == []
