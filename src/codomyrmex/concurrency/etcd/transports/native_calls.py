@@ -172,11 +172,11 @@ class Calls:
         return self._http2.stream_count
 
     def begin(self, path: str, metadata: Metadata, message: bytes) -> Call:
-        """Begin a call with one message. The connection must be usable."""
+        """Begin a call with one message. On a connection that is not usable it is over at once."""
         return self._begin(path, metadata, _framed(message), end=True)
 
     def begin_stream(self, path: str, metadata: Metadata) -> Call:
-        """Begin a call whose messages follow by ``send``. The connection must be usable."""
+        """Begin a call whose messages follow by ``send``."""
         return self._begin(path, metadata, b"", end=False)
 
     def send(self, call: Call, message: bytes) -> None:
@@ -254,7 +254,11 @@ class Calls:
                 self._fields.clear()
             fields = self._fields[path, metadata] = request_fields(self._endpoint, path, metadata)
         call = Call(unary=end)
-        call.stream = self._http2.request(fields, data, end=end)
+        if self._http2.usable:
+            call.stream = self._http2.request(fields, data, end=end)
+        else:
+            call.stream = Stream(fields)
+            call.end("UNAVAILABLE", f"{NOT_SENT}: {self.failure or self.leaving or 'its connection is used up'}")
         call.stream.owner = call
         return call
 

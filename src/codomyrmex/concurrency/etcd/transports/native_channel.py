@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from codomyrmex.concurrency.errors import EtcdUnavailable
@@ -86,7 +87,16 @@ class Channel:
     async def _look_up(self) -> list[Address]:
         asked = self._addresses.ask()
         if not asked.done():
-            await asyncio.wait((asyncio.wrap_future(asked),), timeout=self._addresses.patience)
+            loop, answered = asyncio.get_running_loop(), asyncio.Event()
+
+            def tell(_: object) -> None:
+                with suppress(RuntimeError):  # the loop may have been closed
+                    loop.call_soon_threadsafe(answered.set)
+
+            asked.add_done_callback(tell)
+            with suppress(TimeoutError):  # ``settle`` says what it means
+                async with asyncio.timeout(self._addresses.patience):
+                    await answered.wait()
         return self._addresses.settle(asked)
 
     async def _greet(self, connected: socket.socket) -> Link:

@@ -59,7 +59,8 @@ class Link(asyncio.Protocol):
             self._loop.call_later(_TICK, self._tick)
         self._flush()
         try:
-            await waiter
+            if not call.status:
+                await waiter
         finally:
             del self._deadlines[call]
             if not call.status:
