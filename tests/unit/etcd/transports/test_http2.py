@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 from hpack import Decoder, Encoder
 
-from codomyrmex.concurrency.etcd.transports.http2 import (
-    Connection,
+from codomyrmex.concurrency.etcd.transports.http2 import Connection
+from codomyrmex.concurrency.etcd.transports.http2_headers import HeaderDecoder, HeaderEncoder
+from codomyrmex.concurrency.etcd.transports.http2_streams import (
     Data,
     GoingAway,
     Headers,
@@ -18,7 +19,6 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
     Reset,
     Stream,
 )
-from codomyrmex.concurrency.etcd.transports.http2_headers import HeaderDecoder, HeaderEncoder
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 TABLE_SIZE, MAX_STREAMS, FIRST_WINDOW, MAX_FRAME = 1, 3, 4, 5

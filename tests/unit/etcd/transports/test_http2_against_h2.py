@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codomyrmex.concurrency.etcd.transports import http2, http2_frames, native_calls
-from codomyrmex.concurrency.etcd.transports.http2 import Connection, Reset, Stream
+from codomyrmex.concurrency.etcd.transports import http2_frames, http2_streams, native_calls
+from codomyrmex.concurrency.etcd.transports.http2 import Connection
 from codomyrmex.concurrency.etcd.transports.http2_headers import HeaderEncoder
+from codomyrmex.concurrency.etcd.transports.http2_streams import Reset, Stream
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 from tests.unit.etcd.transports.http2_world import ENDPOINT, PATH, Server, Tape, World, framed, play
 
@@ -23,7 +24,7 @@ HISTORIES = 25
 def small_window() -> Iterator[None]:
     """A window that is smaller than some answers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http2, "_STREAM_WINDOW", 40_000)
+        patch.setattr(http2_streams, "STREAM_WINDOW", 40_000)
         yield
 
 

@@ -11,7 +11,8 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codomyrmex.concurrency.etcd.transports.http2 import Connection, Failed, Reset
+from codomyrmex.concurrency.etcd.transports.http2 import Connection
+from codomyrmex.concurrency.etcd.transports.http2_streams import Failed, Reset
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 from tests.unit.etcd.transports.http2_world import ENDPOINT, PATH, Server, Tape
 

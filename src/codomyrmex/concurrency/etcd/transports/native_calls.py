@@ -17,8 +17,10 @@ from google.protobuf.message import DecodeError
 from codomyrmex.concurrency.etcd.transports import failures
 from codomyrmex.concurrency.etcd.transports.auth import Metadata
 from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
-from codomyrmex.concurrency.etcd.transports.http2 import (
-    Connection,
+from codomyrmex.concurrency.etcd.transports.http2 import Connection
+from codomyrmex.concurrency.etcd.transports.http2_frames import ErrorCode, code_name
+from codomyrmex.concurrency.etcd.transports.http2_headers import Fields
+from codomyrmex.concurrency.etcd.transports.http2_streams import (
     Data,
     Failed,
     GoingAway,
@@ -27,8 +29,6 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
     Reset,
     Stream,
 )
-from codomyrmex.concurrency.etcd.transports.http2_frames import ErrorCode, code_name
-from codomyrmex.concurrency.etcd.transports.http2_headers import Fields
 from codomyrmex.concurrency.etcd.transports.methods import STATUS_NAMES
 
 MAX_MESSAGE = 64 << 20  # bytes of an answer
