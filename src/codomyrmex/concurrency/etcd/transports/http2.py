@@ -299,7 +299,7 @@ def _numbers(size: int, payload: bytes, name: str) -> tuple[int, ...]:
 
 def _first_words(data: bytes) -> str:
     """The reason for which a peer's first bytes are not HTTP/2."""
-    if data.startswith(b"HTTP/"):
+    if data[:4] == b"HTTP":
         return "it speaks HTTP/1, not HTTP/2"
     if data[:2] in (b"\x15\x03", b"\x16\x03"):  # an alert or a handshake
         return "it speaks TLS"
