@@ -89,9 +89,9 @@ async def test_a_connection_without_calls_sends_no_ping(proxy: TcpProxy, monkeyp
     async with _connected(proxy.endpoint) as transport:
         link = _link(transport)
         await asyncio.sleep(0.3)  # what etcd asked is answered
-        received = link._received
+        heard_at = link._heard_at
         await asyncio.sleep(0.5)
-        assert link._received == received
+        assert link._heard_at == heard_at
         await transport.get(_GET)
         assert _link(transport) is link
 
