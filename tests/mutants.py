@@ -70,15 +70,15 @@ MUTANTS = (
     Mutant(
         "Never ask a quiet peer for a sign of life",
         "etcd/transports/native_link.py",
-        "if quiet < _QUIET or not self._calls.count:",
-        "if True:",
+        "if quiet >= _QUIET and self._calls.count:",
+        "if False:",
         "tests/integration/test_native.py -k life",
     ),
     Mutant(
         "Send PINGs on a connection without calls",
         "etcd/transports/native_link.py",
-        "if quiet < _QUIET or not self._calls.count:",
-        "if quiet < _QUIET:",
+        "if quiet >= _QUIET and self._calls.count:",
+        "if quiet >= _QUIET:",
         "tests/integration/test_native.py -k ping",
     ),
     Mutant(

@@ -156,6 +156,8 @@ _WRONG = {
     ),
 }
 _FAULTS = {
+    ("grpc", "no message", "session"): "gRPC logs an answer without a message, and keeps the connection",
+    ("grpc", "a garbled message", "session"): "gRPC logs an answer that cannot be parsed, and keeps the connection",
     ("grpc", "a garbled message", "keepalive"): "gRPC logs an answer that cannot be parsed",
     ("gateway", "a byte at a time", "keepalive"): "the time limit begins anew with each byte",
 }

@@ -31,7 +31,7 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._writable: list[asyncio.Future[None]] = []
         self._heard_at = time.monotonic()
-        self._asked = False
+        self._asked_at = 0.0
         self._deadlines: dict[Call, tuple[float, float]] = {}  # each with the call's beginning
         self._ticking = False
         self._timer: asyncio.TimerHandle | None = None
@@ -204,18 +204,18 @@ class Link(asyncio.Protocol):
 
     def _watch_over(self) -> None:
         """Ask a quiet peer for a sign of life, and give it up if none comes."""
-        quiet = time.monotonic() - self._heard_at
-        if quiet < _QUIET or not self._calls.count:
-            self._asked = False
-            pause = max(_QUIET - quiet, 0.0) or _QUIET
-        elif not self._asked:
-            self._asked = True
+        now = time.monotonic()
+        quiet = now - self._heard_at
+        if self._asked_at > self._heard_at:
+            self._lose(f"it gave no sign of life for {quiet:.0f} s")
+            return
+        if quiet >= _QUIET and self._calls.count:
+            self._asked_at = now
             self._calls.ping()
             self._flush()
             pause = _PONG_LIMIT
         else:
-            self._lose(f"it gave no sign of life for {quiet:.0f} s")
-            return
+            pause = _QUIET - quiet if quiet < _QUIET else _QUIET
         self._timer = self._loop.call_later(pause, self._watch_over)
 
 
