@@ -243,7 +243,7 @@ class Calls:
         ended = []
         for stream in self._http2.abandon():
             call: Call = stream.owner
-            unsent = call.unary and not stream.written
+            unsent = not (stream.written if call.unary else stream.id)
             call.end("UNAVAILABLE", f"{NOT_SENT}: {self.failure}" if unsent else self.failure)
             ended.append(call)
         return ended
