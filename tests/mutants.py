@@ -82,6 +82,13 @@ MUTANTS = (
         "tests/unit/etcd/transports/test_endpoints.py",
     ),
     Mutant(
+        "let a transport without its extra fail as an import",
+        "etcd/transports/factory.py",
+        "except ImportError as error:",
+        "except KeyError as error:",
+        "tests/unit/etcd/transports/test_factory.py -k missing",
+    ),
+    Mutant(
         "begin every session at the first endpoint",
         "etcd/transports/factory.py",
         "(settings, randrange)",
@@ -163,7 +170,7 @@ MUTANTS = (
         "etcd/transports/connections.py",
         "            self._old.add(connection)\n            self._close_if_unused(connection)",
         "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
-        "tests/integration/test_security.py -k under_way",
+        "tests/integration/test_security.py --transport=grpc -k under_way",
         "02-tls-replaced",
         (
             (
@@ -205,7 +212,7 @@ MUTANTS = (
         "etcd/transports/connections.py",
         "            self._old.add(connection)\n            self._close_if_unused(connection)",
         "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
-        "tests/integration/test_security.py -k under_way",
+        "tests/integration/test_security.py --transport=grpc -k under_way",
     ),
     Mutant(
         "let a sink that raises end the watch stream",
@@ -412,7 +419,7 @@ MUTANTS = (
         "etcd/transports/grpc.py",
         "renewed = self._tls.refresh()",
         "renewed = False",
-        "tests/integration/test_security.py",
+        "tests/integration/test_security.py --transport=grpc",
     ),
     Mutant(
         "trust the lease for a whole TTL and more",

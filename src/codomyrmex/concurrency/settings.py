@@ -31,7 +31,7 @@ _WANTED = {
     "dial_timeout": _SECONDS,
     "request_timeout": _SECONDS,
     "session_ttl": "a whole number of seconds from 2 to 86400",
-    "transport": "'grpc' or 'gateway'",
+    "transport": "'native', 'grpc' or 'gateway'",
     "allow_plaintext_credentials": "true or false",
 }
 _told: set[str] = set()  # the variables that a warning has named
@@ -76,7 +76,7 @@ class EtcdSettings(BaseSettings):
     dial_timeout: float = Field(5.0, gt=0, le=300)
     request_timeout: float = Field(5.0, gt=0, le=300)
     session_ttl: int = Field(15, ge=2, le=86_400)
-    transport: Literal["native", "grpc", "gateway"] = "grpc"
+    transport: Literal["native", "grpc", "gateway"] = "native"
     allow_plaintext_credentials: bool = False
 
     def __init__(self, **options: Unpack[EtcdOptions]) -> None:
