@@ -1619,10 +1619,17 @@ MUTANTS = (
         "tests/integration/test_warnings.py -k nobody_awaits",
     ),
     Mutant(
+        "let the environment win over arguments",
+        "settings.py",
+        "{**_from_environment(), **options}",
+        "{**options, **_from_environment()}",
+        "tests/unit/test_settings.py -k arguments_win",
+    ),
+    Mutant(
         "pass over misspelt variables",
         "settings.py",
-        "        _warn_of_misspelt()\n        try",
-        "        try",
+        "elif variable not in _told:",
+        "elif False:",
         "tests/unit/test_settings.py -k misspelt_variable",
     ),
     Mutant(
