@@ -40,7 +40,7 @@ class Addresses:
         if self._known and time.monotonic() - self._answered_at < _MEMORY:
             return _finished(self._known)
         if self._asking is None or self._asking.done():
-            with suppress(socket.gaierror):
+            with suppress(OSError):
                 return _finished(self._look_up(socket.AI_NUMERICHOST))  # an address needs no thread
             self._asking = Future()
             threading.Thread(target=self._answer, args=(self._asking,), name=f"dns-{self._host}", daemon=True).start()
@@ -71,11 +71,12 @@ class Addresses:
             asking.set_result(self._look_up(0))
         except OSError as error:
             asking.set_exception(error)
-        except UnicodeError:
-            asking.set_exception(OSError(f"{self._host} is not a host name"))
 
     def _look_up(self, flags: int) -> list[Address]:
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+        except UnicodeError:
+            raise OSError(f"{self._host} is not a host name") from None
         return [Address(family, where) for family, _, _, _, where in found]
 
 

@@ -17,8 +17,8 @@ from codomyrmex.concurrency.etcd.transports.http2_headers import Fields, HeaderD
 
 _STREAM_WINDOW = 4 << 20  # bytes that a peer may send on a stream before the reader has taken them
 _CONNECTION_WINDOW = 64 << 20  # the same on all streams; it is renewed at once, so no stream can block another
-_MAX_PINGS = 100  # that are answered at a time
 _MAX_HEADERS = 64 << 10  # bytes of a header list
+_MAX_ANSWERS = 1_000  # of PINGs and SETTINGS that wait to be taken; a peer that wants more does not read them
 
 
 class Stream:
@@ -37,6 +37,10 @@ class Stream:
         self._window = 0  # bytes that may be sent
         self._room = _STREAM_WINDOW  # bytes that may come
         self._credit = 0  # bytes that were consumed, and that the peer has not been told of
+
+    def _unprocessed(self, refused: bool) -> bool:
+        """True if the peer has certainly not acted on the request; ``refused`` is True if it says so."""
+        return (refused and not self._headed) or (self._ended and not self.written)
 
 
 class Headers(NamedTuple):
@@ -93,6 +97,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.ready = False
+        self.usable = True  # False once no new request can be sent, now or later
         self.going_away = False
         self.failed = ""
         self._out: list[bytes] = [
@@ -120,14 +125,9 @@ class Connection:
         self._window = frames.DEFAULT_WINDOW
         self._credit = 0
         self._pings: list[bytes] = []  # that are not answered yet
+        self._answers = 0  # to PINGs and SETTINGS, in ``_out``
         self._block: tuple[int, int, bytearray] | None = None  # a header block that goes on in the next frame
         self._events: list[Event] = []
-
-    @property
-    def usable(self) -> bool:
-        """True if a new request can be sent now or later."""
-        last = self._next_id + 2 * len(self._waiting)
-        return not (self.going_away or self.failed) and last <= frames.MAX_STREAM_ID
 
     @property
     def stream_count(self) -> int:
@@ -137,14 +137,18 @@ class Connection:
     def request(self, fields: Fields, data: bytes, *, end: bool) -> Stream:
         """Open a stream, now or when the peer allows one more, and send ``data``; with ``end`` that is all.
 
-        The connection must be ``usable``.
+        The connection must be ``usable``, and a request that ends must have data.
         """
         stream = Stream(fields)
         if data:
             stream._to_send.append(memoryview(data))
         stream._ended = end
-        self._waiting.append(stream)
-        self._open_waiting()
+        if self.ready and not self._waiting and len(self._streams) < self._max_streams:
+            self._open(stream)
+        else:
+            self._waiting.append(stream)
+        if self._next_id + 2 * len(self._waiting) > frames.MAX_STREAM_ID:
+            self.usable = False
         return stream
 
     def send(self, stream: Stream, data: bytes) -> None:
@@ -154,7 +158,10 @@ class Connection:
             self._send(stream)
 
     def cancel(self, stream: Stream) -> None:
-        """Give up a stream: no event for it comes any more. After its end this does nothing."""
+        """Give up a stream: no event for it comes any more, and what is not written never is.
+
+        After the stream's end this does nothing.
+        """
         if self._streams.get(stream.id) is stream:
             self._reset(stream, ErrorCode.CANCEL)
         elif stream in self._waiting:
@@ -180,6 +187,7 @@ class Connection:
         """
         for payload in self._pings:
             self._out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+        self._answers += len(self._pings)
         self._pings.clear()
 
     def take(self) -> bytes:
@@ -187,43 +195,46 @@ class Connection:
         for stream in self._completed:
             stream.written = True
         self._completed.clear()
+        self._answers = 0
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         return data
 
     def abandon(self) -> list[Stream]:
-        """End every stream, because the connection is lost; returns them."""
+        """End every stream, because the connection is lost; returns them. Nothing more is written."""
+        self.usable = False
         left = [*self._streams.values(), *self._waiting]
         self._streams.clear()
         self._waiting.clear()
         self._blocked.clear()
+        self._completed.clear()
+        self._out.clear()
         return left
 
     def _open_waiting(self) -> None:
         waiting = self._waiting
         while waiting and self.ready and len(self._streams) < self._max_streams:
-            stream = waiting.popleft()
-            stream.id, self._next_id = self._next_id, self._next_id + 2
-            stream._window = self._first_window
-            self._streams[stream.id] = stream
-            self._send_headers(stream)
-            self._send(stream)
+            self._open(waiting.popleft())
+
+    def _open(self, stream: Stream) -> None:
+        stream.id = self._next_id
+        self._next_id += 2
+        stream._window = self._first_window
+        self._streams[stream.id] = stream
+        self._send_headers(stream)
+        self._send(stream)
 
     def _send_headers(self, stream: Stream) -> None:
         block = self._encoder.encode(stream._fields)
         size = self._max_frame
-        ends = frames.END_STREAM if stream._ended and not stream._to_send else 0
         if len(block) <= size:
-            self._out.append(frames.frame(frames.HEADERS, frames.END_HEADERS | ends, stream.id, block))
-        else:
-            self._out.append(frames.frame(frames.HEADERS, ends, stream.id, block[:size]))
-            for start in range(size, len(block), size):
-                last = frames.END_HEADERS if start + size >= len(block) else 0
-                part = block[start : start + size]
-                self._out.append(frames.frame(frames.CONTINUATION, last, stream.id, part))
-        if ends:
-            self._completed.append(stream)
+            self._out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream.id, block))
+            return
+        self._out.append(frames.frame(frames.HEADERS, 0, stream.id, block[:size]))
+        for start in range(size, len(block), size):
+            last = frames.END_HEADERS if start + size >= len(block) else 0
+            self._out.append(frames.frame(frames.CONTINUATION, last, stream.id, block[start : start + size]))
 
     def _send(self, stream: Stream) -> None:
         """Send of a stream's data as much as the windows allow, each frame as large as the peer allows."""
@@ -255,8 +266,22 @@ class Connection:
             self._send(stream)
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
+        if stream in self._completed:
+            self._take_back(stream)
         self._out.append(frames.reset(stream.id, code))
         self._forget(stream)
+
+    def _take_back(self, stream: Stream) -> None:
+        """Remove the data of a request from the bytes to be written: since ``written`` is False, it must stay so."""
+        self._completed.remove(stream)
+        number = frames.NUMBER.pack(stream.id)
+        out, self._out = self._out, []
+        for each in out:
+            if each[3] == frames.DATA and each[5 : frames.HEADER_SIZE] == number:
+                self._window += len(each) - frames.HEADER_SIZE
+            else:
+                self._out.append(each)
+        self._send_blocked()
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.id]
@@ -305,6 +330,7 @@ class Connection:
         return "it closed the connection before it said that it speaks HTTP/2"
 
     def _fail(self, error: ProtocolError) -> None:
+        self.usable = False
         self.failed = str(error)
         self._out.append(frames.goaway(error.code, self.failed))
         self._events.append(Failed(self.failed))
@@ -351,7 +377,7 @@ class Connection:
             raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "it continues a header block that it did not begin")
         _, began, block = self._block
         block += payload
-        if len(block) > _MAX_HEADERS:
+        if len(block) > _MAX_HEADERS or not (payload or flags & frames.END_HEADERS):
             raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "it sends headers without an end")
         if flags & frames.END_HEADERS:
             self._block = None
@@ -383,19 +409,18 @@ class Connection:
             self._forget(stream)
 
     def _give_up(self, stream: Stream, code: ErrorCode) -> None:
-        self._events.append(Reset(stream, code, unprocessed=False))
+        self._events.append(Reset(stream, code, stream._unprocessed(False)))
         self._reset(stream, code)
 
     def _read_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 5:
-            raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "its PRIORITY has a wrong length")
+        if stream_id == 0 or len(payload) != 5:
+            raise ProtocolError(ErrorCode.PROTOCOL_ERROR, "its PRIORITY has a wrong form")
 
     def _read_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
         (code,) = _numbers(frames.NUMBER.size, payload, "RST_STREAM")
         stream = self._open_stream(stream_id)
         if stream:
-            unprocessed = code == ErrorCode.REFUSED_STREAM or (stream._ended and not stream.written)
-            self._events.append(Reset(stream, code, unprocessed))
+            self._events.append(Reset(stream, code, stream._unprocessed(code == ErrorCode.REFUSED_STREAM)))
             self._forget(stream)
 
     def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -407,12 +432,14 @@ class Connection:
             return
         for key, value in frames.read_settings(payload):
             self._set(key, value)
+        self._check_flood()
+        self._answers += 1
         self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if not self.ready:
             self.ready = True
             self._events.append(Ready())
-        self._open_waiting()
         self._send_blocked()
+        self._open_waiting()
 
     def _set(self, key: int, value: int) -> None:
         if key == Setting.HEADER_TABLE_SIZE:
@@ -444,16 +471,22 @@ class Connection:
         if stream_id or len(payload) != 8:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "its PING has a wrong form")
         if not flags & frames.ACK:  # an answer is a sign of life, as any byte is
-            self._pings = [*self._pings[-_MAX_PINGS:], payload]
+            self._check_flood()
+            self._pings.append(payload)
             self._events.append(Pinged())
             if self._blocked or self.going_away:
                 self.pong()
+
+    def _check_flood(self) -> None:
+        if self._answers + len(self._pings) >= _MAX_ANSWERS:
+            raise ProtocolError(ErrorCode.ENHANCE_YOUR_CALM, "it floods the connection with PINGs or SETTINGS")
 
     def _read_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < frames.TWO_NUMBERS.size:
             raise ProtocolError(ErrorCode.FRAME_SIZE_ERROR, "its GOAWAY has a wrong form")
         last, code = frames.TWO_NUMBERS.unpack_from(payload)
         last &= frames.MAX_STREAM_ID
+        self.usable = False
         self.going_away = True
         text = payload[frames.TWO_NUMBERS.size :].decode(errors="replace")
         self._events.append(GoingAway(code, text))
@@ -462,7 +495,7 @@ class Connection:
             del self._streams[stream.id]
             self._blocked.pop(stream, None)
         for stream in (*refused, *self._waiting):
-            self._events.append(Reset(stream, ErrorCode.REFUSED_STREAM, unprocessed=True))
+            self._events.append(Reset(stream, ErrorCode.REFUSED_STREAM, stream._unprocessed(True)))
         self._waiting.clear()
 
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:

@@ -15,6 +15,7 @@ Fields = tuple[tuple[str, str], ...]
 
 _REFERENCE, _LONG_REFERENCE = 0x80, 0xFF  # the first byte of a reference, and of one that takes several bytes
 _TABLE_SIZE = 4_096  # bytes of a table that a peer gets at most
+_MOST_KNOWN = 100  # blocks of a peer that are remembered
 
 
 class HeaderEncoder:
@@ -37,8 +38,14 @@ class HeaderEncoder:
 
     def resize(self, size: int) -> None:
         """Obey the peer's limit for the table, in bytes."""
-        self._hpack.header_table_size = min(size, _TABLE_SIZE)
+        size = min(size, _TABLE_SIZE)
+        if size == self._hpack.header_table_size:
+            return  # hpack takes a size that is set twice for one that has been announced
+        self._hpack.header_table_size = size
         self._known.clear()
+        changes = self._hpack.table_size_changes  # the next block announces them
+        if len(changes) > 2:
+            changes[:-1] = [min(changes)]  # the smallest and the last are enough (RFC 7541, section 4.2)
 
 
 class HeaderDecoder:
@@ -56,8 +63,8 @@ class HeaderDecoder:
                 fields = tuple((str(name), str(value)) for name, value in self._hpack.decode(block))
             except HPACKError as error:
                 raise ProtocolError(ErrorCode.COMPRESSION_ERROR, f"its headers cannot be read ({error})") from None
-            if block and min(block) >= _REFERENCE and max(block) < _LONG_REFERENCE:
-                self._known[block] = fields
-            else:
+            if not block or min(block) < _REFERENCE or max(block) >= _LONG_REFERENCE:
                 self._known.clear()
+            elif len(self._known) < _MOST_KNOWN:
+                self._known[block] = fields
         return fields

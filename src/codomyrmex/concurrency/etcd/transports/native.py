@@ -17,7 +17,6 @@ from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
 from codomyrmex.concurrency.etcd.transports.auth import Tls, Token, http2_context
 from codomyrmex.concurrency.etcd.transports.base import BaseTransport
-from codomyrmex.concurrency.etcd.transports.call_timeouts import CallTimeouts
 from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
 from codomyrmex.concurrency.etcd.transports.methods import METHODS, REQUIRE_LEADER, WATCH
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, result
@@ -35,7 +34,6 @@ class NativeTransport(BaseTransport):
         super().__init__(settings, choose)
         self._tls = Tls(settings, http2_context)
         self._channels = {endpoint: Channel(endpoint, self._tls.credentials) for endpoint in settings.endpoints}
-        self._timeouts = CallTimeouts()
 
     async def watch(self) -> NativeWatchStream:
         """Open a watch stream."""
@@ -62,19 +60,7 @@ class NativeTransport(BaseTransport):
         link = self._channels[endpoint].link or await self._link(endpoint, timeout)
         path, response = METHODS[method]
         token = self._token.metadata() if method != "authenticate" else ()
-        heard = link.received
-        call = link.begin(path, token, request.SerializeToString())
-        try:
-            await self._timeouts.answer(call.waiter, timeout)
-        except TimeoutError as error:
-            if link.received == heard:  # a connection on which nothing comes may be dead
-                link.retire()
-            reason = str(error) if call.stream.written else f"{NOT_SENT}: {error}"
-            raise failures.to_error("DEADLINE_EXCEEDED", reason, endpoint) from None
-        finally:
-            if not call.status:
-                link.cancel(call)
-        return result(call, response, endpoint)
+        return result(await link.call(path, token, request.SerializeToString(), timeout), response, endpoint)
 
     async def _link(self, endpoint: str, limit: float) -> Link:
         """The link for a new call. Raises ``EtcdError``."""

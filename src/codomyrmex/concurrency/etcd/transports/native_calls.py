@@ -29,12 +29,13 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
 )
 from codomyrmex.concurrency.etcd.transports.http2_frames import ErrorCode, code_name
 from codomyrmex.concurrency.etcd.transports.http2_headers import Fields
-from codomyrmex.concurrency.etcd.transports.methods import status_name
+from codomyrmex.concurrency.etcd.transports.methods import STATUS_NAMES
 
 MAX_MESSAGE = 64 << 20  # bytes of an answer
 
 _PREFIX = struct.Struct(">BL")  # compressed or not, and the length
 
+_STATUS = {str(number): name for number, name in enumerate(STATUS_NAMES)}
 _HTTP_STATUS = {
     "400": "INTERNAL",
     "401": "UNAUTHENTICATED",
@@ -149,6 +150,8 @@ class Calls:
         self._http2 = Connection()
         self._fields: dict[tuple[str, Metadata], Fields] = {}
         self._news: list[Call] = []
+        self._usual_start: Fields = ()  # the last sound headers and trailers: the decoder gives the same tuple again
+        self._usual_end: Fields = ()
         self.pinged = False  # True while the peer waits for ``pong``
         self.failure = ""  # why the connection must be closed
         self.leaving = ""  # why the peer takes no new calls
@@ -161,7 +164,7 @@ class Calls:
     @property
     def usable(self) -> bool:
         """True if the connection takes a new call."""
-        return self._http2.usable and not self.failure
+        return self._http2.usable
 
     @property
     def count(self) -> int:
@@ -169,11 +172,11 @@ class Calls:
         return self._http2.stream_count
 
     def begin(self, path: str, metadata: Metadata, message: bytes) -> Call:
-        """Begin a call with one message. The connection must be usable."""
+        """Begin a call with one message. On a connection that is not usable it is over at once."""
         return self._begin(path, metadata, _framed(message), end=True)
 
     def begin_stream(self, path: str, metadata: Metadata) -> Call:
-        """Begin a call whose messages follow by ``send``. The connection must be usable."""
+        """Begin a call whose messages follow by ``send``."""
         return self._begin(path, metadata, b"", end=False)
 
     def send(self, call: Call, message: bytes) -> None:
@@ -251,7 +254,11 @@ class Calls:
                 self._fields.clear()
             fields = self._fields[path, metadata] = request_fields(self._endpoint, path, metadata)
         call = Call(unary=end)
-        call.stream = self._http2.request(fields, data, end=end)
+        if self._http2.usable:
+            call.stream = self._http2.request(fields, data, end=end)
+        else:
+            call.stream = Stream(fields)
+            call.end("UNAVAILABLE", f"{NOT_SENT}: {self.failure or self.leaving or 'its connection is used up'}")
         call.stream.owner = call
         return call
 
@@ -262,12 +269,20 @@ class Calls:
 
     def _headed(self, event: Headers) -> None:
         call: Call = event.stream.owner
-        fields = dict(event.fields)
         if event.end:
-            call.end(*_status_of(fields, partial=call.is_partial))
+            if event.fields is self._usual_end and not call.is_partial:
+                call.end("OK", "")
+            else:
+                call.end(*_status_of(dict(event.fields), partial=call.is_partial))
+                if call.status == "OK":
+                    self._usual_end = event.fields
             self._tell(call)
-        elif fields.get(":status") != "200" or not fields.get("content-type", "").startswith("application/grpc"):
-            self._give_up(call, *_foreign(fields))
+        elif event.fields is not self._usual_start:
+            fields = dict(event.fields)
+            if fields.get(":status") != "200" or not fields.get("content-type", "").startswith("application/grpc"):
+                self._give_up(call, *_foreign(fields))
+            else:
+                self._usual_start = event.fields
 
     def _received(self, event: Data) -> None:
         call: Call = event.stream.owner
@@ -277,11 +292,14 @@ class Calls:
             self._give_up(call, call.status, call.details)
         elif event.end:
             self._give_up(call, "INTERNAL", "it ended an answer without a status")
-        elif len(call.messages) > had:
-            call.unread += event.size
-            self._tell(call)
-        else:  # a part of a message that its reader waits for
+        elif not call.messages:  # a part of a message that its reader waits for
             self._http2.consumed(event.stream, event.size)
+        elif call.unary and len(call.messages) + call.is_partial > 1:
+            self._give_up(call, "INTERNAL", "it answered with more than one message")
+        else:
+            call.unread += event.size
+            if len(call.messages) > had:
+                self._tell(call)
 
     def _give_up(self, call: Call, status: str, details: str) -> None:
         self._http2.cancel(call.stream)
@@ -303,7 +321,7 @@ def _status_of(fields: dict[str, str], *, partial: bool) -> tuple[str, str]:
     number = fields.get("grpc-status")
     if number is None:
         return _foreign(fields) if ":status" in fields else ("INTERNAL", "it ended an answer without a status")
-    status = status_name(int(number)) if number.isdecimal() else "UNKNOWN"
+    status = _STATUS.get(number, "UNKNOWN")
     if status == "OK":
         return ("INTERNAL", "it ended in the middle of a message") if partial else (status, "")
     return status, unquote_to_bytes(fields.get("grpc-message", "")).decode(errors="replace")

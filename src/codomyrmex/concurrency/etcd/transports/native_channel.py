@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from codomyrmex.concurrency.errors import EtcdUnavailable
@@ -38,7 +39,8 @@ class Channel:
     @property
     def link(self) -> Link | None:
         """The link for a new call, or None if ``open`` must make one."""
-        return self._link if self._link and self._link.usable else None
+        link = self._link
+        return link if link and link.usable else None
 
     async def open(self, limit: float) -> Link:
         """A link for a new call, within ``limit`` seconds. Raises ``OSError``."""
@@ -85,7 +87,16 @@ class Channel:
     async def _look_up(self) -> list[Address]:
         asked = self._addresses.ask()
         if not asked.done():
-            await asyncio.wait((asyncio.wrap_future(asked),), timeout=self._addresses.patience)
+            loop, answered = asyncio.get_running_loop(), asyncio.Event()
+
+            def tell(_: object) -> None:
+                with suppress(RuntimeError):  # the loop may have been closed
+                    loop.call_soon_threadsafe(answered.set)
+
+            asked.add_done_callback(tell)
+            with suppress(TimeoutError):  # ``settle`` says what it means
+                async with asyncio.timeout(self._addresses.patience):
+                    await answered.wait()
         return self._addresses.settle(asked)
 
     async def _greet(self, connected: socket.socket) -> Link:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 
 from codomyrmex.concurrency.etcd.transports.auth import Metadata
+from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 
+_TICK = 0.025  # seconds between two looks at the time limits of calls
 _QUIET = 10.0  # seconds without a byte, with calls under way, until the peer is asked for a sign of life
 _PONG_DELAY = 0.2  # seconds until the peer's own PINGs are answered: etcd sends one with every request otherwise
 _PONG_LIMIT = 5.0  # seconds for its answer; etcd answers PINGs more often than every 5 s with GOAWAY
 
 
 class Link(asyncio.Protocol):
-    """A connection to ``endpoint``. It takes calls once ``opened`` has returned, and until it is not ``usable``.
+    """A connection to ``endpoint``. It takes calls once ``opened`` has returned, as long as it is ``usable``.
 
     ``closed`` is done when the connection is closed.
     """
@@ -29,15 +32,12 @@ class Link(asyncio.Protocol):
         self._writable: list[asyncio.Future[None]] = []
         self._heard = True
         self._asked = False
-        self._retired = False
+        self._deadlines: dict[Call, tuple[float, int]] = {}  # and how often bytes had come when the call began
+        self._ticking = False
         self._timer: asyncio.TimerHandle | None = None
         self._pong_timer: asyncio.TimerHandle | None = None
-        self.received = 0  # times that bytes have come
-
-    @property
-    def usable(self) -> bool:
-        """True if a new call may begin here."""
-        return self._calls.usable and not self._retired
+        self._received = 0  # how often bytes have come
+        self.usable = True
 
     @property
     def made(self) -> bool:
@@ -48,11 +48,24 @@ class Link(asyncio.Protocol):
         """Return once the peer has said that it speaks HTTP/2. Raises ``OSError``."""
         await self._opened
 
-    def begin(self, path: str, metadata: Metadata, message: bytes) -> Call:
-        """Begin a call with one message; its ``waiter`` is done when the call is over."""
-        call = self._calls.begin(path, metadata, message)
-        call.waiter = self._loop.create_future()
+    async def call(self, path: str, metadata: Metadata, message: bytes, limit: float) -> Call:
+        """Make a call with one message, and return when it is over, after ``limit`` seconds at the latest."""
+        calls = self._calls
+        call = calls.begin(path, metadata, message)
+        waiter = call.waiter = self._loop.create_future()
+        self._deadlines[call] = time.monotonic() + limit, self._received
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_TICK, self._tick)
         self._flush()
+        try:
+            if not call.status:
+                await waiter
+        finally:
+            del self._deadlines[call]
+            if not call.status:
+                self.cancel(call)
+        self.usable = self.usable and calls.usable
         return call
 
     def begin_stream(self, path: str, metadata: Metadata) -> Call:
@@ -86,7 +99,7 @@ class Link(asyncio.Protocol):
 
     def retire(self) -> None:
         """Take no new calls, and close once the last one is over."""
-        self._retired = True
+        self.usable = False
         self._close_if_unused()
 
     async def close(self) -> None:
@@ -108,7 +121,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes to the calls, and wake those with news."""
-        self.received += 1
+        self._received += 1
         self._heard = True
         news = self._calls.receive(data)
         for call in news:
@@ -116,11 +129,13 @@ class Link(asyncio.Protocol):
         if self._calls.pinged and self._pong_timer is None:
             self._pong_timer = self._loop.call_later(_PONG_DELAY, self._pong)
         self._flush()
-        if self._calls.failure:
-            self._abort()
+        if not self._calls.usable:
+            self.usable = False
+            if self._calls.failure:
+                self._abort()
         elif not self._opened.done() and self._calls.ready:
             self._opened.set_result(None)
-        if news:
+        if not self.usable:
             self._close_if_unused()
 
     def pause_writing(self) -> None:
@@ -143,7 +158,7 @@ class Link(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _lose(self, reason: str) -> None:
-        self._retired = True
+        self.usable = False
         for call in self._calls.lost(reason):
             _wake(call)
         if not self._opened.done():
@@ -167,8 +182,20 @@ class Link(asyncio.Protocol):
 
     def _close_if_unused(self) -> None:
         if not self.usable and not self._calls.count:
-            self._retired = True
             self._abort()
+
+    def _tick(self) -> None:
+        """End the calls whose time is over. One timer serves them all, so a call may end a tick later."""
+        now = time.monotonic()
+        for call, (deadline, received) in list(self._deadlines.items()):
+            if deadline <= now and not call.status:
+                call.end("DEADLINE_EXCEEDED", "no answer in time" if call.stream.written else f"{NOT_SENT} in time")
+                self.cancel(call)
+                if received == self._received:  # a connection on which nothing comes may be dead
+                    self.retire()
+        self._ticking = bool(self._deadlines)
+        if self._ticking:
+            self._loop.call_later(_TICK, self._tick)
 
     def _pong(self) -> None:
         self._pong_timer = None
