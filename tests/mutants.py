@@ -82,6 +82,20 @@ MUTANTS = (
         "tests/unit/etcd/transports/test_endpoints.py",
     ),
     Mutant(
+        "load grpcio for every transport",
+        "etcd/transports/factory.py",
+        "from random import randrange\n",
+        "from random import randrange\n\nimport grpc\n",
+        "tests/integration/test_footprint.py -k library",
+    ),
+    Mutant(
+        "let a lookup's thread wait for the next question",
+        "etcd/transports/addresses.py",
+        "            asking.set_result(self._look_up(0))\n",
+        "            asking.set_result(self._look_up(0))\n            time.sleep(30)\n",
+        "tests/integration/test_footprint.py -k thread",
+    ),
+    Mutant(
         "let a transport without its extra fail as an import",
         "etcd/transports/factory.py",
         "except ImportError as error:",
