@@ -110,7 +110,7 @@ def ssl_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSL
 
 
 def http2_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """The same, for servers that speak HTTP/2."""
+    """Credentials for sockets to servers that speak HTTP/2."""
     context = ssl_context(ca, cert, key)
     context.set_alpn_protocols(["h2"])
     return context
