@@ -16,6 +16,7 @@ from codomyrmex.concurrency import EmbeddedEtcd, EtcdError, EtcdUnavailable, Ses
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import addresses, native_link
 from codomyrmex.concurrency.etcd.transports.native import NativeTransport
+from codomyrmex.concurrency.etcd.transports.native_lease_client import NativeLeaseClient
 from codomyrmex.concurrency.etcd.transports.native_link import Link
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put, WatchRequest
 from codomyrmex.concurrency.session import core_of
@@ -84,6 +85,7 @@ async def test_a_peer_that_gives_no_sign_of_life_ends_a_watch(proxy: TcpProxy, m
 async def test_a_connection_without_calls_sends_no_ping(proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Etcd ends a connection that sends PINGs without a call under way."""
     monkeypatch.setattr(native_link, "_QUIET", 0.05)
+    monkeypatch.setattr(native_link, "_PONG_LIMIT", 0.05)
     async with _connected(proxy.endpoint) as transport:
         link = _link(transport)
         await asyncio.sleep(0.3)  # what etcd asked is answered
@@ -107,6 +109,25 @@ async def test_after_a_timeout_in_silence_calls_take_another_connection(proxy: T
         assert proxy.accepted > accepted
         proxy.resume()
         await transport.get(_GET)
+
+
+async def test_a_connection_that_opens_slowly_serves_a_later_keepalive(proxy: TcpProxy) -> None:
+    """To connect and to be answered takes longer than one call may take."""
+    async with _connected(proxy.endpoint) as transport:
+        lease = await transport.grant(60)
+        client = transport.lease_client()
+        proxy.delay(0.2)  # each way
+        answers = [await asyncio.to_thread(_renew, client, lease.id, 0.5) for _ in range(3)]
+        proxy.resume()
+        client.close()
+        assert answers[0] is False and answers[-1] is True
+
+
+def _renew(client: NativeLeaseClient, lease: int, limit: float) -> bool:
+    try:
+        return client.renew(lease, limit) > 0
+    except EtcdUnavailable:
+        return False
 
 
 async def test_a_request_that_was_kept_back_is_known_not_to_be_applied(proxy: TcpProxy) -> None:

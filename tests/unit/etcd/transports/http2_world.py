@@ -13,7 +13,7 @@ from urllib.parse import quote
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, RequestReceived, SettingsAcknowledged, StreamEnded, StreamReset
+from h2.events import DataReceived, PingAckReceived, RequestReceived, SettingsAcknowledged, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
@@ -92,6 +92,7 @@ class Server:
         self.requests: dict[int, Request] = {}
         self.unread: list[tuple[int, int]] = []  # bytes for which the client has no credit yet
         self.last = 1 << 31  # the stream of a GOAWAY
+        self.unanswered = 0  # PINGs
         self.unacknowledged: list[SettingCodes | None] = [None]  # settings; the first ones are of every kind
 
     def receive(self, data: bytes) -> None:
@@ -112,13 +113,17 @@ class Server:
     def _read(self, data: bytes) -> None:
         for event in self.http2.receive_data(data):
             if isinstance(event, RequestReceived):
-                request = self.requests[event.stream_id] = Request(event.headers)
+                request = self.requests[event.stream_id] = Request(
+                    [(str(name), str(value)) for name, value in event.headers]
+                )
                 request.refused = event.stream_id > self.last
             elif isinstance(event, DataReceived):
                 self.requests[event.stream_id].data += event.data
                 self.unread.append((event.stream_id, event.flow_controlled_length))
             elif isinstance(event, StreamEnded):
                 self.requests[event.stream_id].whole = True
+            elif isinstance(event, PingAckReceived):
+                self.unanswered -= 1
             elif isinstance(event, SettingsAcknowledged):
                 del self.unacknowledged[0]
             elif isinstance(event, StreamReset):
@@ -187,7 +192,7 @@ class Server:
                 return
             self.http2.send_data(number, bytes(request.to_send[:size]), pad_length=padding)
             del request.to_send[:size]
-        if request.status >= 0:
+        if request.status >= 0 and not request.trailed:
             self.http2.send_headers(number, self._trailers(request, only=False), end_stream=True)
             request.trailed = True
 
@@ -298,7 +303,10 @@ class World:
         elif action == 14:
             server.credit()
         elif action == 15:
+            server.unanswered += 1
             server.http2.ping(b"12345678")
+            if tape.number(2):
+                self.client.pong()
         elif action == 16 and number:
             if server.requests[number].status < 0 and not self.answers_once(number):
                 server.say(number, b"a" * tape.choice(SIZES), tape)
@@ -348,6 +356,7 @@ class World:
                 server.configure(*last.pop())
             for user in self.calls:
                 self.read(user)
+            self.client.pong()
             self.flush()
             server.credit()
             for number in server.open():
@@ -364,6 +373,8 @@ class World:
             self.deliver_to_client(1 << 24)
         for user in self.calls:
             self.read(user)
+        if server.unanswered:
+            self.faults.append(f"{server.unanswered} PINGs are not answered")
 
     def lose(self) -> None:
         """Cut the connection: the server gets what was written, the client nothing more."""

@@ -65,6 +65,7 @@ def test_the_last_answer_is_used_while_dns_is_silent_or_fails(dns: Dns, monkeypa
     dns.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
     assert _address(names) == "10.0.0.1"
     dns.talks.clear()
+    assert names.patience == addresses.PATIENCE
     assert [_address(names), _address(names)] == ["10.0.0.1"] * 2
     assert dns.asked == 3, "a lookup under way is not doubled"
 

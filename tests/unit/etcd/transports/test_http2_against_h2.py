@@ -10,20 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codomyrmex.concurrency.etcd.transports import http2, http2_frames, native_calls
-from codomyrmex.concurrency.etcd.transports.http2 import Connection, Reset, Stream
+from codomyrmex.concurrency.etcd.transports import http2_frames, http2_streams, native_calls
+from codomyrmex.concurrency.etcd.transports.http2 import Connection
 from codomyrmex.concurrency.etcd.transports.http2_headers import HeaderEncoder
+from codomyrmex.concurrency.etcd.transports.http2_streams import Reset, Stream
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 from tests.unit.etcd.transports.http2_world import ENDPOINT, PATH, Server, Tape, World, framed, play
 
-HISTORIES = 40
+HISTORIES = 25
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_window() -> Iterator[None]:
     """A window that is smaller than some answers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http2, "_STREAM_WINDOW", 40_000)
+        patch.setattr(http2_streams, "STREAM_WINDOW", 40_000)
         yield
 
 
@@ -32,7 +33,7 @@ def numbers(seed: int) -> list[int]:
     return [chance.randrange(10_000) for _ in range(chance.choice([60, 150, 300]))]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 9_999), max_size=200))
 def test_each_call_gets_the_answer_that_the_server_gave_it(tape: list[int]) -> None:
     assert play(tape) == []

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from enum import IntEnum
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = bytes.fromhex("505249202a20485454502f322e300d0a0d0a534d0d0a0d0a")  # RFC 9113, section 3.4
 HEADER_SIZE = 9
 MAX_FRAME_SIZE = 16_384  # of a payload, in bytes, until a peer allows more
 DEFAULT_WINDOW = 65_535

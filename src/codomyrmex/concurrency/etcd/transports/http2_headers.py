@@ -15,7 +15,7 @@ Fields = tuple[tuple[str, str], ...]
 
 _REFERENCE, _LONG_REFERENCE = 0x80, 0xFF  # the first byte of a reference, and of one that takes several bytes
 _TABLE_SIZE = 4_096  # bytes of a table that a peer gets at most
-_MOST_KNOWN = 100  # blocks of a peer that are remembered
+_MOST_KNOWN = 32  # blocks of a peer that are remembered
 
 
 class HeaderEncoder:

@@ -17,8 +17,10 @@ from google.protobuf.message import DecodeError
 from codomyrmex.concurrency.etcd.transports import failures
 from codomyrmex.concurrency.etcd.transports.auth import Metadata
 from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
-from codomyrmex.concurrency.etcd.transports.http2 import (
-    Connection,
+from codomyrmex.concurrency.etcd.transports.http2 import Connection
+from codomyrmex.concurrency.etcd.transports.http2_frames import ErrorCode, code_name
+from codomyrmex.concurrency.etcd.transports.http2_headers import Fields
+from codomyrmex.concurrency.etcd.transports.http2_streams import (
     Data,
     Failed,
     GoingAway,
@@ -27,8 +29,6 @@ from codomyrmex.concurrency.etcd.transports.http2 import (
     Reset,
     Stream,
 )
-from codomyrmex.concurrency.etcd.transports.http2_frames import ErrorCode, code_name
-from codomyrmex.concurrency.etcd.transports.http2_headers import Fields
 from codomyrmex.concurrency.etcd.transports.methods import STATUS_NAMES
 
 MAX_MESSAGE = 64 << 20  # bytes of an answer
@@ -150,8 +150,8 @@ class Calls:
         self._http2 = Connection()
         self._fields: dict[tuple[str, Metadata], Fields] = {}
         self._news: list[Call] = []
-        self._usual_start: Fields = ()  # the last sound headers and trailers: the decoder gives the same tuple again
-        self._usual_end: Fields = ()
+        self._usual_start: Fields | None = None  # the last sound headers: the decoder gives the same tuple again
+        self._usual_end: Fields | None = None  # trailers that say OK
         self.pinged = False  # True while the peer waits for ``pong``
         self.failure = ""  # why the connection must be closed
         self.leaving = ""  # why the peer takes no new calls

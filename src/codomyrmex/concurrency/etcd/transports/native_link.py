@@ -175,9 +175,9 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     def _flush(self) -> None:
-        if not self._paused and self._transport:
+        if not self._paused and self._transport and not self._transport.is_closing():
             data = self._calls.take()
-            if data and not self._transport.is_closing():
+            if data:
                 self._transport.write(data)
 
     def _close_if_unused(self) -> None:
