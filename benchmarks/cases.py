@@ -146,6 +146,6 @@ GOALS = (
     Goal("pool", 1 / 1.5, "pool-by-hand-telling", why="the pool's figures, ways out and contexts cost as much again"),
     Goal("dead-letters-added", 5, "floor-puts"),
     Goal("dead-letters-retried", 5, "dead-letters-one-at-a-time"),
-    Goal("import", 1 / 1.3, "import-grpc-and-pydantic"),
+    Goal("import", 1 / 1.3, "import-protobuf-and-pydantic"),
     Goal("import-names", 1 / 1.3, "import-names-of-those"),
 )

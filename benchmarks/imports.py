@@ -10,10 +10,10 @@ from benchmarks.sample import Sample, repeat
 
 STATEMENTS = {
     "import": "import codomyrmex.concurrency",
-    "import-grpc-and-pydantic": "import grpc, pydantic",
-    # Both packages put off most of their own imports until a name of theirs is used.
+    "import-protobuf-and-pydantic": "import google.protobuf.message, pydantic",
+    # These packages put off most of their own imports until a name of theirs is used.
     "import-names": "from codomyrmex.concurrency import DistributedLock, Session",
-    "import-names-of-those": "import grpc.aio; from pydantic import BaseModel; import pydantic_settings.main",
+    "import-names-of-those": "import asyncio, hpack, google.protobuf.descriptor_pool; from pydantic import BaseModel",
 }
 
 

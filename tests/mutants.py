@@ -166,6 +166,27 @@ MUTANTS = (
         "tests/unit/etcd/transports/test_endpoints.py",
     ),
     Mutant(
+        "load grpcio for every transport",
+        "etcd/transports/factory.py",
+        "from random import randrange\n",
+        "from random import randrange\n\nimport grpc\n",
+        "tests/integration/test_footprint.py -k library",
+    ),
+    Mutant(
+        "let a lookup's thread wait for the next question",
+        "etcd/transports/addresses.py",
+        "            asking.set_result(self._look_up(0))\n",
+        "            asking.set_result(self._look_up(0))\n            time.sleep(30)\n",
+        "tests/integration/test_footprint.py -k thread",
+    ),
+    Mutant(
+        "let a transport without its extra fail as an import",
+        "etcd/transports/factory.py",
+        "except ImportError as error:",
+        "except KeyError as error:",
+        "tests/unit/etcd/transports/test_factory.py -k missing",
+    ),
+    Mutant(
         "begin every session at the first endpoint",
         "etcd/transports/factory.py",
         "(settings, randrange)",
@@ -247,7 +268,7 @@ MUTANTS = (
         "etcd/transports/connections.py",
         "            self._old.add(connection)\n            self._close_if_unused(connection)",
         "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
-        "tests/integration/test_security.py -k under_way",
+        "tests/integration/test_security.py --transport=grpc -k under_way",
         "02-tls-replaced",
         (
             (
@@ -289,7 +310,7 @@ MUTANTS = (
         "etcd/transports/connections.py",
         "            self._old.add(connection)\n            self._close_if_unused(connection)",
         "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
-        "tests/integration/test_security.py -k under_way",
+        "tests/integration/test_security.py --transport=grpc -k under_way",
     ),
     Mutant(
         "let a sink that raises end the watch stream",
@@ -496,7 +517,7 @@ MUTANTS = (
         "etcd/transports/grpc.py",
         "renewed = self._tls.refresh()",
         "renewed = False",
-        "tests/integration/test_security.py",
+        "tests/integration/test_security.py --transport=grpc",
     ),
     Mutant(
         "trust the lease for a whole TTL and more",
@@ -1696,10 +1717,17 @@ MUTANTS = (
         "tests/integration/test_warnings.py -k nobody_awaits",
     ),
     Mutant(
+        "let the environment win over arguments",
+        "settings.py",
+        "{**_from_environment(), **options}",
+        "{**options, **_from_environment()}",
+        "tests/unit/test_settings.py -k arguments_win",
+    ),
+    Mutant(
         "pass over misspelt variables",
         "settings.py",
-        "        _warn_of_misspelt()\n        try",
-        "        try",
+        "elif variable not in _told:",
+        "elif False:",
         "tests/unit/test_settings.py -k misspelt_variable",
     ),
     Mutant(

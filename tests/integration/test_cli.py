@@ -45,7 +45,7 @@ async def test_every_command_has_help_with_an_example(cli: Cli) -> None:
         assert "Example" in result.out
 
 
-async def test_help_does_not_wait_for_grpc_or_pydantic() -> None:
+async def test_help_does_not_wait_for_protobuf_or_pydantic() -> None:
     code = """
 import sys
 from codomyrmex.concurrency.cli.root import main
@@ -54,7 +54,7 @@ try:
     main()
 except SystemExit:
     pass
-print([name for name in ("grpc", "pydantic") if name in sys.modules], file=sys.stderr)
+print([name for name in ("google.protobuf", "hpack", "pydantic") if name in sys.modules], file=sys.stderr)
 """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=pipe, stderr=pipe)

@@ -77,10 +77,9 @@ async def test_in_a_forked_child_nothing_is_held_and_each_call_says_why(session:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-async def test_the_refusal_of_a_fork_is_no_error_to_try_again_at(session: Session) -> None:
-    if session.settings.transport != "grpc":
-        pytest.skip("not run: only gRPC does not survive a fork")
-    told = in_child(lambda: first_step(Session(endpoints="http://127.0.0.1:1").open()))
+async def test_grpcs_refusal_of_a_fork_is_no_error_to_try_again_at(etcd: EmbeddedEtcd, namespace: str) -> None:
+    async with Session(endpoints=etcd.endpoint, namespace=namespace, transport="grpc"):
+        told = in_child(lambda: first_step(Session(endpoints="http://127.0.0.1:1", transport="grpc").open()))
     assert told.startswith("UsedElsewhere: ") and "'spawn' or 'forkserver'" in told
     assert not issubclass(UsedElsewhere, EtcdError)
 

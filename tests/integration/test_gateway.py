@@ -1,4 +1,4 @@
-"""Cases of the gateway transport alone: a gateway that is off, an answer that is not etcd's, an extra that is missing.
+"""Cases of the gateway transport alone: a gateway that is off, an answer that is not etcd's.
 
 Everything else is the suite itself: ``pytest --transport=gateway``.
 """
@@ -6,7 +6,6 @@ Everything else is the suite itself: ``pytest --transport=gateway``.
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import pytest
 
@@ -15,7 +14,7 @@ from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, Etc
 
 async def test_a_gateway_that_is_off_is_called_so() -> None:
     async with EmbeddedEtcd(args=["--enable-grpc-gateway=false"]) as own:
-        with pytest.raises(EtcdError, match="enable-grpc-gateway=false; start it without, or use transport=grpc"):
+        with pytest.raises(EtcdError, match="enable-grpc-gateway=false; start it without, or use transport=native"):
             await Session(endpoints=own.endpoint, transport="gateway", dial_timeout=3).open()
 
 
@@ -33,16 +32,9 @@ async def test_what_is_no_etcd_is_called_so() -> None:
             await Session(endpoints=endpoint, transport="gateway", dial_timeout=1).open()
 
 
-async def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "codomyrmex.concurrency.etcd.transports.gateway", raising=False)
-    monkeypatch.setitem(sys.modules, "etcd3", None)
-    with pytest.raises(EtcdError, match=r"pip install 'codomyrmex-concurrency\[gateway\]'"):
-        await Session(endpoints="http://127.0.0.1:1", transport="gateway").open()
-
-
 async def test_members_of_both_transports_take_turns(etcd: EmbeddedEtcd, namespace: str) -> None:
     settings = {"endpoints": etcd.endpoint, "namespace": namespace, "session_ttl": 3}
-    async with Session(**settings, transport="gateway") as one, Session(**settings, transport="grpc") as two:
+    async with Session(**settings, transport="gateway") as one, Session(**settings, transport="native") as two:
         tokens = []
 
         async def turns(session: Session) -> None:

@@ -7,10 +7,19 @@ import os
 import signal
 import sys
 import time
+from typing import Any, Literal
 
 import pytest
 
-from codomyrmex.concurrency import ConcurrencyError, DistributedLock, EmbeddedEtcd, LockManager, Session
+from codomyrmex.concurrency import (
+    ConcurrencyError,
+    DistributedLock,
+    EmbeddedEtcd,
+    EtcdSettings,
+    LockManager,
+    Session,
+    UsedElsewhere,
+)
 from codomyrmex.concurrency.etcd.transports.protocol import Get
 from codomyrmex.concurrency.session import core_of
 from tests.forks import in_child
@@ -142,10 +151,32 @@ async def test_a_process_that_exits_while_holding_gives_its_lease_back(
     await queue_of(session, "x", 0, limit=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("transport", ["native", "gateway"])
+async def test_a_forked_child_has_a_session_of_its_own_and_its_parent_goes_on(
+    etcd: EmbeddedEtcd, namespace: str, transport: Literal["native", "gateway"]
+) -> None:
+    settings = EtcdSettings(endpoints=etcd.endpoint, namespace=namespace, transport=transport, session_ttl=2)
+    async with Session(settings) as session, DistributedLock("x", session) as grant:
+
+        async def work() -> list[Any]:
+            with pytest.raises(UsedElsewhere, match="make a new Session here"):
+                await DistributedLock("y", session).acquire()
+            async with Session(settings) as own, DistributedLock("y", own) as ours:
+                held = await DistributedLock("x", own).try_acquire()
+                return [ours.token, held is None, session.id != own.id]
+
+        token, refused, its_own = await asyncio.to_thread(in_child, lambda: asyncio.run(work()))
+        assert token > grant.token and refused and its_own
+        await asyncio.sleep(1.5)
+        assert not grant.lost.is_set() and session.alive
+        assert await grant.put(f"/{namespace}/file", "still ours") > 0
+
+
 def _told_in_child(inherited: Session) -> list[str]:
     """The error in a forked child at its first step. The child runs no event loop, which gRPC's leftovers may crash."""
     told = []
-    for attempt in (inherited.open, lambda: Session(endpoints="http://127.0.0.1:1").open()):
+    for attempt in (inherited.open, lambda: Session(endpoints="http://127.0.0.1:1", transport="grpc").open()):
         try:
             attempt().send(None)
         except ConcurrencyError as error:
@@ -154,10 +185,13 @@ def _told_in_child(inherited: Session) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-async def test_a_forked_child_is_told_at_once_and_its_parent_unharmed(session: Session) -> None:
-    if session.settings.transport != "grpc":
-        pytest.skip("not run: only gRPC does not survive a fork")
-    async with DistributedLock("x", session) as grant:
+async def test_with_grpc_a_forked_child_is_told_at_once_and_its_parent_unharmed(
+    etcd: EmbeddedEtcd, namespace: str
+) -> None:
+    async with (
+        Session(endpoints=etcd.endpoint, namespace=namespace, transport="grpc") as session,
+        DistributedLock("x", session) as grant,
+    ):
         inherited, own = in_child(lambda: _told_in_child(session))
         assert "belongs to process" in inherited
         assert "'spawn' or 'forkserver'" in own

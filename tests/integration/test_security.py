@@ -129,7 +129,7 @@ async def test_a_password_that_is_changed_costs_no_lock(guarded: EmbeddedEtcd, t
         await Session(**settings).open()
 
 
-@pytest.mark.parametrize("transport", ["grpc", "gateway"])
+@pytest.mark.parametrize("transport", ["native", "grpc", "gateway"])
 async def test_https_on_a_plain_port_and_a_user_without_auth_get_a_hint(etcd: EmbeddedEtcd, transport: str) -> None:
     secure = etcd.endpoint.replace("http:", "https:")
     with pytest.raises(EtcdUnavailable, match=f"does it speak TLS there.*{etcd.endpoint}"):

@@ -181,7 +181,7 @@ def test_a_session_whose_loop_was_closed_is_no_open_one(etcd: EmbeddedEtcd, name
     """A session whose event loop ends without a close must not stay in the figures for ever."""
 
     async def use() -> Session:
-        session = await Session(endpoints=etcd.endpoint, namespace=namespace, transport="grpc").open()
+        session = await Session(endpoints=etcd.endpoint, namespace=namespace).open()
         assert core_of(session) in open_sessions()
         return session
 

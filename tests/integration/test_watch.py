@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-from urllib.parse import urlsplit
-
-import grpc.aio
 
 from codomyrmex.concurrency import DeadLetterQueue, DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.session import core_of
-from tests.helpers import eventually, queue_of
+from tests.helpers import eventually, gateway, queue_of
 from tests.integration.test_faults import through_proxy
 
 
@@ -22,15 +18,7 @@ async def put(session: Session, number: int) -> int:
 
 
 async def compact(etcd: EmbeddedEtcd, revision: int) -> None:
-    """``etcdserverpb.KV/Compact``, which the library never calls: field 1 is the revision, field 2 "physically"."""
-    digits = []
-    while revision > 127:
-        digits.append(revision & 127 | 128)
-        revision >>= 7
-    request = b"\x08" + bytes([*digits, revision]) + b"\x10\x01"
-    async with grpc.aio.insecure_channel(urlsplit(etcd.endpoint).netloc) as channel:
-        call: Any = channel.unary_unary("/etcdserverpb.KV/Compact")
-        await call(request)
+    await asyncio.to_thread(gateway, etcd.endpoint, "kv/compaction", revision=str(revision), physical=True)
 
 
 class Told:

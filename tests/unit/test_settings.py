@@ -66,7 +66,7 @@ def test_what_cannot_work_is_refused_with_its_name(wrong: dict[str, object], say
             "ETCD_DIAL_TIMEOUT must be a number of seconds, more than 0 and at most 300, not",
         ),
         ("ENDPOINTS", "ftp://x", "CODOMYRMEX_ETCD_ENDPOINTS: endpoint 'ftp://x' is not of the form"),
-        ("TRANSPORT", "pigeon", "CODOMYRMEX_ETCD_TRANSPORT must be 'grpc' or 'gateway', not 'pigeon'"),
+        ("TRANSPORT", "pigeon", "CODOMYRMEX_ETCD_TRANSPORT must be 'native', 'grpc' or 'gateway', not 'pigeon'"),
         ("ALLOW_PLAINTEXT_CREDENTIALS", "maybe", "must be true or false, not 'maybe'"),
     ],
 )

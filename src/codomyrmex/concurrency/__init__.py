@@ -1,6 +1,7 @@
 """Fair, fenced distributed locks on etcd for fleets of agents.
 
-The public names are imported when first used, so that ``--help`` and error handling need no gRPC.
+The public names are imported when first used, so that ``--help`` and error handling load neither protobuf nor
+pydantic.
 """
 
 from __future__ import annotations

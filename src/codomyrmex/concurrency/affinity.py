@@ -48,9 +48,8 @@ class Home:
         subject = f"the {what} {name!r}" if name else f"this {what}"
         if not self.in_process:
             raise UsedElsewhere(
-                f"{subject} belongs to process {self.pid}, not to this one ({_process}); "
-                "start child processes with multiprocessing's 'spawn' or 'forkserver', or fork before the first "
-                "session is opened, and make what the child uses in the child"
+                f"{subject} belongs to process {self.pid}, not to this forked one ({_process}); "
+                "make a new Session here, and with it what this process uses"
             )
         assert self.loop
         if self.loop.is_closed():
@@ -78,6 +77,6 @@ def running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise UsedElsewhere(
-            "no event loop runs here; a child that was forked by a running loop has none: start child processes with "
-            "multiprocessing's 'spawn' or 'forkserver'"
+            "no event loop runs here; use asyncio.run, also in a child that was forked by a running loop, "
+            "or codomyrmex.concurrency.sync"
         ) from None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from codomyrmex.concurrency import callsite
 
@@ -31,7 +28,7 @@ _WANTED = {
     "dial_timeout": _SECONDS,
     "request_timeout": _SECONDS,
     "session_ttl": "a whole number of seconds from 2 to 86400",
-    "transport": "'grpc' or 'gateway'",
+    "transport": "'native', 'grpc' or 'gateway'",
     "allow_plaintext_credentials": "true or false",
 }
 _told: set[str] = set()  # the variables that a warning has named
@@ -55,7 +52,7 @@ class EtcdOptions(TypedDict, total=False):
     allow_plaintext_credentials: bool
 
 
-class EtcdSettings(BaseSettings):
+class EtcdSettings(BaseModel):
     """Connection settings, from arguments or from ``CODOMYRMEX_ETCD_*`` environment variables.
 
     Times are seconds. ``endpoints`` is a comma-separated list of ``http://`` or ``https://`` addresses, or the
@@ -63,9 +60,9 @@ class EtcdSettings(BaseSettings):
     TLS files are read again when they have been replaced. Raises ``ValueError`` that names each wrong setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    endpoints: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:2379",)
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
     namespace: str = Field("codomyrmex", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     username: str | None = None
     password: SecretStr | None = None
@@ -76,13 +73,12 @@ class EtcdSettings(BaseSettings):
     dial_timeout: float = Field(5.0, gt=0, le=300)
     request_timeout: float = Field(5.0, gt=0, le=300)
     session_ttl: int = Field(15, ge=2, le=86_400)
-    transport: Literal["native", "grpc", "gateway"] = "grpc"
+    transport: Literal["native", "grpc", "gateway"] = "native"
     allow_plaintext_credentials: bool = False
 
     def __init__(self, **options: Unpack[EtcdOptions]) -> None:
-        _warn_of_misspelt()
         try:
-            super().__init__(**options)
+            super().__init__(**{**_from_environment(), **options})
         except ValidationError as error:
             raise ValueError(f"invalid etcd settings: {_in_words(error, dict(options))}") from None
 
@@ -129,8 +125,8 @@ def _in_words(error: ValidationError, given: dict[str, Any]) -> str:
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            near = get_close_matches(field, _WANTED, 1)
-            told.append(f"there is no setting {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            near = _nearest(field, 0.6)
+            told.append(f"there is no setting {field!r}" + (f"; did you mean {near!r}?" if near else ""))
             continue
         subject = field if not field or field in given else _PREFIX + field.upper()
         if problem["type"] == "value_error":  # in our own words
@@ -142,17 +138,34 @@ def _in_words(error: ValidationError, given: dict[str, Any]) -> str:
     return "; ".join(told)
 
 
-def _warn_of_misspelt() -> None:
-    """Warn, once per variable, of those that look like settings but are none."""
-    for variable in os.environ:
-        field = variable.upper().removeprefix(_PREFIX).lower()
-        if not variable.upper().startswith(_PREFIX) or field in _WANTED or variable in _told:
+def _from_environment() -> dict[str, str]:
+    """The settings of the environment. Warns, once per variable, of those that look like settings but are none."""
+    found = {}
+    for variable, value in os.environ.items():
+        if not variable.upper().startswith(_PREFIX):
             continue
-        _told.add(variable)
-        near = get_close_matches(field, _WANTED, 1, cutoff=0.5)
-        hint = f"did you mean {_PREFIX}{near[0].upper()}?" if near else "the settings are in README.md"
-        text = f"the environment variable {variable} is no setting and is ignored; {hint}"
-        callsite.warn(callsite.users_line(), text, UserWarning)
+        field = variable.upper().removeprefix(_PREFIX).lower()
+        if field in _WANTED:
+            found[field] = value
+        elif variable not in _told:
+            _warn_of(variable, field)
+    return found
+
+
+def _warn_of(variable: str, field: str) -> None:
+    """Warn of a variable that looks like a setting but is none."""
+    _told.add(variable)
+    near = _nearest(field, 0.5)
+    hint = f"did you mean {_PREFIX}{near.upper()}?" if near else "the settings are in README.md"
+    text = f"the environment variable {variable} is no setting and is ignored; {hint}"
+    callsite.warn(callsite.users_line(), text, UserWarning)
+
+
+def _nearest(field: str, likeness: float) -> str:
+    """The setting whose name is most like ``field``; empty if none is like it."""
+    from difflib import get_close_matches  # here, for most processes make no mistake
+
+    return next(iter(get_close_matches(field, _WANTED, 1, likeness)), "")
 
 
 def _endpoint(text: str) -> str:
@@ -175,7 +188,9 @@ def _is_loopback(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
     if host == "localhost":
         return True
+    from ipaddress import ip_address  # here, for most processes send no password in the clear
+
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return False

@@ -1,1 +1,1 @@
-"""The command line. Knows nothing of gRPC, protobuf or keys; nothing imports it."""
+"""The command line. Knows nothing of etcd's protocol or keys; nothing imports it."""

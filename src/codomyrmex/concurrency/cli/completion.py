@@ -22,7 +22,7 @@ def names_of(kind: Kind) -> Complete:
     def complete(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         context.ensure_object(dict)
         try:
-            from codomyrmex.concurrency import names  # here, for it needs gRPC, and --help must be fast
+            from codomyrmex.concurrency import names  # here, for it needs protobuf, and --help must be fast
 
             return asyncio.run(names.beginning_with(incomplete, kind, settings(context)))
         except Exception:  # a prompt is not the place for an error message

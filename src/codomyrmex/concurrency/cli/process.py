@@ -107,8 +107,8 @@ class Command:
         self._signal(signal.SIGCONT if self._may_continue() else signal.SIGKILL)
 
 
-# Not a preexec_fn, because Python code between fork and exec crashes next to gRPC's threads. Ignored signals and exit
-# codes are as in a shell.
+# Not a preexec_fn, because Python code between fork and exec can hang or crash next to other threads. Ignored signals
+# and exit codes are as in a shell.
 _SHIM = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

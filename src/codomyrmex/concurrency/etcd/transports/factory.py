@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import randrange
 
 from codomyrmex.concurrency.errors import EtcdError
@@ -14,19 +15,24 @@ def transport_for(settings: EtcdSettings) -> Transport:
 
     Raises ``EtcdError`` if its extra is not installed.
     """
-    if settings.transport == "native":
+    return _transport(settings.transport)(settings, randrange)
+
+
+def _transport(name: str) -> Callable[[EtcdSettings, Callable[[int], int]], Transport]:
+    if name == "native":
         from codomyrmex.concurrency.etcd.transports.native import NativeTransport
 
-        return NativeTransport(settings, randrange)
-    if settings.transport == "grpc":
-        from codomyrmex.concurrency.etcd.transports.grpc import GrpcTransport
-
-        return GrpcTransport(settings, randrange)
+        return NativeTransport
     try:
+        if name == "grpc":
+            from codomyrmex.concurrency.etcd.transports.grpc import GrpcTransport
+
+            return GrpcTransport
         from codomyrmex.concurrency.etcd.transports.gateway import GatewayTransport
+
+        return GatewayTransport
     except ImportError as error:
         raise EtcdError(
-            f"transport='gateway' needs what is not installed ({error.name}): "
-            "pip install 'codomyrmex-concurrency[gateway]'"
+            f"transport={name!r} needs what is not installed ({error.name}): "
+            f"pip install 'codomyrmex-concurrency[{name}]'"
         ) from None
-    return GatewayTransport(settings, randrange)

@@ -30,7 +30,8 @@ COMPACTED = "required revision has been compacted"
 LEASE_NOT_FOUND = "requested lease not found"
 NOT_SENT = "the request was not sent"  # or the server said that it had not looked at it
 
-# The first line whose text is in the error's details wins; texts before codes.
+# The first line whose text is in the error's details wins; texts before codes. Those on connections, names and TLS are
+# the words of grpcio, of Python's ssl module, or of our own transport.
 _BY_TEXT: tuple[tuple[str, Meaning], ...] = (
     ("database space exceeded", Meaning(EtcdQuotaExceeded, "unknown", False)),
     *((text, Meaning(EtcdAuthError, "no", True)) for text in TOKEN_EXPIRED),
@@ -88,7 +89,7 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
         asked = hint if "user name is empty" in details else _scheme_hint(details, endpoint)
         return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates{asked}"
     if found.error is EtcdUnavailable:
-        # A server refuses our certificate after the handshake; gRPC then reports only its own failure.
+        # A server refuses our certificate after the handshake; grpcio then reports only its own failure.
         tls = any(text in details for text in ("TSI_", "security handshaker", "[SSL:"))
         hint = _scheme_hint(details, endpoint) or "; TLS failed: check ca_file, cert_file and key_file" * tls
         return f"etcd at {endpoint} did not answer: {reason}{hint}"

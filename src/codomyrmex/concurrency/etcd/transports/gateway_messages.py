@@ -57,7 +57,7 @@ def _no_gateway(code: int, endpoint: str) -> EtcdError:
     if code == 404:
         return EtcdError(
             f"etcd at {endpoint} has no gateway: it was started with --enable-grpc-gateway=false; "
-            "start it without, or use transport=grpc"
+            "start it without, or use transport=native"
         )
     text = f"{endpoint} answered {code} with what is not etcd's JSON; is a proxy in between?"
     return EtcdUnavailable(text, applied="unknown", retryable=True)
