@@ -264,10 +264,10 @@ class Entry:
     async def release(self) -> None:
         """Give the hold back, and return when etcd has confirmed it; does nothing for an entry that is gone.
 
+        The caller has called ``check_here``.
         Raises ``EtcdError`` if etcd does not confirm it in time, unless it was lost before. The removal goes on all the
         same, also if this is cancelled.
         """
-        self.check_here()
         if self.state is not State.HELD or self.group:
             if removal := self.begin_release():
                 await self.confirmed(removal)

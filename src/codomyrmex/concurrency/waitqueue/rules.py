@@ -22,8 +22,7 @@ class Predecessor(NamedTuple):
     create_revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The queue ahead of an entry at ``revision``: the nearest entries last, ``total`` of them in all.
 
     ``entries`` may hold only the nearest of them, when a rule needs no more. ``limit`` is the semaphore's.
