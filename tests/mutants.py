@@ -536,8 +536,8 @@ MUTANTS = (
     Mutant(
         "grant one permit too many",
         "waitqueue/rules.py",
-        "return Granted() if taken + self.permits <= view.limit",
-        "return Granted() if taken + self.permits <= view.limit + 1",
+        "return _GRANTED if taken + self.permits <= view.limit",
+        "return _GRANTED if taken + self.permits <= view.limit + 1",
         "tests/integration/test_kills.py -k permits",
     ),
     Mutant(
