@@ -562,6 +562,34 @@ MUTANTS = (
         "tests/integration",
     ),
     Mutant(
+        "write without the lease",
+        "etcd/transports/codec.py",
+        '"lease": op.lease',
+        '"lease": 0',
+        "tests/unit/etcd/transports/test_codec.py",
+    ),
+    Mutant(
+        "delete one key of a range",
+        "etcd/transports/codec.py",
+        '"range_end": op.end',
+        '"range_end": b""',
+        "tests/unit/etcd/transports/test_codec.py",
+    ),
+    Mutant(
+        "release a grant from anywhere",
+        "waitqueue/grant.py",
+        "        self._entry.check_here()\n        await self._entry.release()",
+        "        await self._entry.release()",
+        "tests/integration/test_elsewhere.py",
+    ),
+    Mutant(
+        "take the event loop for a part of the library",
+        "callsite.py",
+        "_Origin.LIBRARY if file.endswith(_SAME_TASK) else _Origin.LOOP",
+        "_Origin.LIBRARY",
+        "tests/unit/test_callsite.py",
+    ),
+    Mutant(
         "forget that the key of a lost entry stays",
         "waitqueue/entry.py",
         "(State.HELD, Event.TRUST_ENDED): State.LINGERING,",
@@ -641,8 +669,8 @@ MUTANTS = (
     Mutant(
         "grant one permit too many",
         "waitqueue/rules.py",
-        "return Granted() if taken + self.permits <= view.limit",
-        "return Granted() if taken + self.permits <= view.limit + 1",
+        "return _GRANTED if taken + self.permits <= view.limit",
+        "return _GRANTED if taken + self.permits <= view.limit + 1",
         "tests/integration/test_kills.py -k permits",
     ),
     Mutant(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
+from enum import Enum, auto
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
@@ -33,18 +35,32 @@ class Line(NamedTuple):
         return f"{self.code.co_filename}:{self.number}"
 
 
+class _Origin(Enum):
+    """The code that a file belongs to."""
+
+    USER = auto()
+    LIBRARY = auto()  # this library, or the part of asyncio that awaits in the task that called it
+    LOOP = auto()  # the rest of asyncio
+
+
+@lru_cache(maxsize=1024)  # an acquisition looks at some ten frames, of the same few files each time
+def _origin(file: str) -> _Origin:
+    if file.startswith(_ASYNCIO):
+        return _Origin.LIBRARY if file.endswith(_SAME_TASK) else _Origin.LOOP
+    return _Origin.LIBRARY if file.startswith(_LIBRARY) else _Origin.USER
+
+
 def users_line() -> Line | None:
     """The line outside the library that this call comes from; None where a task was begun with a call of the library,
     since the frames below are the event loop's then.
     """
     frame = sys._getframe(1)
     while True:
-        file = frame.f_code.co_filename
-        if file.startswith(_ASYNCIO):
-            if not file.endswith(_SAME_TASK):
-                return None
-        elif not file.startswith(_LIBRARY):
+        origin = _origin(frame.f_code.co_filename)
+        if origin is _Origin.USER:
             return Line(frame.f_code, frame.f_lasti)
+        if origin is _Origin.LOOP:
+            return None
         if frame.f_back is None:
             return None
         frame = frame.f_back

@@ -8,7 +8,7 @@ module sends it, reports the outcome to the ledger and executes the actions that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from codomyrmex.concurrency import telemetry
@@ -216,8 +216,8 @@ class Committer:
         else:
             self._execute(self._ledger.fence_moved(result))
 
-    async def _call(self, transaction: Transaction) -> TxnResult:
-        return await self._transport.txn(transaction.compares, transaction.then, transaction.otherwise)
+    def _call(self, transaction: Transaction) -> Awaitable[TxnResult]:
+        return self._transport.txn(transaction.compares, transaction.then, transaction.otherwise)
 
     def _execute(self, actions: Iterable[Action]) -> list[LedgerRequest]:
         """Execute the actions; returns the requests to be sent alone."""

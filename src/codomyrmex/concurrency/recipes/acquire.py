@@ -141,7 +141,7 @@ class AcquireRequest:
     ) -> Hold | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
         if not self.names:
-            return Hold((), (), self.on_loss)
+            return Hold((), (), self.on_loss, asyncio.current_task())
         session = await self.session()
         queue, admission = self._queue_refs[0].queue, session.member(LocalQueues).admission
         if admission.is_full(queue):
@@ -174,7 +174,7 @@ class AcquireRequest:
         if len(entries) > 1:
             Group(entries)
         grants = await acquire(entries, started, only_if_free=only_if_free)
-        return Hold(entries, grants, self.on_loss) if grants else None
+        return Hold(entries, grants, self.on_loss, task) if grants else None
 
 
 def check_session(session: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from codomyrmex.concurrency.errors import EtcdError, LockLost
 from codomyrmex.concurrency.waitqueue.entry import Entry, State
@@ -17,15 +17,17 @@ OnLoss = Literal["cancel", "notify"]
 
 
 class Hold:
-    """One acquisition, of one name or several. In ``async with`` it protects the body of the block."""
+    """One acquisition of ``task``, of one name or several. In ``async with`` it protects the body of the block."""
 
     __slots__ = ("_cancelled", "_cancelling", "entries", "grants", "on_loss", "task")
 
-    def __init__(self, entries: Sequence[Entry], grants: Sequence[Grant], on_loss: OnLoss) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], grants: Sequence[Grant], on_loss: OnLoss, task: asyncio.Task[Any] | None
+    ) -> None:
         self.entries = entries
         self.grants = grants
         self.on_loss = on_loss
-        self.task = asyncio.current_task()
+        self.task = task
         self._cancelling = 0
         self._cancelled = False
 
@@ -45,6 +47,9 @@ class Hold:
     async def release(self) -> None:
         """Release every entry, as ``Entry.release`` does."""
         self.check_here()
+        await self._release()
+
+    async def _release(self) -> None:
         for entry in self.entries[:1]:
             await (entry.group or entry).release()
 
@@ -75,7 +80,7 @@ class Hold:
             entry.notice_loss()
         ours = self._cancelled and await self._take_back_cancel(kind)
         try:
-            await self.release()
+            await self._release()
         except EtcdError as failure:
             first = self.entries[0]
             log.warning(

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 from codomyrmex.concurrency import callsite, clock, keys, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, LockLost, SessionLost, fresh
-from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.etcd.transports.protocol import Get, Put
 from codomyrmex.concurrency.loss import Loss, SessionClosed
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.group import Group
@@ -94,16 +94,20 @@ class Requester(NamedTuple):
 
 
 class QueueRef(NamedTuple):
-    """The queue that an entry joins: its kind in words, its name, and the range of its keys."""
+    """The queue that an entry joins: its kind in words, its name, the range of its keys, and the two reads of it:
+    of the newest key, and of the whole queue."""
 
     what: str
     name: str
     queue: bytes
     queue_end: bytes
+    newest: Get
+    whole: Get
 
     @classmethod
     def of(cls, kind: keys.Kind, queue: bytes, name: str) -> QueueRef:
-        return cls(kind.what, name, queue, keys.prefix_end(queue))
+        end = keys.prefix_end(queue)
+        return cls(kind.what, name, queue, end, Get(queue, end, limit=1, newest_first=True), Get(queue, end))
 
 
 class LocalSuccessor(Protocol):
@@ -264,10 +268,10 @@ class Entry:
     async def release(self) -> None:
         """Give the hold back, and return when etcd has confirmed it; does nothing for an entry that is gone.
 
+        The caller has called ``check_here``.
         Raises ``EtcdError`` if etcd does not confirm it in time, unless it was lost before. The removal goes on all the
         same, also if this is cancelled.
         """
-        self.check_here()
         if self.state is not State.HELD or self.group:
             if removal := self.begin_release():
                 await self.confirmed(removal)
@@ -430,7 +434,7 @@ class Entry:
             self.group.lose(self, reason)
 
     def _report_loss(self, reason: ConcurrencyError) -> None:
-        what, name, _, _ = self.queue_ref
+        what, name = self.queue_ref.what, self.queue_ref.name
         facts = {
             "codomyrmex_kind": what,
             "codomyrmex_name": name,

@@ -54,6 +54,7 @@ class Grant:
     async def release(self) -> None:
         """Give the lock back; does nothing if it was lost or released before. Of several that were acquired together it
         gives back this one. An ``EtcdError`` means, as with ``DistributedLock``, that etcd has not confirmed it yet."""
+        self._entry.check_here()
         await self._entry.release()
 
     async def put(self, key: str | bytes, value: str | bytes) -> int:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
 from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, GetResult, Op, OpResult, Put, Target
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, GetResult, Op, OpResult, Put, Target
 from codomyrmex.concurrency.waitqueue.entry import Entry, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.rules import View
@@ -83,7 +83,7 @@ async def _put(entries: Sequence[Entry]) -> Reply:
     request = Request(
         [entry.queue_ref.queue for entry in entries],
         [op for entry in entries for op in _operations(entry)],
-        otherwise=[Get(entry.queue_ref.queue, entry.queue_ref.queue_end) for entry in entries],
+        otherwise=[entry.queue_ref.whole for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
         unsent=lambda: _free_key_slots(entries),
@@ -102,8 +102,7 @@ async def _put(entries: Sequence[Entry]) -> Reply:
 
 def _operations(entry: Entry) -> tuple[Op, Op]:
     """Read the queue, then join it. The read comes first, so it shows the queue ahead."""
-    _, _, queue, end = entry.queue_ref
-    reading = Get(queue, end) if entry.rule.needs_all else Get(queue, end, limit=1, newest_first=True)
+    reading = entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
     return reading, Put(entry.key, entry.value, entry.session.id)
 
 
@@ -179,8 +178,7 @@ async def _all_grantable(entries: Sequence[Entry]) -> bool:
 
 
 async def _grantable(entry: Entry) -> bool:
-    _, _, queue, end = entry.queue_ref
-    view: View = whole(await entry.session.transport.get(Get(queue, end)))
+    view: View = whole(await entry.session.transport.get(entry.queue_ref.whole))
     return Turn(entry.rule).seen(view) is Action.GRANT
 
 

@@ -22,8 +22,7 @@ class Predecessor(NamedTuple):
     create_revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The queue ahead of an entry at ``revision``: the nearest entries last, ``total`` of them in all.
 
     ``entries`` may hold only the nearest of them, when a rule needs no more. ``limit`` is the semaphore's.
@@ -63,6 +62,8 @@ class Never(NamedTuple):
 
 Decision = Granted | WaitFor | Never
 
+_GRANTED = Granted()
+
 
 class Rule(Protocol):
     """A grant rule. ``key_suffix`` is the end of the keys of its entries."""
@@ -87,7 +88,7 @@ class _Exclusive:
         With one entry ahead, that entry is the holder, and its deletion is the grant. With several entries ahead, a
         deletion is ambiguous: the predecessor may have released the lock or stopped waiting. Then the queue is read.
         """
-        return WaitFor(view.entries[-1].key) if view.total else Granted()
+        return WaitFor(view.entries[-1].key) if view.total else _GRANTED
 
 
 class _Shared:
@@ -99,7 +100,7 @@ class _Shared:
         for entry in reversed(view.entries):
             if not is_reader(entry.key):
                 return WaitFor(entry.key)
-        return Granted()
+        return _GRANTED
 
 
 exclusive: Rule = _Exclusive()
@@ -124,7 +125,7 @@ class Permits:
         if self.permits > view.limit:
             return Never(f"{self.permits} permits were asked for, but the limit is {view.limit} now")
         taken = sum(permits_of(entry.key) for entry in view.entries)
-        return Granted() if taken + self.permits <= view.limit else WaitFor(b"")
+        return _GRANTED if taken + self.permits <= view.limit else WaitFor(b"")
 
 
 def holding(keys: Sequence[bytes], limit: int | None = None) -> int:

@@ -11,6 +11,8 @@ from codomyrmex.concurrency.keys import limit_of
 from codomyrmex.concurrency.waitqueue.handoff import marker_value
 from codomyrmex.concurrency.waitqueue.rules import Granted, Never, Predecessor, Rule, View
 
+_NOTHING_READ = View(0, (), 0)
+
 
 class Action(Enum):
     """The next step of the waiter that drives a ``Turn``."""
@@ -45,7 +47,7 @@ class Turn:
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
-        self._view = View(0, (), 0)
+        self._view = _NOTHING_READ
         self._watch_revision = 0
         self.key: bytes | None = None
         self.needed = 0

@@ -92,13 +92,13 @@ class Waiting:
     def _watch(self) -> Action:
         """Follow the key that the turn wants watched."""
         self._end()
-        session, (_, _, queue, end) = self._entry.session, self._entry.queue_ref
+        session, queue_ref = self._entry.session, self._entry.queue_ref
         key = self._watched = self._turn.key
         if predecessor := local_predecessor(self._entry):
             predecessor.successors.add(self)
             self._local_predecessor = predecessor
             return Action.WAIT
-        watch = WatchRequest(key or queue, b"" if key else end, deletes_only=True)
+        watch = WatchRequest(key or queue_ref.queue, b"" if key else queue_ref.queue_end, deletes_only=True)
         self._follow = session.hub.follow(watch, self._notice)
         if key and not self._turn.sees_all and keys.is_writer(key):
             self._marker = session.hub.follow(WatchRequest(session.layout.release_marker(key)), self._marker_notice)
@@ -201,8 +201,7 @@ def local_predecessor(entry: Entry) -> Entry | None:
 
 async def look(entry: Entry) -> View:
     """Read the queue ahead, as it is at ``Turn.needed`` or later; waits while etcd is unavailable."""
-    _, _, queue, end = entry.queue_ref
-    every = Get(queue, end, serializable=True)
+    every = entry.queue_ref.whole._replace(serializable=True)
     nearest = every._replace(limit=2, newest_first=True, before=entry.token)
     while True:
         try:
