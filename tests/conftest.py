@@ -50,6 +50,12 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def transport(request: pytest.FixtureRequest) -> str:
+    """The transport of this run."""
+    return str(request.config.getoption("--transport"))
+
+
 @pytest.fixture(autouse=True)
 def forgotten_skipped_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test is told anew of the keys that are skipped."""

@@ -70,15 +70,15 @@ MUTANTS = (
     Mutant(
         "Never ask a quiet peer for a sign of life",
         "etcd/transports/native_link.py",
-        "if self._heard or not self._calls.count:",
-        "if True:",
+        "if quiet >= _QUIET and self._calls.count:",
+        "if False:",
         "tests/integration/test_native.py -k life",
     ),
     Mutant(
         "Send PINGs on a connection without calls",
         "etcd/transports/native_link.py",
-        "if self._heard or not self._calls.count:",
-        "if self._heard:",
+        "if quiet >= _QUIET and self._calls.count:",
+        "if quiet >= _QUIET:",
         "tests/integration/test_native.py -k ping",
     ),
     Mutant(
@@ -98,7 +98,7 @@ MUTANTS = (
     Mutant(
         "Take a request that was kept back for one that was sent",
         "etcd/transports/native_calls.py",
-        'self.failure if stream.written else f"{NOT_SENT}: {self.failure}"',
+        'f"{NOT_SENT}: {self.failure}" if unsent else self.failure',
         "self.failure",
         "tests/integration/test_native.py -k kept",
     ),

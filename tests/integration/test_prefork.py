@@ -12,23 +12,20 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
-from codomyrmex.concurrency.settings import EtcdSettings
 from tests.helpers import queue_of
 from tests.integration.preforking import FORKED
 from tests.integration.test_security import Certificates, TlsEtcd
 
-_TRANSPORTS = get_args(EtcdSettings.model_fields["transport"].annotation)
-_WORKS_AFTER_FORK = {"gateway", "native"} & set(_TRANSPORTS)
+_WORKS_AFTER_FORK = ("gateway", "native")
 _CHILDREN = FORKED + 2
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs Linux"),
-    pytest.mark.parametrize("transport", _TRANSPORTS),
 ]
 
 
@@ -121,7 +118,6 @@ async def test_parent_and_children_go_on_after_a_fork_with_tls(
     await check(kind, transport, {**secured, "namespace": namespace})
 
 
-@pytest.mark.xfail(reason="the child waits 5 s for the event loop of its parent's blocking calls, which it has not got")
 async def test_a_child_of_blocking_code_that_ends_by_sys_exit_ends_at_once(
     etcd: EmbeddedEtcd, namespace: str, transport: str
 ) -> None:

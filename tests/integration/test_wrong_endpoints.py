@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
@@ -28,9 +28,8 @@ from tests.endpoints import WrongServer
 from tests.helpers import eventually
 from tests.integration.test_security import Certificates, TlsEtcd
 
-_TRANSPORTS = get_args(EtcdSettings.model_fields["transport"].annotation)
 _LIMIT = 0.6  # seconds for opening a session, and for a call of the keepalive
-_SLACK = 1.0  # seconds that a busy machine may take longer
+_SLACK = 3.0  # seconds that a busy machine may take longer
 
 Settings = dict[str, Any]
 
@@ -157,15 +156,11 @@ _WRONG = {
     ),
 }
 _FAULTS = {
-    ("grpc", "no message", "session"): "an answer without a message raises AttributeError",
-    ("grpc", "no message", "keepalive"): "an answer without a message raises AttributeError",
-    ("grpc", "a garbled message", "session"): "an answer that cannot be parsed raises AttributeError",
+    ("grpc", "no message", "session"): "gRPC logs an answer without a message, and keeps the connection",
+    ("grpc", "a garbled message", "session"): "gRPC logs an answer that cannot be parsed, and keeps the connection",
     ("grpc", "a garbled message", "keepalive"): "gRPC logs an answer that cannot be parsed",
-    ("native", "plain etcd as https", "keepalive"): "the text tells of certificates, and not of http://",
-    ("gateway", "garbage", "session"): "the text of the error holds all that the server sent",
     ("gateway", "a byte at a time", "keepalive"): "the time limit begins anew with each byte",
 }
-pytestmark = pytest.mark.parametrize("transport", _TRANSPORTS)
 
 
 @pytest.fixture(scope="module")

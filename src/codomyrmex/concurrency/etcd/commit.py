@@ -45,7 +45,7 @@ _PAUSE = 0.1  # seconds between two attempts to move the fence
 class Request(LedgerRequest):
     """A request with its caller. ``reply`` is completed with the answer or an error, or cancelled by the caller."""
 
-    reply: asyncio.Future[Reply] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    reply: asyncio.Future[Reply] = field(default_factory=asyncio.Future)
 
     def is_awaited(self) -> bool:
         """True while its caller waits for the answer."""

@@ -42,7 +42,7 @@ class Removal(Deletion):
     """A deletion with its caller. ``done`` becomes true if the key was still there."""
 
     gone: Gone | None = None
-    done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: asyncio.Future[bool] = field(default_factory=asyncio.Future)
 
     def answer(self, result: bool) -> None:
         """Tell the caller; ``result`` is true if etcd found the key."""

@@ -6,7 +6,7 @@ until etcd answers. The key may be used again only if the first attempt was answ
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,7 @@ PAUSE, LONG_PAUSE = 0.1, 1.0  # seconds until the next attempt
 
 
 @dataclass(slots=True, eq=False)
-class Deletion(ABC):
+class Deletion:  # no ABC, as ``LedgerRequest``
     """A key to delete. ``marker`` is written together with the deletion, and left out where it cannot be written.
 
     ``asked_at`` is the time of the first request, in seconds.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -67,7 +67,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class LedgerRequest(ABC):
+class LedgerRequest:  # no ABC: ``isinstance`` with one is Python code, and each request is tested some ten times
     """The operations that one caller wants carried out in a transaction.
 
     Args:

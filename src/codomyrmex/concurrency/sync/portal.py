@@ -167,6 +167,8 @@ def portal() -> Portal:
 def _forget() -> None:
     """Drop the portal in a forked child, which has none of its parent's threads."""
     global _portal, _making
+    if _portal:
+        atexit.unregister(_portal.close)
     _portal, _making = None, threading.Lock()
 
 

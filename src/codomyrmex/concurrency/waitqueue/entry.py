@@ -18,7 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import NamedTuple, Protocol
 
 from codomyrmex.concurrency import callsite, clock, keys, telemetry
@@ -39,7 +39,7 @@ from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 log = logging.getLogger("codomyrmex.concurrency")
 
 
-class State(Enum):
+class State(IntEnum):
     """The states of an entry."""
 
     NEW = auto()  # it has not joined its queue
@@ -50,7 +50,7 @@ class State(Enum):
     OVER = auto()  # it was released, or has stopped waiting
 
 
-class Event(Enum):
+class Event(IntEnum):
     """The events in the life of an entry."""
 
     JOINED = auto()  # its put is committed
@@ -61,7 +61,7 @@ class Event(Enum):
     KEY_LOST = auto()  # its key is deleted or about to be, or the session is lost
 
 
-TRANSITIONS = {
+TRANSITIONS: dict[tuple[int, int], State] = {
     (State.NEW, Event.JOINED): State.WAITING,
     (State.WAITING, Event.GRANTED): State.HELD,
     (State.WAITING, Event.WITHDRAWN): State.OVER,

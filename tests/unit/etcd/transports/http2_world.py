@@ -449,7 +449,7 @@ def faults_of(world: World, user: UserCall) -> Iterator[str]:
         if call.status != "UNAVAILABLE":
             yield where + "its status is not the one of a lost connection"
         deaf = bool(request and (request.reset is not None or request.gone))  # it ignored the rest
-        if not (whole or deaf or not_sent):
+        if not (whole or deaf or not_sent) and (call.unary or number == 0):
             yield where + "it was never written whole, and does not say so"
     elif reset or refused or number == 0 or number > world.server.last:
         if (refused or number == 0) and not not_sent:

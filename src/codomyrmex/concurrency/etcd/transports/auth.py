@@ -110,7 +110,7 @@ def ssl_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSL
 
 
 def http2_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """Credentials for sockets to servers that speak HTTP/2."""
+    """Credentials for sockets that speak HTTP/2. Raises ``OSError``."""
     context = ssl_context(ca, cert, key)
     context.set_alpn_protocols(["h2"])
     return context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
@@ -49,11 +49,12 @@ def delete_request(delete: Delete) -> pb.DeleteRangeRequest:
     return pb.DeleteRangeRequest(key=delete.key, range_end=delete.end)
 
 
-def _op(op: Op) -> pb.RequestOp:
+def _op(op: Op) -> pb.RequestOp | Mapping[str, Mapping[str, bytes | int]]:
+    """An operation as a message or as its fields, of which protobuf makes the message at half the price."""
     if isinstance(op, Put):
-        return pb.RequestOp(request_put=pb.PutRequest(key=op.key, value=op.value, lease=op.lease))
+        return {"request_put": {"key": op.key, "value": op.value, "lease": op.lease}}
     if isinstance(op, Delete):
-        return pb.RequestOp(request_delete_range=delete_request(op))
+        return {"request_delete_range": {"key": op.key, "range_end": op.end}}
     return _read(op)
 
 

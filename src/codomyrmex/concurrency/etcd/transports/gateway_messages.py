@@ -30,6 +30,9 @@ _METHODS: dict[str, tuple[str, Any]] = {
 }
 
 
+_LONGEST = 500  # characters of an error's text, which may repeat what a server sent
+
+
 def body(message: Any) -> io.BytesIO:
     """A message in JSON, as a file: aiohttp sends files of any size piece by piece."""
     return io.BytesIO(json.dumps(MessageToDict(message, preserving_proto_field_name=True)).encode())
@@ -79,7 +82,7 @@ def failure(error: BaseException, endpoint: str) -> EtcdError:
         text = f"Ssl handshake failed: {text}"
     elif isinstance(error, aiohttp.ClientConnectorError) or "Failed to establish a new connection" in text:
         text = f"failed to connect to all addresses: {text}"
-    return failures.to_error("UNAVAILABLE", text or type(error).__name__, endpoint)
+    return failures.to_error("UNAVAILABLE", text[:_LONGEST] or type(error).__name__, endpoint)
 
 
 def path(method: str) -> str:

@@ -68,6 +68,13 @@ def _error(error: grpc.RpcError, endpoint: str) -> EtcdError:
     return failures.to_error(call.code().name, call.details() or "", endpoint)
 
 
+def _sound(answer: Any, endpoint: str) -> Any:
+    """The answer, which gRPC gives as None if it is missing or cannot be read; raises ``EtcdError`` then."""
+    if answer is None:
+        raise failures.to_error("INTERNAL", "its answer cannot be read", endpoint)
+    return answer
+
+
 def _check_fork() -> None:
     """Raise ``UsedElsewhere`` in a forked child: gRPC's threads are missing there, and calls would hang for ever."""
     global _first_user
@@ -117,7 +124,7 @@ class GrpcTransport(BaseTransport):
         self._connections.enter(connection)
         try:
             call = connection.client.stub(method)(request, metadata=token or None)
-            return await self._timeouts.answer(call, timeout)
+            return _sound(await self._timeouts.answer(call, timeout), endpoint)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
         except CallCancelled as error:
@@ -243,7 +250,8 @@ class GrpcLeaseClient(BaseLeaseClient):
     def _send(self, endpoint: str, method: str, request: Any, timeout: float) -> Any:
         token = self._token.metadata() if method != "authenticate" else ()
         try:
-            return _unary(self._channel(endpoint), method)(request, timeout=timeout, metadata=token or None)
+            call = _unary(self._channel(endpoint), method)
+            return _sound(call(request, timeout=timeout, metadata=token or None), endpoint)
         except grpc.RpcError as error:
             raise _error(error, endpoint) from None
 

@@ -100,7 +100,7 @@ def reset(stream_id: int, code: int) -> bytes:
 
 def goaway(code: int, text: str) -> bytes:
     """A GOAWAY frame. A client has accepted no stream of its peer, so the last one is 0."""
-    return frame(GOAWAY, 0, 0, TWO_NUMBERS.pack(0, code) + text.encode())
+    return frame(GOAWAY, 0, 0, b"".join((TWO_NUMBERS.pack(0, code), text.encode())))
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:

@@ -61,7 +61,7 @@ class HeaderDecoder:
         if fields is None:
             try:
                 fields = tuple((str(name), str(value)) for name, value in self._hpack.decode(block))
-            except HPACKError as error:
+            except (HPACKError, ValueError) as error:
                 raise ProtocolError(ErrorCode.COMPRESSION_ERROR, f"its headers cannot be read ({error})") from None
             if not block or min(block) < _REFERENCE or max(block) >= _LONG_REFERENCE:
                 self._known.clear()

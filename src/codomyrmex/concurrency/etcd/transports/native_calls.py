@@ -243,7 +243,8 @@ class Calls:
         ended = []
         for stream in self._http2.abandon():
             call: Call = stream.owner
-            call.end("UNAVAILABLE", self.failure if stream.written else f"{NOT_SENT}: {self.failure}")
+            unsent = not (stream.written if call.unary else stream.id)
+            call.end("UNAVAILABLE", f"{NOT_SENT}: {self.failure}" if unsent else self.failure)
             ended.append(call)
         return ended
 

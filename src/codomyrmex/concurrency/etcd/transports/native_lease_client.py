@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -115,7 +116,10 @@ class NativeLeaseClient(BaseLeaseClient):
             if self._tls.credentials:
                 connected.settimeout(seconds_until(deadline))
                 name = urlsplit(endpoint).hostname
-                connected = self._tls.credentials.wrap_socket(connected, server_hostname=name)
+                try:
+                    connected = self._tls.credentials.wrap_socket(connected, server_hostname=name)
+                except (ssl.SSLEOFError, ConnectionError) as error:
+                    raise ConnectionError(f"it ended the TLS handshake ({error})") from None
             link = BlockingLink(endpoint, connected)
             link.greet(deadline)
         except BaseException:

@@ -30,13 +30,12 @@ class Link(asyncio.Protocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._paused = False
         self._writable: list[asyncio.Future[None]] = []
-        self._heard = True
-        self._asked = False
-        self._deadlines: dict[Call, tuple[float, int]] = {}  # and how often bytes had come when the call began
+        self._heard_at = time.monotonic()
+        self._asked_at = 0.0
+        self._deadlines: dict[Call, tuple[float, float]] = {}  # each with the call's beginning
         self._ticking = False
         self._timer: asyncio.TimerHandle | None = None
         self._pong_timer: asyncio.TimerHandle | None = None
-        self._received = 0  # how often bytes have come
         self.usable = True
 
     @property
@@ -53,7 +52,8 @@ class Link(asyncio.Protocol):
         calls = self._calls
         call = calls.begin(path, metadata, message)
         waiter = call.waiter = self._loop.create_future()
-        self._deadlines[call] = time.monotonic() + limit, self._received
+        began = time.monotonic()
+        self._deadlines[call] = began + limit, began
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(_TICK, self._tick)
@@ -114,6 +114,7 @@ class Link(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=1, low=0)  # a request that waits here is known not to be sent
         if not agreed(transport.get_extra_info("ssl_object")):
+            self._calls.take()  # it would not understand them
             self._lose("it did not agree on HTTP/2 by ALPN")
             return
         self._flush()
@@ -121,8 +122,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes to the calls, and wake those with news."""
-        self._received += 1
-        self._heard = True
+        self._heard_at = time.monotonic()
         news = self._calls.receive(data)
         for call in news:
             _wake(call)
@@ -187,11 +187,11 @@ class Link(asyncio.Protocol):
     def _tick(self) -> None:
         """End the calls whose time is over. One timer serves them all, so a call may end a tick later."""
         now = time.monotonic()
-        for call, (deadline, received) in list(self._deadlines.items()):
+        for call, (deadline, began) in list(self._deadlines.items()):
             if deadline <= now and not call.status:
                 call.end("DEADLINE_EXCEEDED", "no answer in time" if call.stream.written else f"{NOT_SENT} in time")
                 self.cancel(call)
-                if received == self._received:  # a connection on which nothing comes may be dead
+                if self._heard_at < began:  # a connection on which nothing comes may be dead
                     self.retire()
         self._ticking = bool(self._deadlines)
         if self._ticking:
@@ -204,17 +204,18 @@ class Link(asyncio.Protocol):
 
     def _watch_over(self) -> None:
         """Ask a quiet peer for a sign of life, and give it up if none comes."""
-        pause = _QUIET
-        if self._heard or not self._calls.count:
-            self._heard = self._asked = False
-        elif not self._asked:
-            self._asked = True
+        now = time.monotonic()
+        quiet = now - self._heard_at
+        if self._asked_at > self._heard_at:
+            self._lose(f"it gave no sign of life for {quiet:.0f} s")
+            return
+        if quiet >= _QUIET and self._calls.count:
+            self._asked_at = now
             self._calls.ping()
             self._flush()
             pause = _PONG_LIMIT
         else:
-            self._lose(f"it gave no sign of life for {_QUIET + _PONG_LIMIT:g} s")
-            return
+            pause = _QUIET - quiet if quiet < _QUIET else _QUIET
         self._timer = self._loop.call_later(pause, self._watch_over)
 
 
