@@ -269,7 +269,7 @@ MUTANTS = (
         "            self._old.add(connection)\n            self._close_if_unused(connection)",
         "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
         "tests/integration/test_security.py --transport=grpc -k under_way",
-        "02-tls-replaced",
+        "02-tls-replaced --transport=grpc",
         (
             (
                 "etcd/transports/call_timeouts.py",
