@@ -236,18 +236,18 @@ MUTANTS = (
         "tests/integration/test_endpoints.py -k replaced",
     ),
     Mutant(
-        "let the gateway wait for a DNS that is silent",
-        "etcd/transports/resolver.py",
-        "timeout=_PATIENCE if self._known else None",
-        "timeout=None",
-        "tests/unit/etcd/transports/test_resolver.py",
+        "wait for a DNS that is silent",
+        "etcd/transports/addresses.py",
+        "asyncio.timeout(self.patience)",
+        "asyncio.timeout(None)",
+        "tests/unit/etcd/transports/test_addresses.py",
     ),
     Mutant(
-        "let the gateway use an address that DNS denies",
-        "etcd/transports/resolver.py",
-        "if self._known and error.errno == socket.EAI_AGAIN:",
-        "if self._known:",
-        "tests/unit/etcd/transports/test_resolver.py",
+        "use an address that DNS denies",
+        "etcd/transports/addresses.py",
+        "if error.errno != socket.EAI_AGAIN:",
+        "if False:",
+        "tests/unit/etcd/transports/test_addresses.py",
     ),
     Mutant(
         "show a lock as held since its owner joined the queue",
@@ -269,7 +269,7 @@ MUTANTS = (
         "            self._old.add(connection)\n            self._close_if_unused(connection)",
         "            self._old.add(connection)\n            asyncio.ensure_future(self._close(connection.client))",
         "tests/integration/test_security.py --transport=grpc -k under_way",
-        "02-tls-replaced",
+        "02-tls-replaced --transport=grpc",
         (
             (
                 "etcd/transports/call_timeouts.py",

@@ -433,6 +433,31 @@ def test_prefork_workers_have_sessions_of_their_own(etcd: EmbeddedEtcd, namespac
     assert len(out.split()) == 12, err
 
 
+def test_prefork_workers_of_a_parent_that_holds_a_lock_have_sessions_of_their_own(
+    etcd: EmbeddedEtcd, namespace: str, blocking: Session
+) -> None:
+    if blocking.settings.transport == "grpc":
+        pytest.skip("not run: grpcio does not survive a fork")
+    code = (
+        "import multiprocessing as mp, warnings\n"
+        "from codomyrmex.concurrency.sync import LockManager\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"  # Python's own, of a fork beside threads
+        "manager = LockManager()\n"
+        "def work(n):\n"
+        "    with manager.acquire('x') as grant:\n"
+        "        return grant.token\n"
+        "with manager.acquire('parents') as held:\n"
+        "    with mp.get_context('fork').Pool(3) as pool:\n"
+        "        tokens = sorted(set(pool.map(work, range(12))))\n"
+        "    held.check()\n"
+        "    held.put('/codomyrmex/file', 'x')\n"
+        "print(*tokens)\n"
+    )
+    with run_python(code, etcd, namespace) as process:
+        out, err = process.communicate(timeout=30)
+    assert len(out.split()) == 12 and err == "", err
+
+
 def test_the_first_snippet_with_the_default_session(
     etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,15 @@ def circle(sources: Mapping[str, str]) -> list[str] | None:
     return None
 
 
+def importing(library: str) -> set[str]:
+    """The modules, without the package's name, that import a library or another module."""
+    return {
+        module.removeprefix(f"{PACKAGE}.")
+        for module, source in SOURCES.items()
+        if any(f"{name}.".startswith(f"{library}.") for name in imported(source))
+    }
+
+
 def speaks_wire(source: str) -> bool:
     """True if a module imports a library for speaking to etcd."""
     return any(name.partition(".")[0] in WIRE for name in imported(source))
@@ -74,3 +83,19 @@ def test_libraries_for_the_wire_stay_below_etcd(module: str) -> None:
 )
 def test_an_import_of_the_wire_is_found(line: str) -> None:
     assert speaks_wire(line)
+
+
+@pytest.mark.parametrize(
+    ("library", "modules"),
+    [
+        ("grpc", {"grpc"}),
+        ("aiohttp", {"gateway", "gateway_messages", "resolver"}),
+        ("requests", {"gateway", "gateway_messages"}),
+        ("etcd3", {"gateway"}),
+        (f"{PACKAGE}.etcd.transports.native", {"factory"}),
+        (f"{PACKAGE}.etcd.transports.grpc", {"factory"}),
+        (f"{PACKAGE}.etcd.transports.gateway", {"factory"}),
+    ],
+)
+def test_a_transport_and_its_libraries_are_imported_where_it_is_made(library: str, modules: set[str]) -> None:
+    assert importing(library) == {f"etcd.transports.{module}" for module in modules}

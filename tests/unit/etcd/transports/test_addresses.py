@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -70,12 +71,31 @@ def test_the_last_answer_is_used_while_dns_is_silent_or_fails(dns: Dns, monkeypa
     assert dns.asked == 3, "a lookup under way is not doubled"
 
 
+async def test_an_event_loop_waits_for_dns_no_longer_than_an_earlier_answer_allows(
+    dns: Dns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Addresses("m0", 2379)
+    dns.talks.clear()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(names.look_up(), 0.1)
+    dns.talks.set()
+    await names.look_up()
+    monkeypatch.setattr(addresses, "_MEMORY", 0.0)
+    dns.talks.clear()
+    async with asyncio.timeout(2):
+        told = await asyncio.gather(*(names.look_up() for _ in range(9)))
+    assert {address.where[0] for (address,) in told} == {"10.0.0.1"} and dns.asked == 2
+
+
 def test_a_name_that_dns_denies_has_no_address_any_more(dns: Dns, monkeypatch: pytest.MonkeyPatch) -> None:
     names = Addresses("m0", 2379)
     _address(names)
     monkeypatch.setattr(addresses, "_MEMORY", 0.0)
     dns.answer = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     with pytest.raises(OSError, match="DNS resolution failed for m0: Name or service not known"):
+        _address(names)
+    dns.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
+    with pytest.raises(OSError, match="try again"):
         _address(names)
 
 

@@ -6,6 +6,7 @@ as the system likes, so a thread of its own makes it, and ends with it.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -35,6 +36,22 @@ class Addresses:
         self._answered_at = 0.0
         self._asking: Future[list[Address]] | None = None
 
+    async def look_up(self) -> list[Address]:
+        """The addresses to try. Raises ``OSError`` if there are none."""
+        asked = self.ask()
+        if not asked.done():
+            loop, answered = asyncio.get_running_loop(), asyncio.Event()
+
+            def tell(_: object) -> None:
+                with suppress(RuntimeError):  # the loop may have been closed
+                    loop.call_soon_threadsafe(answered.set)
+
+            asked.add_done_callback(tell)
+            with suppress(TimeoutError):  # ``settle`` says what it means
+                async with asyncio.timeout(self.patience):
+                    await answered.wait()
+        return self.settle(asked)
+
     def ask(self) -> Future[list[Address]]:
         """The answer to a lookup, perhaps one that is under way. ``settle`` says what it means."""
         if self._known and time.monotonic() - self._answered_at < _MEMORY:
@@ -60,7 +77,9 @@ class Addresses:
         try:
             found = asked.result()
         except socket.gaierror as error:
-            if self._known and error.errno == socket.EAI_AGAIN:
+            if error.errno != socket.EAI_AGAIN:
+                self._known = []  # the name is denied
+            if self._known:
                 return self._known
             raise OSError(f"DNS resolution failed for {self._host}: {error.strerror}") from None
         self._known, self._answered_at = found, time.monotonic()

@@ -26,6 +26,7 @@ from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec
 from codomyrmex.concurrency.etcd.transports import gateway_messages as messages
+from codomyrmex.concurrency.etcd.transports.addresses import addresses_of
 from codomyrmex.concurrency.etcd.transports.auth import Tls, Token, ssl_context
 from codomyrmex.concurrency.etcd.transports.base import BaseLeaseClient, BaseTransport
 from codomyrmex.concurrency.etcd.transports.connections import Connection, Connections
@@ -74,17 +75,16 @@ class _Sender:
         self._endpoint = endpoint
         self._credentials = credentials
         self._client: Any = None
-        self._resolver: Resolver | None = None
 
     async def client(self) -> Any:
         """The client, made at its first use."""
         if self._client is None:
             client = self._client = _AsyncClient(**_address(self._endpoint))
-            its, self._resolver = client.session, Resolver()
+            its = client.session
             connector = aiohttp.TCPConnector(
                 limit=0,
                 ssl=self._credentials or True,
-                resolver=self._resolver,
+                resolver=Resolver(addresses_of(self._endpoint)),
                 use_dns_cache=False,
                 keepalive_timeout=_IDLE,
             )
@@ -96,8 +96,6 @@ class _Sender:
         """Close the client."""
         if self._client:
             await self._client.close()
-        if self._resolver:
-            await self._resolver.close()
 
 
 class GatewayTransport(BaseTransport):

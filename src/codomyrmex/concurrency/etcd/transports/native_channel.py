@@ -7,7 +7,6 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 from codomyrmex.concurrency.errors import EtcdUnavailable
@@ -76,28 +75,13 @@ class Channel:
         try:
             async with asyncio.timeout(CONNECT_LIMIT):
                 self._stage = "waiting for DNS"
-                addresses = await self._look_up()
+                addresses = await self._addresses.look_up()
                 self._stage = "waiting for the network"
                 link = await self._greet(await first_socket(addresses))
         except TimeoutError as error:
             raise TimeoutError(str(error) or f"no connection within {CONNECT_LIMIT:g} s, {self._stage}") from None
         self._link = link
         return link
-
-    async def _look_up(self) -> list[Address]:
-        asked = self._addresses.ask()
-        if not asked.done():
-            loop, answered = asyncio.get_running_loop(), asyncio.Event()
-
-            def tell(_: object) -> None:
-                with suppress(RuntimeError):  # the loop may have been closed
-                    loop.call_soon_threadsafe(answered.set)
-
-            asked.add_done_callback(tell)
-            with suppress(TimeoutError):  # ``settle`` says what it means
-                async with asyncio.timeout(self._addresses.patience):
-                    await answered.wait()
-        return self._addresses.settle(asked)
 
     async def _greet(self, connected: socket.socket) -> Link:
         link = Link(self._endpoint)
