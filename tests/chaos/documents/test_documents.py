@@ -85,6 +85,7 @@ async def _calm_down(cluster: Servers, faults: Faults, fleet: Fleet) -> None:
     await asyncio.sleep(3)
     await fleet.end("add", "burst", "hold", "pool")
     await asyncio.sleep(3 * TTL)
+    await _worked_off(cluster)
     await asyncio.to_thread(_say_calm, cluster, fleet)
     await fleet.end("work", "serve")
     name = fleet.start("sweep")
@@ -93,6 +94,16 @@ async def _calm_down(cluster: Servers, faults: Faults, fleet: Fleet) -> None:
     await fleet.end("follow")
     await asyncio.sleep(TTL + 3)
     fleet.journal.say("quiet")
+
+
+async def _worked_off(cluster: Servers) -> None:
+    """Wait while workers make progress: on a busy machine thousands of entries are due when the last is added."""
+    revision = 0
+    for _ in range(40):
+        before, revision = revision, await asyncio.to_thread(lambda: cluster.gateway().revision())
+        if revision - before < 20:
+            return
+        await asyncio.sleep(TTL)
 
 
 def _say_calm(cluster: Servers, fleet: Fleet) -> None:
