@@ -66,6 +66,8 @@ class WrongServer:
         finally:
             del self._connections[task]
             writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 # Behaviours

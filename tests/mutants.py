@@ -40,6 +40,27 @@ _DEPLOY = "../../../deploy/etcd/"  # seen from PACKAGE
 
 MUTANTS = (
     Mutant(
+        "Leave the connections of a loop that ended open",
+        "etcd/transports/native_link.py",
+        "        finally:\n            self._abort()\n",
+        "        finally:\n            pass\n",
+        "tests/integration/test_native.py -k default",
+    ),
+    Mutant(
+        "Give up at an endpoint that is no etcd",
+        "etcd/transports/failures.py",
+        '    ("HTTP status 4", Meaning(EtcdUnavailable, "no", True)),',
+        '    ("HTTP status 4", Meaning(EtcdError, "no", False)),',
+        "tests/integration/test_native.py -k passed",
+    ),
+    Mutant(
+        "Tell a child that its parent's grant is lost",
+        "sync/grant.py",
+        "        self._hold.check_process()\n",
+        "",
+        "tests/sync/test_blocking.py -k prefork",
+    ),
+    Mutant(
         "Let a small request wait for the answer to the one before",
         "etcd/transports/native_channel.py",
         "        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n",

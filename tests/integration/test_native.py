@@ -12,15 +12,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from codomyrmex.concurrency import EmbeddedEtcd, EtcdError, EtcdUnavailable, Session
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdError, EtcdUnavailable, Session
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import addresses, native_link
 from codomyrmex.concurrency.etcd.transports.native import NativeTransport
 from codomyrmex.concurrency.etcd.transports.native_lease_client import NativeLeaseClient
 from codomyrmex.concurrency.etcd.transports.native_link import Link
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put, WatchRequest
-from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.session import core_of, default_session
 from codomyrmex.concurrency.settings import EtcdSettings
+from tests.endpoints import WrongServer, html, http2
 from tests.helpers import eventually
 from tests.proxy import TcpProxy
 
@@ -202,3 +203,26 @@ async def _silent() -> AsyncIterator[tuple[str, int]]:
         finally:
             for filler in fillers:
                 filler.close()
+
+
+def test_a_loop_that_ends_closes_the_connections_of_its_default_session(
+    etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODOMYRMEX_ETCD_ENDPOINTS", etcd.endpoint)
+    monkeypatch.setenv("CODOMYRMEX_ETCD_NAMESPACE", namespace)
+    monkeypatch.setenv("CODOMYRMEX_ETCD_TRANSPORT", "native")
+    ours = []
+
+    async def use() -> None:
+        async with DistributedLock("x"):
+            ours.append(_link(core_of(default_session()).transport))  # type: ignore[arg-type]
+
+    asyncio.run(use())
+    assert ours[0].closed.done() and ours[0]._transport.is_closing()  # type: ignore[union-attr]
+
+
+async def test_an_endpoint_that_is_no_etcd_is_passed_over(etcd: EmbeddedEtcd) -> None:
+    async with WrongServer(http2(html("404"))) as other:
+        both = f"http://127.0.0.1:{other.port},{etcd.endpoint}"
+        async with _connected(both, request_timeout=2) as transport:
+            assert transport._endpoints.current == etcd.endpoint

@@ -237,7 +237,7 @@ async def test_a_foreign_authority_is_refused_and_a_missing_file_named(
     hint = None if pytestconfig.getoption("--transport") == "gateway" else f"does it speak TLS there.*{url}"
     with pytest.raises(EtcdUnavailable, match=hint):
         await Session(endpoints=url.replace("https:", "http:"), dial_timeout=2).open()
-    with pytest.raises(EtcdError, match="cannot read a TLS file"):
+    with pytest.raises(EtcdError, match="cannot use the TLS file"):
         await Session(endpoints=url, ca_file=tmp_path / "absent.pem", dial_timeout=2).open()
 
 

@@ -41,6 +41,11 @@ class Home:
         """True in the process of the object and, once it has one, in its event loop."""
         return self.pid == _process and (self.loop is None or self.loop is asyncio.get_running_loop())
 
+    def check_process(self, what: str, name: str) -> None:
+        """Raise ``UsedElsewhere`` in a forked child; any thread of the object's own process may go on."""
+        if not self.in_process:
+            self.check(what, name)
+
     def check(self, what: str, name: str = "") -> None:
         """Raise ``UsedElsewhere`` unless ``is_here``. ``what`` and ``name`` are the kind and name for its message."""
         if self.is_here():

@@ -40,6 +40,11 @@ class Hold:
         for entry in self.entries:
             entry.check_here()
 
+    def check_process(self) -> None:
+        """Raise ``UsedElsewhere`` in a forked child; any thread of the hold's own process may go on."""
+        for entry in self.entries:
+            entry.session.home.check_process(entry.queue_ref.what, entry.queue_ref.name)
+
     @property
     def released(self) -> bool:
         return bool(self.entries) and all(entry.state is State.OVER for entry in self.entries)

@@ -79,7 +79,11 @@ class Grant(BlockingOnly):
     deadline = blocking(twin.Grant.deadline)
 
     def check(self) -> None:
-        """Raise ``LockLost`` if the grant can no longer be trusted. Call this between the steps of long work."""
+        """Raise ``LockLost`` if the grant can no longer be trusted. Call this between the steps of long work.
+
+        Raises ``UsedElsewhere`` in a forked child: the grant is its parent's.
+        """
+        self._hold.check_process()
         if self._twin.lost.is_set() or self.deadline() <= 0:
             raise LockLost(f"{self.name!r} is no longer held with token {self.token}") from self.lost.reason
 

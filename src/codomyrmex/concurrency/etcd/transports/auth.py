@@ -96,7 +96,8 @@ class Tls(Generic[T]):
         except OSError as error:  # ``ssl.SSLError`` is one
             if self.credentials is not None:
                 return False
-            raise EtcdError(f"cannot read a TLS file: {error}") from None
+            named = error.filename or ", ".join(str(path) for path in self._files if path)
+            raise EtcdError(f"cannot use the TLS file {named}: {error.strerror or error}") from None
         self._seen, self.credentials = found, made
         return True
 

@@ -42,6 +42,10 @@ _BY_TEXT: tuple[tuple[str, Meaning], ...] = (
     ("CERTIFICATE_VERIFY_FAILED", Meaning(EtcdAuthError, "no", False)),
     ("SSL routines", Meaning(EtcdAuthError, "no", False)),
     ("Ssl handshake failed", Meaning(EtcdAuthError, "no", False)),
+    ("HTTP status 401", Meaning(EtcdAuthError, "no", False)),
+    ("HTTP status 403", Meaning(EtcdAuthError, "no", False)),
+    ("HTTP status 4", Meaning(EtcdUnavailable, "no", True)),  # not from etcd, which has not seen the call
+    ("grpc: received message larger than max", Meaning(EtcdError, "no", False)),
     (NOT_SENT, Meaning(EtcdUnavailable, "no", True)),
     ("failed to connect to all addresses", Meaning(EtcdUnavailable, "no", True)),
     ("DNS resolution failed", Meaning(EtcdUnavailable, "no", True)),
@@ -87,6 +91,8 @@ def _text(found: Meaning, code: str, details: str, endpoint: str) -> str:
     if found.error is EtcdAuthError:
         hint = "; this etcd wants a user: set CODOMYRMEX_ETCD_USERNAME and CODOMYRMEX_ETCD_PASSWORD"
         asked = hint if "user name is empty" in details else _scheme_hint(details, endpoint)
+        if "CERTIFICATE_VERIFY_FAILED" in details and ("issuer" in details or "self-signed" in details):
+            asked = "; CODOMYRMEX_ETCD_CA_FILE must name the certificate of its authority"
         return f"etcd at {endpoint} refused access: {reason}; check user, password, role and certificates{asked}"
     if found.error is EtcdUnavailable:
         # A server refuses our certificate after the handshake; grpcio then reports only its own failure.
@@ -117,6 +123,8 @@ def _scheme_hint(details: str, endpoint: str) -> str:
         return f"; does it speak TLS there? If not, the endpoint is http://{endpoint.removeprefix('https://')}"
     if endpoint.startswith("http://") and any(text in details for text in _NO_HTTP2):
         return f"; does it speak TLS there? Then the endpoint is https://{endpoint.removeprefix('http://')}"
+    if any(text in details for text in ("not HTTP/2", "not speak HTTP/2")):
+        return "; where only HTTP/1 gets through, use transport=gateway"
     # Only while connecting: the same words are used for a server that dies in the middle of a call.
     if endpoint.startswith("http://") and "failed to connect" in details and "Socket closed" in details:
         return f"; does it speak TLS there? Then the endpoint is https://{endpoint.removeprefix('http://')}"

@@ -22,7 +22,7 @@ from codomyrmex.concurrency.etcd.transports.methods import METHODS, REQUIRE_LEAD
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, result
 from codomyrmex.concurrency.etcd.transports.native_channel import Channel
 from codomyrmex.concurrency.etcd.transports.native_lease_client import NativeLeaseClient
-from codomyrmex.concurrency.etcd.transports.native_link import Link
+from codomyrmex.concurrency.etcd.transports.native_link import Link, reason_of
 from codomyrmex.concurrency.etcd.transports.protocol import WatchMessage, WatchRequest
 from codomyrmex.concurrency.settings import EtcdSettings
 
@@ -68,7 +68,7 @@ class NativeTransport(BaseTransport):
         try:
             return channel.link or await channel.open(limit)
         except OSError as error:  # ``ssl.SSLError`` and ``TimeoutError`` are such
-            raise failures.to_error("UNAVAILABLE", f"{NOT_SENT}: {error or type(error).__name__}", endpoint) from None
+            raise failures.to_error("UNAVAILABLE", f"{NOT_SENT}: {reason_of(error)}", endpoint) from None
 
     def _reload_tls(self) -> bool:
         renewed = self._tls.refresh()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from codomyrmex.concurrency.errors import EtcdUnavailable
 from codomyrmex.concurrency.etcd.transports.addresses import Address, addresses_of
-from codomyrmex.concurrency.etcd.transports.native_link import Link
+from codomyrmex.concurrency.etcd.transports.native_link import Link, reason_of
 
 CONNECT_LIMIT = 3.0  # seconds for one attempt, from the lookup of the name to the peer's first words
 _STAGGER = 0.25  # seconds until the next address is tried beside one that has not answered
@@ -51,7 +51,7 @@ class Channel:
             opening.add_done_callback(_retrieve)
         await asyncio.wait((opening,), timeout=limit)
         if not opening.done():
-            raise TimeoutError(f"no connection within {limit:g} s, {self._stage}")
+            raise TimeoutError(f"no connection within {limit:.2g} s, {self._stage}")
         if opening.cancelled():
             raise EtcdUnavailable(f"the connection to etcd at {self._endpoint} was closed", applied="no")
         return opening.result()
@@ -79,7 +79,7 @@ class Channel:
                 self._stage = "waiting for the network"
                 link = await self._greet(await first_socket(addresses))
         except TimeoutError as error:
-            raise TimeoutError(str(error) or f"no connection within {CONNECT_LIMIT:g} s, {self._stage}") from None
+            raise TimeoutError(str(error) or f"no connection within {CONNECT_LIMIT:.2g} s, {self._stage}") from None
         self._link = link
         return link
 
@@ -96,7 +96,7 @@ class Channel:
         except ssl.SSLError:
             raise
         except ConnectionError as error:
-            raise ConnectionError(f"it ended the TLS handshake ({error or type(error).__name__})") from None
+            raise ConnectionError(f"it ended the TLS handshake ({reason_of(error)})") from None
         finally:
             if not link.made:
                 connected.close()

@@ -22,6 +22,7 @@ from codomyrmex.concurrency.etcd.transports.methods import METHODS
 from codomyrmex.concurrency.etcd.transports.native_blocking_link import BlockingLink, seconds_until
 from codomyrmex.concurrency.etcd.transports.native_calls import result
 from codomyrmex.concurrency.etcd.transports.native_channel import CONNECT_LIMIT
+from codomyrmex.concurrency.etcd.transports.native_link import reason_of
 from codomyrmex.concurrency.settings import EtcdSettings
 
 _ADDRESS_LIMIT = 1.0  # seconds for one address, if there is another
@@ -119,7 +120,7 @@ class NativeLeaseClient(BaseLeaseClient):
                 try:
                     connected = self._tls.credentials.wrap_socket(connected, server_hostname=name)
                 except (ssl.SSLEOFError, ConnectionError) as error:
-                    raise ConnectionError(f"it ended the TLS handshake ({error})") from None
+                    raise ConnectionError(f"it ended the TLS handshake ({reason_of(error)})") from None
             link = BlockingLink(endpoint, connected)
             link.greet(deadline)
         except BaseException:

@@ -31,10 +31,9 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._writable: list[asyncio.Future[None]] = []
         self._heard_at = time.monotonic()
-        self._asked_at = 0.0
         self._deadlines: dict[Call, tuple[float, float]] = {}  # each with the call's beginning
         self._ticking = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._pong_timer: asyncio.TimerHandle | None = None
         self.usable = True
 
@@ -107,6 +106,8 @@ class Link(asyncio.Protocol):
         self._abort()
         if self._transport:
             await self.closed
+        if self._watching:
+            await asyncio.gather(self._watching, return_exceptions=True)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the peer, if TLS has agreed on HTTP/2."""
@@ -118,7 +119,7 @@ class Link(asyncio.Protocol):
             self._lose("it did not agree on HTTP/2 by ALPN")
             return
         self._flush()
-        self._timer = self._loop.call_later(_QUIET, self._watch_over)
+        self._watching = self._loop.create_task(self._watch_over())
 
     def data_received(self, data: bytes) -> None:
         """Hand bytes to the calls, and wake those with news."""
@@ -153,7 +154,7 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End every call: those that were not sent are known not to be applied."""
-        self._lose(str(error) if error else "")
+        self._lose(reason_of(error) if error else "")
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -168,7 +169,7 @@ class Link(asyncio.Protocol):
         self._abort()
 
     def _abort(self) -> None:
-        for timer in (self._timer, self._pong_timer):
+        for timer in (self._watching, self._pong_timer):
             if timer:
                 timer.cancel()
         if self._transport:
@@ -202,27 +203,39 @@ class Link(asyncio.Protocol):
         self._calls.pong()
         self._flush()
 
-    def _watch_over(self) -> None:
-        """Ask a quiet peer for a sign of life, and give it up if none comes."""
-        now = time.monotonic()
-        quiet = now - self._heard_at
-        if self._asked_at > self._heard_at:
-            self._lose(f"it gave no sign of life for {quiet:.0f} s")
-            return
-        if quiet >= _QUIET and self._calls.count:
-            self._asked_at = now
-            self._calls.ping()
-            self._flush()
-            pause = _PONG_LIMIT
-        else:
-            pause = _QUIET - quiet if quiet < _QUIET else _QUIET
-        self._timer = self._loop.call_later(pause, self._watch_over)
+    async def _watch_over(self) -> None:
+        """Ask a quiet peer for a sign of life, and give it up if none comes.
+
+        A loop that ends by ``asyncio.run`` cancels this task, which closes the connection if nobody else has.
+        """
+        asked_at, pause = 0.0, _QUIET
+        try:
+            while True:
+                await asyncio.sleep(pause)
+                now = time.monotonic()
+                quiet = now - self._heard_at
+                if asked_at > self._heard_at:
+                    self._lose(f"it gave no sign of life for {quiet:.0f} s")
+                    return
+                if quiet >= _QUIET and self._calls.count:
+                    asked_at, pause = now, _PONG_LIMIT
+                    self._calls.ping()
+                    self._flush()
+                else:
+                    pause = _QUIET - quiet if quiet < _QUIET else _QUIET
+        finally:
+            self._abort()
 
 
 def _wake(call: Call) -> None:
     waiter = call.waiter
     if waiter is not None and (call.status or not call.unary) and not waiter.done():
         waiter.set_result(None)
+
+
+def reason_of(error: Exception) -> str:
+    """The text of an error of a socket, some of which have none."""
+    return str(error) or type(error).__name__
 
 
 def agreed(tls: ssl.SSLObject | None) -> bool:
