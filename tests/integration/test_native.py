@@ -226,3 +226,17 @@ async def test_an_endpoint_that_is_no_etcd_is_passed_over(etcd: EmbeddedEtcd) ->
         both = f"http://127.0.0.1:{other.port},{etcd.endpoint}"
         async with _connected(both, request_timeout=2) as transport:
             assert transport._endpoints.current == etcd.endpoint
+
+
+def test_a_loop_of_uvloop_serves_as_well(etcd: EmbeddedEtcd, namespace: str) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def use() -> int:
+        async with (
+            Session(endpoints=etcd.endpoint, namespace=namespace, transport="native") as session,
+            DistributedLock("x", session) as grant,
+        ):
+            return grant.token
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(use()) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from typing import cast
 
 from codomyrmex.concurrency.etcd.transports.auth import Metadata
 from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
@@ -111,8 +112,8 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the peer, if TLS has agreed on HTTP/2."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        transport = self._transport
         transport.set_write_buffer_limits(high=1, low=0)  # a request that waits here is known not to be sent
         if not agreed(transport.get_extra_info("ssl_object")):
             self._calls.take()  # it would not understand them
