@@ -99,6 +99,12 @@ async def async_raiser(kind: type[BaseException]) -> None:
     raise make(kind)
 
 
+async def cancel_late(parent: asyncio.Task[Any], seconds: float) -> None:
+    """As a child that a task leaves behind."""
+    await asyncio.sleep(seconds)
+    parent.cancel()
+
+
 async def late_raiser(kind: type[BaseException]) -> None:
     await asyncio.sleep(0)
     raise make(kind)
@@ -222,16 +228,12 @@ async def test_a_late_cancel_of_the_tasks_parent_reaches_no_other_task(how: str,
     children: list[asyncio.Task[None]] = []
     kept: list[weakref.ref[Any]] = []
 
-    async def late(parent: asyncio.Task[Any]) -> None:
-        await asyncio.sleep(0.01)
-        parent.cancel()
-
     async def work(number: int) -> int:
         parent = asyncio.current_task()
         assert parent
         if number == 0:
             if how == "child":
-                children.append(asyncio.create_task(late(parent)))
+                children.append(asyncio.create_task(cancel_late(parent, 0.01)))
             elif how == "weak":
                 known = weakref.ref(parent)
                 kept.append(known)
@@ -256,15 +258,11 @@ async def test_a_late_cancel_reaches_no_other_task_whoever_looked_on() -> None:
     """Other code held the worker as the task began, and lets go of it while the task's own child still holds it."""
     children: list[asyncio.Task[None]] = []
 
-    async def late(parent: asyncio.Task[Any]) -> None:
-        await asyncio.sleep(0.02)
-        parent.cancel()
-
     async def work(number: int) -> int:
         parent = asyncio.current_task()
         assert parent
         if number == 0:
-            children.append(asyncio.create_task(late(parent)))
+            children.append(asyncio.create_task(cancel_late(parent, 0.02)))
         await asyncio.sleep(0.01 * (1 + number))
         return number
 
@@ -284,15 +282,11 @@ async def test_a_late_cancel_by_a_first_attempt_reaches_no_other_task() -> None:
     """The second attempt neither waits nor keeps its worker, but the first one has kept it."""
     children: list[asyncio.Task[None]] = []
 
-    async def late(parent: asyncio.Task[Any]) -> None:
-        await asyncio.sleep(0.01)
-        parent.cancel()
-
     async def work(number: int) -> int:
         parent = asyncio.current_task()
         assert parent
         if number == 0 and not children:
-            children.append(asyncio.create_task(late(parent)))
+            children.append(asyncio.create_task(cancel_late(parent, 0.01)))
             raise ValueError("once more")
         if number:
             await asyncio.sleep(0.02)

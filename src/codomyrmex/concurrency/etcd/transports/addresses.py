@@ -30,7 +30,7 @@ class Addresses:
     """The addresses of one host and port."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._host = host
+        self.host = host
         self._port = port
         self._known: list[Address] = []
         self._answered_at = 0.0
@@ -60,7 +60,7 @@ class Addresses:
             with suppress(OSError):
                 return _finished(self._look_up(socket.AI_NUMERICHOST))  # an address needs no thread
             self._asking = Future()
-            threading.Thread(target=self._answer, args=(self._asking,), name=f"dns-{self._host}", daemon=True).start()
+            threading.Thread(target=self._answer, args=(self._asking,), name=f"dns-{self.host}", daemon=True).start()
         return self._asking
 
     @property
@@ -73,7 +73,7 @@ class Addresses:
         if not asked.done():
             if self._known:
                 return self._known
-            raise TimeoutError(f"DNS gave no address for {self._host}")
+            raise TimeoutError(f"DNS gave no address for {self.host}")
         try:
             found = asked.result()
         except socket.gaierror as error:
@@ -81,7 +81,7 @@ class Addresses:
                 self._known = []  # the name is denied
             if self._known:
                 return self._known
-            raise OSError(f"DNS resolution failed for {self._host}: {error.strerror}") from None
+            raise OSError(f"DNS resolution failed for {self.host}: {error.strerror}") from None
         self._known, self._answered_at = found, time.monotonic()
         return found
 
@@ -93,9 +93,9 @@ class Addresses:
 
     def _look_up(self, flags: int) -> list[Address]:
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
+            found = socket.getaddrinfo(self.host, self._port, type=socket.SOCK_STREAM, flags=flags)
         except UnicodeError:
-            raise OSError(f"{self._host} is not a host name") from None
+            raise OSError(f"{self.host} is not a host name") from None
         return [Address(family, where) for family, _, _, _, where in found]
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError
+from codomyrmex.concurrency.errors import EtcdAuthError, EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import failures
+from codomyrmex.concurrency.etcd.transports.protocol import WatchMessage
 from codomyrmex.concurrency.settings import EtcdSettings
 
 T = TypeVar("T")
@@ -58,6 +59,15 @@ class Token:
             return False
         old = time.monotonic() - since > _SURELY_VALID
         return failures.token_expired(reason) or (old and "permission denied" in reason)
+
+    def check_watch(self, since: float, message: WatchMessage) -> None:
+        """Raise ``EtcdUnavailable`` and forget the token if a watch was refused because its token is stale.
+
+        ``since`` is the time at which the watch's stream got its token.
+        """
+        if message.created and message.canceled and self.may_have_expired(since, message.reason):
+            self.value = ""
+            raise EtcdUnavailable("the watch stream's auth token expired", retryable=True)
 
     def _password(self) -> str:
         settings = self._settings
@@ -115,6 +125,14 @@ def http2_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.S
     context = ssl_context(ca, cert, key)
     context.set_alpn_protocols(["h2"])
     return context
+
+
+NO_ALPN = "it did not agree on HTTP/2 by ALPN"
+
+
+def agreed_on_http2(tls: ssl.SSLObject | ssl.SSLSocket | None) -> bool:
+    """True if both sides will speak HTTP/2: without TLS that is taken for granted."""
+    return tls is None or tls.selected_alpn_protocol() == "h2"
 
 
 def _stamp(path: Path | None) -> tuple[int, int] | None:

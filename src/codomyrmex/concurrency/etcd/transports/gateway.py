@@ -194,9 +194,7 @@ class _GatewayWatchStream:
         message = await self._messages.get()
         if isinstance(message, EtcdError):
             raise message
-        if message.created and message.canceled and self._token.may_have_expired(self._token_since, message.reason):
-            self._token.value = ""
-            raise EtcdUnavailable("the watch's auth token expired", retryable=True)
+        self._token.check_watch(self._token_since, message)
         return message
 
     def close(self) -> None:

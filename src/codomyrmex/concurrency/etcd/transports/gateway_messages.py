@@ -13,20 +13,20 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
-from codomyrmex.concurrency.etcd.transports.methods import status_name
+from codomyrmex.concurrency.etcd.transports.methods import METHODS, status_name
 from codomyrmex.concurrency.etcd.transports.protocol import WatchMessage
 
-_METHODS: dict[str, tuple[str, Any]] = {
-    "range": ("/kv/range", pb.RangeResponse),
-    "delete": ("/kv/deleterange", pb.DeleteRangeResponse),
-    "txn": ("/kv/txn", pb.TxnResponse),
-    "grant": ("/lease/grant", pb.LeaseGrantResponse),
-    "revoke": ("/lease/revoke", pb.LeaseRevokeResponse),
-    "renew": ("/lease/keepalive", pb.LeaseKeepAliveResponse),
-    "members": ("/cluster/member/list", pb.MemberListResponse),
-    "alarms": ("/maintenance/alarm", pb.AlarmResponse),
-    "status": ("/maintenance/status", pb.StatusResponse),
-    "authenticate": ("/auth/authenticate", pb.AuthenticateResponse),
+_PATHS = {
+    "range": "/kv/range",
+    "delete": "/kv/deleterange",
+    "txn": "/kv/txn",
+    "grant": "/lease/grant",
+    "revoke": "/lease/revoke",
+    "renew": "/lease/keepalive",
+    "members": "/cluster/member/list",
+    "alarms": "/maintenance/alarm",
+    "status": "/maintenance/status",
+    "authenticate": "/auth/authenticate",
 }
 
 
@@ -48,7 +48,7 @@ def answer(method: str, code: int, text: str, endpoint: str) -> Any:
         raise _no_gateway(code, endpoint)
     raise_if_error(told, endpoint)
     try:
-        return ParseDict(told.get("result", told), _METHODS[method][1](), ignore_unknown_fields=True)
+        return ParseDict(told.get("result", told), METHODS[method][1](), ignore_unknown_fields=True)
     except ParseError:
         raise _no_gateway(code, endpoint) from None
 
@@ -87,7 +87,7 @@ def failure(error: BaseException, endpoint: str) -> EtcdError:
 
 def path(method: str) -> str:
     """The path of a method of etcd."""
-    return _METHODS[method][0]
+    return _PATHS[method]
 
 
 def watch_message(told: dict[str, Any], number: int, endpoint: str) -> WatchMessage:

@@ -212,9 +212,7 @@ class _GrpcWatchStream:
         if response is grpc.aio.EOF:
             raise EtcdUnavailable(f"etcd at {self.endpoint} ended the watch stream", retryable=True)
         message = codec.watch_message(response)
-        if message.created and message.canceled and self._token.may_have_expired(self._token_since, message.reason):
-            self._token.value = ""
-            raise EtcdUnavailable("the watch stream's auth token expired", retryable=True)
+        self._token.check_watch(self._token_since, message)
         return message
 
     def close(self) -> None:

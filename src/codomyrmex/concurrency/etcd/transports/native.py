@@ -108,9 +108,7 @@ class NativeWatchStream:
             message = codec.watch_message(pb.WatchResponse.FromString(data))
         except DecodeError:
             raise failures.to_error("INTERNAL", "its watch message cannot be read", self.endpoint) from None
-        if message.created and message.canceled and self._token.may_have_expired(self._token_since, message.reason):
-            self._token.value = ""
-            raise EtcdUnavailable("the watch stream's auth token expired", retryable=True)
+        self._token.check_watch(self._token_since, message)
         return message
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from google.protobuf.empty_pb2 import Empty
 
-from codomyrmex.concurrency.etcd.transports.auth import Metadata
+from codomyrmex.concurrency.etcd.transports.auth import NO_ALPN, Metadata, agreed_on_http2
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 
 
@@ -29,8 +29,8 @@ class BlockingLink:
 
     def greet(self, deadline: float) -> None:
         """Wait until the peer has said that it speaks HTTP/2. Raises ``OSError``."""
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.selected_alpn_protocol() != "h2":
-            raise ConnectionError("it did not agree on HTTP/2 by ALPN")
+        if not agreed_on_http2(self._socket if isinstance(self._socket, ssl.SSLSocket) else None):
+            raise ConnectionError(NO_ALPN)
         while not self._calls.ready:
             self._exchange(deadline)
 

@@ -80,7 +80,7 @@ def _framed(message: bytes) -> bytes:
 class Call:
     """One call: the messages that have come and, once it is over, its status, by gRPC's name, and the status's text."""
 
-    __slots__ = ("_part", "_partial", "details", "fresh", "messages", "status", "stream", "unary", "unread", "waiter")
+    __slots__ = ("_part", "details", "fresh", "messages", "partial", "status", "stream", "unary", "unread", "waiter")
 
     def __init__(self, *, unary: bool) -> None:
         self.unary = unary  # True if its user waits for its end, and not for each message
@@ -91,8 +91,8 @@ class Call:
         self.waiter: Any = None  # its user's to set
         self.fresh = False  # True while it is listed among the calls with news
         self.unread = 0  # bytes of the messages that the peer has not been given credit for
-        self._part = bytearray()  # of a message that has not come whole
-        self._partial = False
+        self.partial = False  # True while the last message has not come whole
+        self._part = bytearray()  # of that message
 
     def end(self, status: str, details: str) -> None:
         """Set the status, unless the call is over."""
@@ -101,13 +101,13 @@ class Call:
 
     def add(self, data: bytes) -> None:
         """Take bytes of the answer; whole messages go to ``messages``."""
-        if self._partial:
+        if self.partial:
             self._part += data
             data = bytes(self._part) if self._whole() else b""
             if not data:
                 return
             self._part.clear()
-            self._partial = False
+            self.partial = False
         at, end = 0, len(data)
         while end - at >= _PREFIX.size:
             compressed, size = _PREFIX.unpack_from(data, at)
@@ -121,7 +121,7 @@ class Call:
             at = following
         if at < end:
             self._part += data[at:]
-            self._partial = True
+            self.partial = True
 
     def _whole(self) -> bool:
         """True if the part holds a whole message, or the beginning of one that must be refused."""
@@ -135,11 +135,6 @@ class Call:
             self.end("INTERNAL", "it sent a compressed message, although it was not asked to")
         else:
             self.end("RESOURCE_EXHAUSTED", f"its answer of {size} bytes is larger than {MAX_MESSAGE}")
-
-    @property
-    def is_partial(self) -> bool:
-        """True if the last message has not come whole."""
-        return self._partial
 
 
 class Calls:
@@ -271,10 +266,10 @@ class Calls:
     def _headed(self, event: Headers) -> None:
         call: Call = event.stream.owner
         if event.end:
-            if event.fields is self._usual_end and not call.is_partial:
+            if event.fields is self._usual_end and not call.partial:
                 call.end("OK", "")
             else:
-                call.end(*_status_of(dict(event.fields), partial=call.is_partial))
+                call.end(*_status_of(dict(event.fields), partial=call.partial))
                 if call.status == "OK":
                     self._usual_end = event.fields
             self._tell(call)
@@ -295,7 +290,7 @@ class Calls:
             self._give_up(call, "INTERNAL", "it ended an answer without a status")
         elif not call.messages:  # a part of a message that its reader waits for
             self._http2.consumed(event.stream, event.size)
-        elif call.unary and len(call.messages) + call.is_partial > 1:
+        elif call.unary and len(call.messages) + call.partial > 1:
             self._give_up(call, "INTERNAL", "it answered with more than one message")
         else:
             call.unread += event.size

@@ -7,7 +7,6 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from codomyrmex.concurrency.errors import EtcdUnavailable
 from codomyrmex.concurrency.etcd.transports.addresses import Address, addresses_of
@@ -26,7 +25,6 @@ class Channel:
 
     def __init__(self, endpoint: str, credentials: ssl.SSLContext | None) -> None:
         self._endpoint = endpoint
-        self._host = urlsplit(endpoint).hostname
         self._credentials = credentials
         self._addresses = addresses_of(endpoint)
         self._link: Link | None = None
@@ -44,7 +42,7 @@ class Channel:
     async def open(self, limit: float) -> Link:
         """A link for a new call, within ``limit`` seconds. Raises ``OSError``."""
         if self._closed:
-            raise EtcdUnavailable(f"the connection to etcd at {self._endpoint} was closed", applied="no")
+            raise self._closed_error()
         opening = self._opening
         if opening is None or opening.done():
             opening = self._opening = asyncio.create_task(self._open())
@@ -53,8 +51,11 @@ class Channel:
         if not opening.done():
             raise TimeoutError(f"no connection within {limit:.2g} s, {self._stage}")
         if opening.cancelled():
-            raise EtcdUnavailable(f"the connection to etcd at {self._endpoint} was closed", applied="no")
+            raise self._closed_error()
         return opening.result()
+
+    def _closed_error(self) -> EtcdUnavailable:
+        return EtcdUnavailable(f"the connection to etcd at {self._endpoint} was closed", applied="no")
 
     def renew(self, credentials: ssl.SSLContext | None) -> None:
         """Use other credentials from the next link on, which the next call opens."""
@@ -91,7 +92,7 @@ class Channel:
                 lambda: link,
                 sock=connected,
                 ssl=self._credentials,
-                server_hostname=self._host if self._credentials else None,
+                server_hostname=self._addresses.host if self._credentials else None,
             )
         except ssl.SSLError:
             raise

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from codomyrmex.concurrency.etcd.transports import failures
 from codomyrmex.concurrency.etcd.transports.addresses import Address, addresses_of
@@ -116,7 +115,7 @@ class NativeLeaseClient(BaseLeaseClient):
         try:
             if self._tls.credentials:
                 connected.settimeout(seconds_until(deadline))
-                name = urlsplit(endpoint).hostname
+                name = self._addresses[endpoint].host
                 try:
                     connected = self._tls.credentials.wrap_socket(connected, server_hostname=name)
                 except (ssl.SSLEOFError, ConnectionError) as error:

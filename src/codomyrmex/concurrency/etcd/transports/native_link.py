@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from typing import cast
 
-from codomyrmex.concurrency.etcd.transports.auth import Metadata
+from codomyrmex.concurrency.etcd.transports.auth import NO_ALPN, Metadata, agreed_on_http2
+from codomyrmex.concurrency.etcd.transports.call_timeouts import CallTimeouts
 from codomyrmex.concurrency.etcd.transports.failures import NOT_SENT
 from codomyrmex.concurrency.etcd.transports.native_calls import Call, Calls
 
-_TICK = 0.025  # seconds between two looks at the time limits of calls
 _QUIET = 10.0  # seconds without a byte, with calls under way, until the peer is asked for a sign of life
-_PONG_DELAY = 0.2  # seconds until the peer's own PINGs are answered: etcd sends one with every request otherwise
 _PONG_LIMIT = 5.0  # seconds for its answer; etcd answers PINGs more often than every 5 s with GOAWAY
+_PONG_DELAY = 0.2  # seconds until the peer's own PINGs are answered: etcd sends one with every request otherwise
 
 
 class Link(asyncio.Protocol):
@@ -32,11 +31,15 @@ class Link(asyncio.Protocol):
         self._paused = False
         self._writable: list[asyncio.Future[None]] = []
         self._heard_at = time.monotonic()
-        self._deadlines: dict[Call, tuple[float, float]] = {}  # each with the call's beginning
-        self._ticking = False
+        self._timeouts = CallTimeouts()
+        self._retired = False
         self._watching: asyncio.Task[None] | None = None
         self._pong_timer: asyncio.TimerHandle | None = None
-        self.usable = True
+
+    @property
+    def usable(self) -> bool:
+        """True if a new call may begin here."""
+        return not self._retired and self._calls.usable
 
     @property
     def made(self) -> bool:
@@ -49,23 +52,22 @@ class Link(asyncio.Protocol):
 
     async def call(self, path: str, metadata: Metadata, message: bytes, limit: float) -> Call:
         """Make a call with one message, and return when it is over, after ``limit`` seconds at the latest."""
-        calls = self._calls
-        call = calls.begin(path, metadata, message)
-        waiter = call.waiter = self._loop.create_future()
+        call = self._calls.begin(path, metadata, message)
+        if call.status:
+            return call
+        call.waiter = self._loop.create_future()
         began = time.monotonic()
-        self._deadlines[call] = began + limit, began
-        if not self._ticking:
-            self._ticking = True
-            self._loop.call_later(_TICK, self._tick)
         self._flush()
         try:
-            if not call.status:
-                await waiter
+            await self._timeouts.answer(call.waiter, limit)
+        except TimeoutError:
+            call.end("DEADLINE_EXCEEDED", "no answer in time" if call.stream.written else f"{NOT_SENT} in time")
+            self.cancel(call)
+            if self._heard_at < began:  # a connection on which nothing comes may be dead
+                self.retire()
         finally:
-            del self._deadlines[call]
             if not call.status:
                 self.cancel(call)
-        self.usable = self.usable and calls.usable
         return call
 
     def begin_stream(self, path: str, metadata: Metadata) -> Call:
@@ -99,7 +101,7 @@ class Link(asyncio.Protocol):
 
     def retire(self) -> None:
         """Take no new calls, and close once the last one is over."""
-        self.usable = False
+        self._retired = True
         self._close_if_unused()
 
     async def close(self) -> None:
@@ -112,12 +114,11 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the peer, if TLS has agreed on HTTP/2."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
-        transport = self._transport
-        transport.set_write_buffer_limits(high=1, low=0)  # a request that waits here is known not to be sent
-        if not agreed(transport.get_extra_info("ssl_object")):
+        self._transport = made = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        made.set_write_buffer_limits(high=1, low=0)  # a request that waits here is known not to be sent
+        if not agreed_on_http2(made.get_extra_info("ssl_object")):
             self._calls.take()  # it would not understand them
-            self._lose("it did not agree on HTTP/2 by ALPN")
+            self._lose(NO_ALPN)
             return
         self._flush()
         self._watching = self._loop.create_task(self._watch_over())
@@ -131,14 +132,11 @@ class Link(asyncio.Protocol):
         if self._calls.pinged and self._pong_timer is None:
             self._pong_timer = self._loop.call_later(_PONG_DELAY, self._pong)
         self._flush()
-        if not self._calls.usable:
-            self.usable = False
-            if self._calls.failure:
-                self._abort()
+        if self._calls.failure:
+            self._abort()
         elif not self._opened.done() and self._calls.ready:
             self._opened.set_result(None)
-        if not self.usable:
-            self._close_if_unused()
+        self._close_if_unused()
 
     def pause_writing(self) -> None:
         """Keep further requests back until the peer has taken the earlier ones."""
@@ -160,7 +158,6 @@ class Link(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _lose(self, reason: str) -> None:
-        self.usable = False
         for call in self._calls.lost(reason):
             _wake(call)
         if not self._opened.done():
@@ -185,19 +182,6 @@ class Link(asyncio.Protocol):
     def _close_if_unused(self) -> None:
         if not self.usable and not self._calls.count:
             self._abort()
-
-    def _tick(self) -> None:
-        """End the calls whose time is over. One timer serves them all, so a call may end a tick later."""
-        now = time.monotonic()
-        for call, (deadline, began) in list(self._deadlines.items()):
-            if deadline <= now and not call.status:
-                call.end("DEADLINE_EXCEEDED", "no answer in time" if call.stream.written else f"{NOT_SENT} in time")
-                self.cancel(call)
-                if self._heard_at < began:  # a connection on which nothing comes may be dead
-                    self.retire()
-        self._ticking = bool(self._deadlines)
-        if self._ticking:
-            self._loop.call_later(_TICK, self._tick)
 
     def _pong(self) -> None:
         self._pong_timer = None
@@ -237,8 +221,3 @@ def _wake(call: Call) -> None:
 def reason_of(error: Exception) -> str:
     """The text of an error of a socket, some of which have none."""
     return str(error) or type(error).__name__
-
-
-def agreed(tls: ssl.SSLObject | None) -> bool:
-    """True if both sides will speak HTTP/2: without TLS that is taken for granted."""
-    return tls is None or tls.selected_alpn_protocol() == "h2"
