@@ -139,14 +139,18 @@ if os.fork() == 0:
     sys.stdin.read()
     os._exit(0)
 print("ready", flush=True)
-time.sleep(60)
+while True:
+    time.sleep(0.05)  # a SIGINT that comes just before a sleep is noticed after it
 """
     process, pid, data_dir = parent(code, binary)
     assert process.stdout and process.stdout.readline() == "ready\n" and alive(pid)
     process.send_signal(signal.Signals[f"SIG{end}"])
-    await eventually(lambda: not alive(pid))
-    await eventually(lambda: not data_dir.parent.exists())
-    process.communicate()
+    try:
+        await eventually(lambda: not alive(pid))
+        await eventually(lambda: not data_dir.parent.exists())
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
