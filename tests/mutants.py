@@ -229,6 +229,27 @@ MUTANTS = (
         "tests/integration/test_endpoints.py -k at_once",
     ),
     Mutant(
+        "believe the three centuries of a leader that does not count a lease yet",
+        "etcd/transports/base.py",
+        "max(0, min(response.TTL, response.grantedTTL))",
+        "max(0, response.TTL)",
+        "tests/unit/etcd/transports/test_lease_answers.py",
+    ),
+    Mutant(
+        "raise an error if the lease to revoke is gone already",
+        "etcd/transports/base.py",
+        "if failures.LEASE_NOT_FOUND in str(error):\n                return METHODS",
+        "if False:\n                return METHODS",
+        "tests/integration/test_lease_calls.py -k revoke_deletes",
+    ),
+    Mutant(
+        "send a call on a lease only once, although a second changes nothing",
+        "etcd/transports/base.py",
+        "self._call_any(method, request)",
+        "self._call_any(method, request, repeatable=False)",
+        "tests/integration/test_lease_calls.py -k made_again",
+    ),
+    Mutant(
         "leave a connection broken that takes no calls",
         "etcd/transports/base.py",
         "        while True:\n            await asyncio.gather(*map(self._ping_quietly",
