@@ -753,7 +753,7 @@ MUTANTS = (
     Mutant(
         "write a state that no event explains",
         "dead_letters/transitions.py",
-        "if after not in map(_STATES.get, written):",
+        "if after not in _WRITTEN[phase]:",
         "if False:",
         "tests/unit/dead_letters/test_transitions.py",
     ),
@@ -788,8 +788,8 @@ MUTANTS = (
     Mutant(
         "acknowledge a dead letter before etcd has it",
         "dead_letters/queue.py",
-        "        return await store.add(entry)",
-        "        self._late = asyncio.create_task(store.add(entry))\n        return entry.id",
+        "        return await store.add(entry, value)",
+        "        self._late = asyncio.create_task(store.add(entry, value))\n        return entry.id",
         "tests/integration/test_dead_letters.py",
     ),
     Mutant(
