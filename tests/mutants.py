@@ -793,6 +793,27 @@ MUTANTS = (
         "tests/integration/test_dead_letters.py",
     ),
     Mutant(
+        "take another client's record for the own one",
+        "dead_letters/own_writes.py",
+        "entry = self._records.pop((key, value), None)",
+        "entry = next((self._records.pop(known) for known in list(self._records) if known[0] == key), None)",
+        "tests/unit/dead_letters/test_record.py",
+    ),
+    Mutant(
+        "give a copy of arguments the lists of the original",
+        "dead_letters/json_values.py",
+        "return [copy_of(item, depth + 1) for item in value]",
+        "return value",
+        "tests/unit/dead_letters/test_json_values.py",
+    ),
+    Mutant(
+        "begin no dead letter before the whole queue is read",
+        "dead_letters/follower.py",
+        "            self._listener.news()\n        schedule.complete",
+        "        schedule.complete",
+        "tests/integration/test_dead_letters.py -k long_queue",
+    ),
+    Mutant(
         "compare wall clocks of hosts",
         "dead_letters/schedule.py",
         "clock + stored.entry.delay)",

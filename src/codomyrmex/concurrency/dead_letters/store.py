@@ -239,6 +239,8 @@ class Store(Reader):
         return Compare(self.key(stored.entry.id), Target.MOD_REVISION, stored.revision)
 
     async def _commit(self, request: Request, rider: Rider | None = None) -> Reply:
+        if rider is None:
+            return await self.session.committer.commit(request)
         return await dedup.commit(self.session.committer, request, rider)
 
     async def _lease_for(self, entry: DeadLetter) -> int:
