@@ -86,6 +86,7 @@ class Stored(NamedTuple):
 
 
 _ADAPTER = TypeAdapter(DeadLetter)
+_to_json = _ADAPTER.serializer.to_json
 _SETTERS = {one.name: getattr(DeadLetter, one.name).__set__ for one in fields(DeadLetter)}
 _values = attrgetter(*_SETTERS)
 
@@ -107,7 +108,7 @@ _latest = 0  # microseconds since 1970
 
 def encode(entry: DeadLetter) -> bytes:
     """The value of a new record in etcd; raises ``PayloadTooLarge``."""
-    return _checked(entry, _ADAPTER.dump_json(entry), MAX_RECORD)
+    return _checked(entry, _to_json(entry), MAX_RECORD)
 
 
 def fitted(entry: DeadLetter) -> tuple[DeadLetter, bytes]:
@@ -116,10 +117,10 @@ def fitted(entry: DeadLetter) -> tuple[DeadLetter, bytes]:
     An entry may grow too large by its attempts; then its history and its texts are shortened. Any record that
     ``encode`` took fits after that. Raises ``PayloadTooLarge`` only for a record that another client wrote.
     """
-    value = _ADAPTER.dump_json(entry)
+    value = _to_json(entry)
     if len(value) > MAX_STORED:
         entry = _shortened(entry)
-        value = _ADAPTER.dump_json(entry)
+        value = _to_json(entry)
     return entry, _checked(entry, value, MAX_STORED)
 
 
@@ -149,7 +150,7 @@ def peek(value: bytes) -> tuple[str, str] | None:
     Only ``decode`` tells whether the library wrote the value.
     """
     try:
-        found = _PEEK.validate_json(value)
+        found: _Peek = _to_peek(value)
     except ValueError:
         return None
     return found.operation, found.state
@@ -161,7 +162,7 @@ class _Peek:
     state: str
 
 
-_PEEK = TypeAdapter(_Peek)
+_to_peek = TypeAdapter(_Peek).validator.validate_json
 
 
 def decode(key: bytes, value: bytes) -> DeadLetter | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 from codomyrmex.concurrency import skipped_keys
@@ -238,10 +239,9 @@ class Store(Reader):
     def _same(self, stored: Stored) -> Compare:
         return Compare(self.key(stored.entry.id), Target.MOD_REVISION, stored.revision)
 
-    async def _commit(self, request: Request, rider: Rider | None = None) -> Reply:
-        if rider is None:
-            return await self.session.committer.commit(request)
-        return await dedup.commit(self.session.committer, request, rider)
+    def _commit(self, request: Request, rider: Rider | None = None) -> Awaitable[Reply]:
+        committer = self.session.committer
+        return dedup.commit(committer, request, rider) if rider else committer.commit(request)
 
     async def _lease_for(self, entry: DeadLetter) -> int:
         """The lease of a record: 0, and for a resolved one a lease that is never renewed. So a resolved record vanishes
