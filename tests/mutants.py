@@ -774,7 +774,7 @@ MUTANTS = (
     Mutant(
         "write a state that no event explains",
         "dead_letters/transitions.py",
-        "if after not in map(_STATES.get, written):",
+        "if after not in _WRITTEN[phase]:",
         "if False:",
         "tests/unit/dead_letters/test_transitions.py",
     ),
@@ -809,9 +809,30 @@ MUTANTS = (
     Mutant(
         "acknowledge a dead letter before etcd has it",
         "dead_letters/queue.py",
-        "        return await store.add(entry)",
-        "        self._late = asyncio.create_task(store.add(entry))\n        return entry.id",
+        "        return await store.add(entry, value)",
+        "        self._late = asyncio.create_task(store.add(entry, value))\n        return entry.id",
         "tests/integration/test_dead_letters.py",
+    ),
+    Mutant(
+        "take another client's record for the own one",
+        "dead_letters/own_writes.py",
+        "entry = self._records.pop((key, value), None)",
+        "entry = next((self._records.pop(known) for known in list(self._records) if known[0] == key), None)",
+        "tests/unit/dead_letters/test_record.py",
+    ),
+    Mutant(
+        "give a copy of arguments the lists of the original",
+        "dead_letters/json_values.py",
+        "return [copy_of(item, depth + 1) for item in value]",
+        "return value",
+        "tests/unit/dead_letters/test_json_values.py",
+    ),
+    Mutant(
+        "begin no dead letter before the whole queue is read",
+        "dead_letters/follower.py",
+        "            self._listener.news()\n        schedule.complete",
+        "        schedule.complete",
+        "tests/integration/test_dead_letters.py -k long_queue",
     ),
     Mutant(
         "compare wall clocks of hosts",
