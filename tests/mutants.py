@@ -1563,6 +1563,27 @@ MUTANTS = (
         "tests/integration/test_grant_times.py -k brings_no_lock_back",
     ),
     Mutant(
+        "take the record of a wait for progress",
+        "waitqueue/idle_times.py",
+        "    return one.key, one.token, one.progress\n",
+        "    return one.key, one.token, hash((one.progress, one.waited))\n",
+        "tests/unit/waitqueue/test_idle_times.py",
+    ),
+    Mutant(
+        "list a holder that was first seen at the last reading",
+        "cli/stuck.py",
+        "times.stuck(limit, now)",
+        "times.stuck(0.0, clock.now())",
+        "tests/integration/test_stuck.py -k one_with_progress_is_not",
+    ),
+    Mutant(
+        "keep the first note of a holder in its events",
+        "waitqueue/events.py",
+        "            owner = replace(owner, granted_at=granted, waited=known.owner.waited)\n",
+        "            return\n",
+        "tests/integration/test_progress.py -k watcher",
+    ),
+    Mutant(
         "let the late record of a wait replace a note",
         "waitqueue/record_wait.py",
         "txn((same, unchanged), (put,))",

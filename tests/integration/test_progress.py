@@ -177,6 +177,25 @@ async def test_a_cancel_at_any_step_of_progress_leaves_a_whole_value(session: Se
     assert await entries(other, "x") == []
 
 
+async def test_a_watcher_is_told_of_no_progress_but_of_the_last_note(session: Session, other: Session) -> None:
+    told: list[tuple[str, str]] = []
+
+    async def follow() -> None:
+        async for event in LockManager(other).watch():
+            told.append((event.kind, event.owner.note))
+
+    following = asyncio.create_task(follow())
+    async with DistributedLock("before", session):
+        await eventually(lambda: len(told) == 2)
+    await eventually(lambda: len(told) == 3)
+    async with DistributedLock("x", session) as grant:
+        for note in ("one", "two"):
+            await grant.progress(note)
+    await eventually(lambda: len(told) >= 6)
+    following.cancel()
+    assert told[3:] == [("enqueued", ""), ("granted", ""), ("released", "two")]
+
+
 # max_idle
 
 
@@ -216,9 +235,9 @@ async def test_a_silent_holder_that_does_not_let_go_is_put_out(session: Session,
 
 async def test_a_call_that_is_not_answered_does_not_count(etcd: EmbeddedEtcd, namespace: str) -> None:
     async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=0.3) as (proxy, session):
-        grant = await DistributedLock("x", session, on_loss="notify", max_idle=1).acquire()
+        grant = await DistributedLock("x", session, on_loss="notify", max_idle=1.5).acquire()
         until = time.monotonic() + grant.deadline()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
         proxy.blackhole()
         with pytest.raises(EtcdError):
             await grant.progress()

@@ -120,4 +120,5 @@ def _holder(one: Owner) -> str:
     named = text.visible(owners.agent(one))
     who = owners.owner(one) + ("" if named == "-" else f" ({named})")
     seconds = owners.held(one)
-    return f"{who} for {text.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+    told = f"{who} for {text.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+    return f"{told} (note: {text.visible(text.short(one.note, 80))})" if one.note else told
