@@ -1563,6 +1563,29 @@ MUTANTS = (
         "tests/integration/test_grant_times.py -k brings_no_lock_back",
     ),
     Mutant(
+        "forward a command's progress to its locks alone",
+        "cli/run.py",
+        "    return (grants[0], grants[-1]) if wanted.locks and wanted.semaphore is not None else grants[:1]",
+        "    return grants[:1]",
+        "tests/integration/test_run_idle.py -k keeps_everything",
+    ),
+    Mutant(
+        "leave systemd's WATCHDOG_PID to a command",
+        "cli/notify.py",
+        'for name, text in environment.items() if name != "WATCHDOG_PID"',
+        "for name, text in environment.items()",
+        "tests/integration/test_run_idle.py -k keeps_everything",
+    ),
+    Mutant(
+        "take any message of a command for progress",
+        "cli/notify.py",
+        """    if not notes and "WATCHDOG=1" not in lines:
+        return None
+""",
+        "",
+        "tests/unit/cli/test_notify.py",
+    ),
+    Mutant(
         "take the record of a wait for progress",
         "waitqueue/idle_times.py",
         "    return one.key, one.token, one.progress\n",

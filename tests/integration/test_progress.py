@@ -202,7 +202,7 @@ async def test_a_watcher_is_told_of_no_progress_but_of_the_last_note(session: Se
 async def test_a_holder_that_reports_keeps_its_lock_and_a_silent_one_loses_it(session: Session, other: Session) -> None:
     started = time.monotonic()
     reported = 0.0
-    with pytest.raises(LockLost, match=r"without progress for longer than its max_idle of 0\.5 s; call grant.progress"):
+    with pytest.raises(LockLost, match=r"without progress for longer than its max_idle of 0\.5 s; report progress"):
         async with DistributedLock("x", session, max_idle=IDLE) as grant:
             while time.monotonic() - started < 10 * IDLE:
                 await asyncio.sleep(IDLE / 2)

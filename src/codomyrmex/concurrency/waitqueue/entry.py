@@ -438,7 +438,7 @@ class Entry:
             return f"was held for longer than its max_hold of {self.hold_options.max_hold:g} s"
         return (
             f"was held without progress for longer than its max_idle of {self.hold_options.max_idle:g} s; "
-            "call grant.progress() more often, or give a longer max_idle"
+            "report progress more often (grant.progress), or give a longer max_idle"
         )
 
     def notice_loss(self) -> None:
