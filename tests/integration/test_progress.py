@@ -245,6 +245,16 @@ async def test_a_call_that_is_not_answered_does_not_count(etcd: EmbeddedEtcd, na
         assert abs(time.monotonic() - until) < 0.5
 
 
+async def test_an_answer_that_comes_after_the_end_brings_nothing_back(session: Session) -> None:
+    grant = await DistributedLock("x", session, on_loss="notify", max_idle=IDLE).acquire()
+    reporting = asyncio.create_task(grant.progress("just in time"))
+    await asyncio.sleep(0)
+    time.sleep(IDLE + 0.1)  # the answer is there, but the event loop is blocked
+    with pytest.raises(FencedWriteRejected, match="this progress does not count"):
+        await reporting
+    assert grant.deadline() == 0 and grant.lost.is_set()
+
+
 @pytest.mark.parametrize("blocks", [False, True], ids=["asleep", "blocked"])
 async def test_a_process_without_progress_loses_and_one_with_progress_does_not(
     etcd: EmbeddedEtcd, namespace: str, session: Session, blocks: bool

@@ -90,9 +90,9 @@ class Grant:
         """Report progress, so that ``max_idle`` counts anew from this call, for all grants that were acquired together.
 
         ``note`` is text for people, shown with the holder, of at most 4 KiB in UTF-8. Without one the last note stays.
-        Returns when etcd has confirmed it. Raises ``FencedWriteRejected``, as a fenced write does, when the grant no
-        longer holds; an ``EtcdError`` if etcd does not confirm it in time, and then it does not count; ``TypeError`` or
-        ``ValueError`` for another note.
+        It costs one write, and returns when etcd has confirmed it. Raises ``FencedWriteRejected``, as a fenced write
+        does, when the grant no longer holds; an ``EtcdError`` if etcd does not confirm it in time, and then it does not
+        count; ``TypeError`` or ``ValueError`` for another note.
         """
         check_note(note)
         self._entry.check_here()
@@ -134,12 +134,15 @@ async def _report(entry: Entry, note: str) -> None:
         if entry.state is not State.HELD:
             raise _rejected(entry) from entry.lost.reason
         together = entry.held_together()
-        if await _reported(together, note):
-            break
+        try:
+            if await _reported(together, note):
+                break
+        except SessionLost as error:
+            raise _rejected(entry) from error
     for one in together:
         one.progressed(sent_at)
-    if entry.is_lost:  # it was lost meanwhile, or the answer came too late
-        raise _rejected(entry) from entry.lost.reason
+    if entry.is_lost:  # it was lost before the answer came
+        raise _rejected(entry, "this progress does not count") from entry.lost.reason
 
 
 async def _reported(entries: Sequence[Entry], note: str) -> bool:
@@ -154,10 +157,7 @@ async def _reported(entries: Sequence[Entry], note: str) -> bool:
         alone=True,
         size=sum(len(put.value) for put in puts),
     )
-    try:
-        reply = await entries[0].session.committer.commit(request)
-    except SessionLost as error:
-        raise _rejected(entries[0]) from error
+    reply = await entries[0].session.committer.commit(request)
     if not reply.succeeded:
         for one, own in zip(entries, reply.results, strict=True):
             assert isinstance(own, GetResult)
@@ -174,11 +174,11 @@ def _check_keys(entry: Entry, ops: Sequence[Op]) -> None:
             raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
 
 
-def _rejected(entry: Entry) -> FencedWriteRejected:
+def _rejected(entry: Entry, outcome: str = "nothing was written") -> FencedWriteRejected:
     name = entry.queue_ref.name
     if telemetry.observers:
         telemetry.tell("write_rejected", entry.queue_ref.what, name)
-    return FencedWriteRejected(f"{name!r} is no longer held with token {entry.token}; nothing was written")
+    return FencedWriteRejected(f"{name!r} is no longer held with token {entry.token}; {outcome}")
 
 
 def _bytes(text: str | bytes) -> bytes:
