@@ -156,17 +156,26 @@ async def test_readers_and_permits_report_too(session: Session, other: Session) 
         assert (await inspect.semaphore(core_of(other), "s")).holders[0].note == "computing"
 
 
-async def test_a_cancel_at_any_step_of_progress_leaves_a_whole_value(session: Session, other: Session) -> None:
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "behind another"])
+async def test_a_cancel_at_any_step_of_progress_leaves_a_whole_value(
+    session: Session, other: Session, busy: bool
+) -> None:
     lock = DistributedLock("x", session, max_idle=30)
     grant = await lock.acquire()
     noted = 0
+    first: list[asyncio.Task[None]] = []
 
     async def report(_: Session) -> None:
         nonlocal noted
         noted += 1
+        if busy:
+            first.append(asyncio.create_task(grant.progress()))
+            await asyncio.sleep(0)
         await grant.progress(f"note {noted}")
 
     async def whole() -> None:
+        await asyncio.gather(*first)
+        first.clear()
         found = await holder(other)
         assert found.host and found.token == grant.token and grant.deadline() > 0
         assert found.note in ("", f"note {noted}", f"note {noted - 1}")
