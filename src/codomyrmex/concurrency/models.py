@@ -21,7 +21,7 @@ class OwnerRecord:
     """The value of an entry in etcd. Unknown fields, of later versions, are ignored.
 
     ``since`` is when the entry joined its queue, by its own host's clock. ``waited`` is in seconds, and None until the
-    holder has recorded it.
+    holder has recorded it. ``progress`` is the number of the holder's reports of progress, and ``note`` its last note.
     """
 
     host: str
@@ -30,6 +30,8 @@ class OwnerRecord:
     task: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     waited: float | None = None
+    progress: int = 0
+    note: str = ""
 
     def granted_at(self) -> datetime | None:
         """The time of the grant, by the holder's own clock; None if the holder has not recorded it."""
@@ -50,7 +52,7 @@ class Owner:
     clock, or by the clock of this process if it saw the grant. ``waited`` is the seconds between the two. Both are None
     for a waiter, and for a holder that has not recorded them. ``shared`` marks a reader of a lock. ``permits`` is how
     many of a semaphore's permits the entry takes. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the
-    name closed.
+    name closed. ``progress`` is the number of its reports of progress, and ``note`` the last note that it gave.
     """
 
     host: str
@@ -66,6 +68,8 @@ class Owner:
     waited: float | None = None
     granted_at: datetime | None = None
     lost: bool = False
+    progress: int = 0
+    note: str = ""
 
     @classmethod
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
@@ -88,6 +92,8 @@ class Owner:
             metadata=record.metadata,
             waited=record.waited,
             granted_at=record.granted_at(),
+            progress=record.progress,
+            note=record.note,
             **shared,
         )
 

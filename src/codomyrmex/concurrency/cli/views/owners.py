@@ -68,6 +68,11 @@ def owners(several: Sequence[Owner]) -> str:
     return ", ".join(words[:_SHOWN]) + more
 
 
+def note(one: Owner) -> str:
+    """The last note of a holder's reports of progress; ``-`` if it has none."""
+    return short(one.note, MOST) or "-"
+
+
 def metadata(one: Owner) -> str:
     """An owner's metadata as JSON; ``-`` if it has none."""
     return short(json.dumps(one.metadata), MOST) if one.metadata else "-"
