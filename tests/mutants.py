@@ -585,15 +585,22 @@ MUTANTS = (
     Mutant(
         "write without the lease",
         "etcd/transports/codec.py",
-        '"lease": op.lease',
-        '"lease": 0',
+        'put + b"\\x18" + _number(op.lease) if op.lease else put',
+        "put",
+        "tests/unit/etcd/transports/test_codec.py",
+    ),
+    Mutant(
+        "encode a length in one byte",
+        "etcd/transports/codec.py",
+        "    while value > 0x7F:\n        parts.append(value & 0x7F | 0x80)\n        value >>= 7\n",
+        "    value &= 0xFF\n",
         "tests/unit/etcd/transports/test_codec.py",
     ),
     Mutant(
         "delete one key of a range",
         "etcd/transports/codec.py",
-        '"range_end": op.end',
-        '"range_end": b""',
+        'key + _field(b"\\x12", op.end) if op.end else key',
+        "key",
         "tests/unit/etcd/transports/test_codec.py",
     ),
     Mutant(
