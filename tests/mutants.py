@@ -590,6 +590,20 @@ MUTANTS = (
         "tests/unit/etcd/transports/test_codec.py",
     ),
     Mutant(
+        "keep few items back although no batch is under way",
+        "etcd/send_queue.py",
+        "return not self.active or len",
+        "return len",
+        "tests/unit/etcd/test_batching.py",
+    ),
+    Mutant(
+        "begin a second batch for one item",
+        "etcd/send_queue.py",
+        "return not self.active or len(self.items) >= self.enough",
+        "return True",
+        "tests/unit/etcd/test_batching.py",
+    ),
+    Mutant(
         "encode a length in one byte",
         "etcd/transports/codec.py",
         "    while value > 0x7F:\n        parts.append(value & 0x7F | 0x80)\n        value >>= 7\n",
@@ -669,8 +683,8 @@ MUTANTS = (
     Mutant(
         "leave the entry of an acquire that is cancelled as its answer arrives",
         "waitqueue/join.py",
-        "            _remove(entries)\n        raise",
-        "            pass\n        raise",
+        "reply.result().succeeded:\n        _remove(entries)",
+        "reply.result().succeeded:\n        pass",
         "tests/integration/test_faults.py -k cancelled",
     ),
     Mutant(
@@ -1244,7 +1258,7 @@ MUTANTS = (
     Mutant(
         "grant on the trust there was before the second write",
         "waitqueue/join.py",
-        "await _keep_after_session(entries)\n            await _trusted(entries, patience)",
+        "await _keep_after_session(entries)\n            await _trusted(session, patience)",
         "await _keep_after_session(entries)",
         "tests/integration/test_trust.py -k lock_delay-False",
         "11-granted-without-trust",
@@ -1256,8 +1270,8 @@ MUTANTS = (
     Mutant(
         "grant without a look at trust",
         "waitqueue/join.py",
-        "if session.alive:",
-        "if True:",
+        "if not session.alive:",
+        "if False:",
         "tests/integration/test_trust.py -k any_await_point",
     ),
     Mutant(

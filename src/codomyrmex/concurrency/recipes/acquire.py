@@ -117,6 +117,9 @@ class AcquireRequest:
 
     async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
+        session = self._used
+        if session and session.usable_here():
+            return session
         session = await ready(self._given)
         if session is not self._used:
             if self._prepare:
