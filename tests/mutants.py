@@ -585,7 +585,7 @@ MUTANTS = (
     Mutant(
         "write without the lease",
         "etcd/transports/codec.py",
-        'put + b"\\x18" + _number(op.lease) if op.lease else put',
+        'b"".join((put, b"\\x18", _number(op.lease))) if op.lease else put',
         "put",
         "tests/unit/etcd/transports/test_codec.py",
     ),

@@ -73,7 +73,7 @@ def _op(op: Op) -> bytes:
     """The ``RequestOp`` of an operation. Puts and deletions differ each time, and are encoded by hand."""
     if isinstance(op, Put):
         put = _field(b"\x0a", op.key) + _field(b"\x12", op.value)
-        return _field(b"\x12", put + b"\x18" + _number(op.lease) if op.lease else put)
+        return _field(b"\x12", b"".join((put, b"\x18", _number(op.lease))) if op.lease else put)
     if isinstance(op, Delete):
         key = _field(b"\x0a", op.key)
         return _field(b"\x1a", key + _field(b"\x12", op.end) if op.end else key)
