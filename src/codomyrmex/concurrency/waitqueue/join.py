@@ -95,6 +95,7 @@ def _request(entries: Sequence[Entry]) -> Request:
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
         unsent=lambda: _free_key_slots(entries),
+        reply=entries[0].session.home.future(),
     )
 
 
