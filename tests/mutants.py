@@ -606,15 +606,36 @@ MUTANTS = (
     Mutant(
         "write without the lease",
         "etcd/transports/codec.py",
-        '"lease": op.lease',
-        '"lease": 0',
+        'b"".join((put, b"\\x18", _number(op.lease))) if op.lease else put',
+        "put",
+        "tests/unit/etcd/transports/test_codec.py",
+    ),
+    Mutant(
+        "keep few items back although no batch is under way",
+        "etcd/send_queue.py",
+        "return not self.active or len",
+        "return len",
+        "tests/unit/etcd/test_batching.py",
+    ),
+    Mutant(
+        "begin a second batch for one item",
+        "etcd/send_queue.py",
+        "return not self.active or len(self.items) >= self.enough",
+        "return True",
+        "tests/unit/etcd/test_batching.py",
+    ),
+    Mutant(
+        "encode a length in one byte",
+        "etcd/transports/codec.py",
+        "    while value > 0x7F:\n        parts.append(value & 0x7F | 0x80)\n        value >>= 7\n",
+        "    value &= 0xFF\n",
         "tests/unit/etcd/transports/test_codec.py",
     ),
     Mutant(
         "delete one key of a range",
         "etcd/transports/codec.py",
-        '"range_end": op.end',
-        '"range_end": b""',
+        'key + _field(b"\\x12", op.end) if op.end else key',
+        "key",
         "tests/unit/etcd/transports/test_codec.py",
     ),
     Mutant(
@@ -683,8 +704,8 @@ MUTANTS = (
     Mutant(
         "leave the entry of an acquire that is cancelled as its answer arrives",
         "waitqueue/join.py",
-        "            _remove(entries)\n        raise",
-        "            pass\n        raise",
+        "reply.result().succeeded:\n        _remove(entries)",
+        "reply.result().succeeded:\n        pass",
         "tests/integration/test_faults.py -k cancelled",
     ),
     Mutant(
@@ -1279,7 +1300,7 @@ MUTANTS = (
     Mutant(
         "grant on the trust there was before the second write",
         "waitqueue/join.py",
-        "await _keep_after_session(entries)\n            await _trusted(entries, patience)",
+        "await _keep_after_session(entries)\n            await _trusted(session, patience)",
         "await _keep_after_session(entries)",
         "tests/integration/test_trust.py -k lock_delay-False",
         "11-granted-without-trust",
@@ -1291,8 +1312,8 @@ MUTANTS = (
     Mutant(
         "grant without a look at trust",
         "waitqueue/join.py",
-        "if session.alive:",
-        "if True:",
+        "if not session.alive:",
+        "if False:",
         "tests/integration/test_trust.py -k any_await_point",
     ),
     Mutant(

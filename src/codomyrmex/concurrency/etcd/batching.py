@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from codomyrmex.concurrency.etcd.send_queue import SendQueue
-from codomyrmex.concurrency.etcd.supervision import Broken, guarded, supervise
+from codomyrmex.concurrency.etcd.supervision import Broken, supervise
 
 T = TypeVar("T")
 
@@ -33,7 +33,6 @@ class Batcher(Generic[T]):
         self._take = take
         self._send = send
         self._broken = broken
-        self._flush_soon = guarded(self._flush, "gathering batches", broken)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._scheduled = False
@@ -60,10 +59,13 @@ class Batcher(Generic[T]):
         self.wake()
 
     def wake(self) -> None:
-        """Send soon if the queue has room."""
+        """Send a batch soon if the queue has room. It takes the items that are submitted in this turn of the event loop
+        too."""
         if not self._scheduled and self._queue.has_room:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_soon)
+            task = supervise(self._run(), "sending a batch", self._broken)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def quiet(self) -> None:
         """Wait until no batch is under way."""
@@ -86,19 +88,15 @@ class Batcher(Generic[T]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _flush(self) -> None:
+    async def _run(self) -> None:
         self._scheduled = False
-        while self._queue.items and self._queue.has_room:
-            batch = self._take()
-            if not batch:
-                return
-            self._queue.begin()
-            task = supervise(self._run(batch), "sending a batch", self._broken)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, batch: list[T]) -> None:
+        batch = self._take() if self._queue.items and self._queue.has_room else []
+        if not batch:
+            return
+        self._queue.begin()
         try:
+            if self._queue.items:
+                self.wake()
             await self._send(batch)
         finally:
             self._ended()

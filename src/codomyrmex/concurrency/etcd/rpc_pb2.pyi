@@ -222,6 +222,26 @@ class TxnResponse(_message.Message):
     responses: _containers.RepeatedCompositeFieldContainer[ResponseOp]
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., succeeded: bool = ..., responses: _Optional[_Iterable[_Union[ResponseOp, _Mapping]]] = ...) -> None: ...
 
+class SplitTxnRequest(_message.Message):
+    __slots__ = ("compare", "success", "failure")
+    COMPARE_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    compare: _containers.RepeatedScalarFieldContainer[bytes]
+    success: _containers.RepeatedScalarFieldContainer[bytes]
+    failure: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, compare: _Optional[_Iterable[bytes]] = ..., success: _Optional[_Iterable[bytes]] = ..., failure: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class SplitTxnResponse(_message.Message):
+    __slots__ = ("header", "succeeded", "responses")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    succeeded: bool
+    responses: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., succeeded: bool = ..., responses: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class WatchCreateRequest(_message.Message):
     __slots__ = ("key", "range_end", "start_revision", "filters", "prev_kv", "fragment")
     class Filter(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

@@ -12,13 +12,17 @@ T = TypeVar("T")
 
 
 class SendQueue(Generic[T]):
-    """A queue of which at most ``depth`` batches are under way at a time. Under load the batches grow by themselves."""
+    """A queue of which at most ``depth`` batches are under way at a time. Under load the batches grow by themselves.
 
-    __slots__ = ("active", "depth", "items", "paused")
+    A further batch begins beside one that is under way only if ``enough`` items wait.
+    """
 
-    def __init__(self, depth: int) -> None:
+    __slots__ = ("active", "depth", "enough", "items", "paused")
+
+    def __init__(self, depth: int, enough: int = 1) -> None:
         self.items: deque[T] = deque()
         self.depth = depth
+        self.enough = enough
         self.active = 0
         self.paused = False
 
@@ -30,7 +34,9 @@ class SendQueue(Generic[T]):
     @property
     def has_room(self) -> bool:
         """True if another batch may be sent now."""
-        return not self.paused and self.active < self.depth
+        if self.paused or self.active >= self.depth:
+            return False
+        return not self.active or len(self.items) >= self.enough
 
     def begin(self) -> None:
         """Count a batch that is about to be sent."""

@@ -90,16 +90,16 @@ class AcquireRequest:
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
         check_timeout(timeout)
-        self._check_here()
-        by = by or Requester.of(current_task(), users_line())
+        session, task = self._session_here(), current_task()
+        by = by or Requester.of(task, users_line())
         entries: list[Entry] = []
         hold = None
         if not timeout:
-            hold = await self._try(rules, by, entries, only_if_free=timeout == 0)
+            hold = await self._try(session, task, rules, by, entries, only_if_free=timeout == 0)
         else:
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    hold = await self._try(rules, by, entries, only_if_free=False)
+                    hold = await self._try(session, task, rules, by, entries, only_if_free=False)
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -112,8 +112,8 @@ class AcquireRequest:
 
     async def attempt_now(self, rules: Sequence[Rule], by: Requester | None = None) -> Hold | None:
         """Try once to acquire all the names; None if one of them is not free."""
-        self._check_here()
-        return await self._try(rules, by or Requester.of(current_task(), users_line()), [], only_if_free=True)
+        session, task = self._session_here(), current_task()
+        return await self._try(session, task, rules, by or Requester.of(task, users_line()), [], only_if_free=True)
 
     async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
@@ -131,18 +131,29 @@ class AcquireRequest:
         """Have the session prepared anew before the next attempt."""
         self._used = None
 
-    def _check_here(self) -> None:
+    def _session_here(self) -> SessionCore | None:
+        """The session of this request, or None if it is still to be opened and prepared. Raises ``UsedElsewhere``."""
+        if self._used and self._used.usable_here():
+            return self._used
         if self._given:
             core_of(self._given).home.check("session")
         running_loop()
+        return None
 
     async def _try(
-        self, rules: Sequence[Rule], by: Requester, entries: list[Entry], *, only_if_free: bool
+        self,
+        session: SessionCore | None,
+        task: asyncio.Task[Any] | None,
+        rules: Sequence[Rule],
+        by: Requester,
+        entries: list[Entry],
+        *,
+        only_if_free: bool,
     ) -> Hold | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
         if not self.names:
-            return Hold((), (), self.on_loss, asyncio.current_task())
-        session = await self.session()
+            return Hold((), (), self.on_loss, task)
+        session = session or await self.session()
         queue, admission = self._queue_refs[0].queue, session.member(LocalQueues).admission
         if admission.is_full(queue):
             if only_if_free:
@@ -151,30 +162,20 @@ class AcquireRequest:
         since, started = time.time(), clock.now()
         await admission.enter(queue, self._kind.what)
         try:
-            return await self._join(session, rules, by, entries, since, started, only_if_free)
+            value = self._value(task, since)
+            for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
+                entries.append(Entry(session, queue_ref, value, rule, self._options, by))
+            if len(entries) > 1:
+                Group(entries)
+            grants = await acquire(entries, started, only_if_free=only_if_free)
         finally:
             admission.leave(queue)
-
-    async def _join(
-        self,
-        session: SessionCore,
-        rules: Sequence[Rule],
-        by: Requester,
-        entries: list[Entry],
-        since: float,
-        started: float,
-        only_if_free: bool,
-    ) -> Hold | None:
-        # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
-        task = asyncio.current_task()
-        name = _quoted(task.get_name()) if task else '""'
-        value = f'{self._owner}{self._metadata},"task":{name},"since":{since:.3f}}}'.encode()
-        for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
-            entries.append(Entry(session, queue_ref, value, rule, self._options, by))
-        if len(entries) > 1:
-            Group(entries)
-        grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss, task) if grants else None
+
+    def _value(self, task: asyncio.Task[Any] | None, since: float) -> bytes:
+        """The value of an entry: an ``OwnerRecord`` as JSON, put together from parts since it is on the hot path."""
+        name = _quoted(task.get_name()) if task else '""'
+        return f'{self._owner}{self._metadata},"task":{name},"since":{since:.3f}}}'.encode()
 
 
 def check_session(session: object) -> None:

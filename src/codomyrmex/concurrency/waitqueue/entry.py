@@ -16,8 +16,7 @@ import asyncio
 import logging
 import sys
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from enum import IntEnum, auto
 from typing import NamedTuple, Protocol
 
@@ -298,14 +297,14 @@ class Entry:
             if removal := self.begin_release():
                 await self.confirmed(removal)
         elif self._let_go():
-            with suppress(SessionLost):  # then the lease took the key along
-                await self.session.remover.remove_and_wait(self.key, self._removed, self._release_marker())
+            removing = self.session.remover.remove_and_wait(self.key, self._removed, self._release_marker())
+            await self.confirmed(removing)
 
     def begin_release(self) -> asyncio.Future[bool] | None:
         """Begin to give the hold back, for a group or after a loss. Returns the removal; None if there was no hold."""
         return self.remove() if self._let_go() else None
 
-    async def confirmed(self, removal: asyncio.Future[bool]) -> None:
+    async def confirmed(self, removal: Awaitable[bool]) -> None:
         """Wait until etcd has confirmed ``removal``.
 
         The caller knows of a loss already, so after a loss errors are passed over; and if the session is untrusted too,

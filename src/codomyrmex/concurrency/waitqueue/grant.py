@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import FencedWriteRejected, SessionLost
@@ -25,7 +24,6 @@ from codomyrmex.concurrency.waitqueue.entry import Entry, State
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Grant:
     """A granted lock.
 
@@ -36,12 +34,37 @@ class Grant:
     ``EtcdUnavailable`` says in ``applied`` whether it may have been.
     """
 
-    name: str
-    token: int
-    key: str
-    acquired_at: datetime
-    waited: float
-    _entry: Entry
+    __slots__ = ("_acquired_at", "_entry", "_waited")
+
+    def __init__(self, entry: Entry, waited: float) -> None:
+        self._entry = entry
+        self._waited = waited
+        self._acquired_at = datetime.now(UTC)
+
+    @property
+    def name(self) -> str:
+        """The lock's name."""
+        return self._entry.queue_ref.name
+
+    @property
+    def token(self) -> int:
+        """The fencing token."""
+        return self._entry.token
+
+    @property
+    def key(self) -> str:
+        """The key of the holder's entry in etcd."""
+        return self._entry.key.decode()
+
+    @property
+    def acquired_at(self) -> datetime:
+        """The time of the grant, in UTC."""
+        return self._acquired_at
+
+    @property
+    def waited(self) -> float:
+        """The seconds for which the acquisition waited."""
+        return self._waited
 
     @property
     def lost(self) -> Loss:

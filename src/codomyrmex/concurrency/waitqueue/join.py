@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
-from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transports.protocol import Compare, GetResult, Op, OpResult, Put, Target
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, GetResult, OpResult, Put, Target
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.rules import View
@@ -47,10 +47,12 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
             elif not await _granted_now(entry, patience):  # another client was quicker
                 _withdraw(entries)
                 return None
-        await _trusted(entries, patience)
+        session = entries[0].session
+        if not session.alive:
+            await _trusted(session, patience)
         if entries[0].hold_options.lock_delay:
             await _keep_after_session(entries)
-            await _trusted(entries, patience)
+            await _trusted(session, patience)
         for entry in entries:
             entry.raise_if_lost()
     except BaseException:
@@ -62,12 +64,17 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
 
 def _grant(entry: Entry, waited: float) -> Grant:
     entry.grant(waited)
-    return Grant(entry.queue_ref.name, entry.token, entry.key.decode(), datetime.now(UTC), waited, entry)
+    return Grant(entry, waited)
 
 
 async def _join(entries: Sequence[Entry]) -> list[Action]:
     """The first step of each entry's turn."""
-    reply = await _put(entries)
+    request = _request(entries)
+    try:
+        reply = await entries[0].session.committer.commit(request)
+    except BaseException as error:
+        _not_joined(entries, request, error)
+        raise
     if reply.succeeded:
         results = reply.results[::2]  # of each entry's reading; the others are those of the puts
         return [_joined(entry, reply.revision, found) for entry, found in zip(entries, results, strict=True)]
@@ -79,31 +86,31 @@ async def _join(entries: Sequence[Entry]) -> list[Action]:
     return actions
 
 
-async def _put(entries: Sequence[Entry]) -> Reply:
-    request = Request(
+def _request(entries: Sequence[Entry]) -> Request:
+    """Read the queues, then join them. The reading comes first, so it shows the queue ahead."""
+    return Request(
         [entry.queue_ref.queue for entry in entries],
-        [op for entry in entries for op in _operations(entry)],
+        [op for entry in entries for op in (_reading(entry), Put(entry.key, entry.value, entry.lease))],
         otherwise=[entry.queue_ref.whole for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
         unsent=lambda: _free_key_slots(entries),
+        reply=entries[0].session.home.future(),
     )
+
+
+def _reading(entry: Entry) -> Get:
+    return entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
+
+
+def _not_joined(entries: Sequence[Entry], request: Request, error: BaseException) -> None:
+    """Clean up after ``error``, which ended the wait for the answer."""
     reply = request.reply
-    try:
-        return await entries[0].session.committer.commit(request)
-    except BaseException as error:
-        if isinstance(error, EtcdError) and error.applied == "no":
-            _free_key_slots(entries)
-        # Cancelled just as the answer arrived: the committer thinks it was taken.
-        if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
-            _remove(entries)
-        raise
-
-
-def _operations(entry: Entry) -> tuple[Op, Op]:
-    """Read the queue, then join it. The read comes first, so it shows the queue ahead."""
-    reading = entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
-    return reading, Put(entry.key, entry.value, entry.session.id)
+    if isinstance(error, EtcdError) and error.applied == "no":
+        _free_key_slots(entries)
+    # Cancelled just as the answer arrived: the committer thinks it was taken.
+    if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
+        _remove(entries)
 
 
 def _joined(entry: Entry, revision: int, found: OpResult) -> Action:
@@ -140,11 +147,8 @@ async def _keep_after_session(entries: Sequence[Entry]) -> None:
         entry.lease = lease
 
 
-async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
-    """Wait until the session may be trusted, for at most ``patience`` seconds."""
-    session = entries[0].session
-    if session.alive:
-        return
+async def _trusted(session: SessionCore, patience: float | None) -> None:
+    """Wait until ``session`` may be trusted, for at most ``patience`` seconds."""
     try:
         async with asyncio.timeout(patience):
             await session.trusted()
