@@ -620,8 +620,15 @@ MUTANTS = (
     Mutant(
         "begin a second batch for one item",
         "etcd/send_queue.py",
-        "return not self.active or len(self.items) >= self.enough",
+        "return not self.active or len(self.items) >= self.enough or now - self._begun >= self.late",
         "return True",
+        "tests/unit/etcd/test_batching.py",
+    ),
+    Mutant(
+        "let few items wait for an answer that takes long",
+        "etcd/send_queue.py",
+        " or now - self._begun >= self.late",
+        "",
         "tests/unit/etcd/test_batching.py",
     ),
     Mutant(

@@ -6,6 +6,7 @@ Items that are submitted in one turn of the event loop, or while calls are under
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +37,7 @@ class Batcher(Generic[T]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._scheduled = False
+        self._late: asyncio.TimerHandle | None = None  # the next look at a batch whose answer takes long
 
     @property
     def free(self) -> bool:
@@ -47,7 +49,7 @@ class Batcher(Generic[T]):
 
         ``send`` settles the item's fate if the caller is cancelled.
         """
-        self._queue.begin()
+        self._queue.begin(time.monotonic())
         try:
             await self._send([item])
         finally:
@@ -61,11 +63,20 @@ class Batcher(Generic[T]):
     def wake(self) -> None:
         """Send a batch soon if the queue has room. It takes the items that are submitted in this turn of the event loop
         too."""
-        if not self._scheduled and self._queue.has_room:
+        if self._scheduled:
+            return
+        if self._queue.has_room(time.monotonic()):
             self._scheduled = True
             task = supervise(self._run(), "sending a batch", self._broken)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif self._late is None and not self._queue.paused and self._queue.active < self._queue.depth:
+            self._late = asyncio.get_running_loop().call_later(self._queue.late, self._wake_late)
+
+    def _wake_late(self) -> None:
+        self._late = None
+        if self._queue.items:
+            self.wake()
 
     async def quiet(self) -> None:
         """Wait until no batch is under way."""
@@ -83,6 +94,8 @@ class Batcher(Generic[T]):
     async def close(self) -> None:
         """Cancel the batches under way and send nothing more. Returns when their tasks have ended."""
         self._queue.paused = True
+        if self._late:
+            self._late.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -90,10 +103,11 @@ class Batcher(Generic[T]):
 
     async def _run(self) -> None:
         self._scheduled = False
-        batch = self._take() if self._queue.items and self._queue.has_room else []
+        now = time.monotonic()
+        batch = self._take() if self._queue.items and self._queue.has_room(now) else []
         if not batch:
             return
-        self._queue.begin()
+        self._queue.begin(now)
         try:
             if self._queue.items:
                 self.wake()
