@@ -126,6 +126,31 @@ class LockInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ReservationInfo:
+    """A reservation as etcd has it: the names and paths that it holds under one token.
+
+    ``owner`` is the agent that reserved it, and ``note`` the last note it gave. ``since`` is when it joined the queue,
+    by the clock of ``host``. ``expires_in`` is in seconds, as etcd told it when it was asked; 0 for one that expires
+    just now. ``lease`` is the id of its own lease in hex. A handle is a capability and is never listed.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    tree: str | None
+    owner: str
+    note: str
+    token: int
+    since: datetime | None
+    expires_in: float
+    ttl: int
+    host: str
+    pid: int
+    lease: str
+    shared: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SemaphoreInfo:
     """A semaphore as etcd has it at one revision. ``limit`` is None if the semaphore is not in etcd."""
 

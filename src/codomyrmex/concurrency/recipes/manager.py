@@ -13,10 +13,11 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, check_name
-from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
+from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.lock import DistributedLock
+from codomyrmex.concurrency.recipes.reservation import Reservation, Reserving
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
@@ -184,6 +185,41 @@ class LockManager:
             options=HoldOptions.checked(max_hold, lock_delay),
         )
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
+
+    def reserve(
+        self,
+        *names: str | Shared | Iterable[str | Shared],
+        ttl: float,
+        timeout: float | None = None,
+        note: str = "",
+        owner: str | None = None,
+        shared: bool = False,
+        paths: Iterable[str] = (),
+        tree: str = "default",
+        metadata: dict[str, Any] | None = None,
+        keepalive: bool = False,
+    ) -> Reserving:
+        """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process: ``reservation = await
+        manager.reserve("x", ttl=900)``, or ``async with manager.reserve("x", ttl=900) as reservation``.
+
+        It waits in order of arrival, as ``acquire`` does, for all of up to 40 ``names`` and the ``paths`` of ``tree``,
+        or none. Then nothing in this process has to live for it: ``renew`` is what keeps it. ``ttl`` is from 10 seconds
+        to 24 hours. ``note`` is shown to everyone, and told to the next holder as ``reservation.left`` if it expires
+        without a release. ``owner`` names the agent; by default ``CODOMYRMEX_AGENT`` does. With ``keepalive``, this
+        process renews it until the session ends. Raises ``LockTimeout``, ``InvalidName`` and the errors of ``acquire``.
+        """
+        raise NotImplementedError
+
+    def reservation(self, handle: str) -> Reservation:
+        """The reservation with this handle, in any process, on any host, at any later time. Asks etcd nothing.
+
+        Raises ``InvalidHandle`` for a text that is no handle, and for one of another namespace or a newer version.
+        """
+        raise NotImplementedError
+
+    async def reservations(self, owner: str | None = None) -> list[ReservationInfo]:
+        """All reservations of the namespace, or those of one ``owner``, by age: with time left, note and owner."""
+        raise NotImplementedError
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost.
