@@ -17,6 +17,7 @@ from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
 from codomyrmex.concurrency.etcd.transports.auth import Token
 from codomyrmex.concurrency.etcd.transports.endpoints import Endpoints
+from codomyrmex.concurrency.etcd.transports.methods import METHODS
 from codomyrmex.concurrency.etcd.transports.protocol import (
     ClusterMember,
     Compare,
@@ -126,6 +127,22 @@ class BaseTransport(ABC):
         response = await self._call_any("grant", pb.LeaseGrantRequest(TTL=ttl))
         return Lease(response.ID, response.TTL)
 
+    async def keep_alive(self, lease_id: int) -> int:
+        """Renew a lease once, and return its TTL in seconds; 0 if the lease is gone."""
+        response: pb.LeaseKeepAliveResponse = await self._call_lease("renew", pb.LeaseKeepAliveRequest(ID=lease_id))
+        return response.TTL
+
+    async def time_to_live(self, lease_id: int) -> int:
+        """The whole seconds that a lease has left, by etcd's count; 0 if the lease is gone, or in its last second."""
+        request = pb.LeaseTimeToLiveRequest(ID=lease_id)
+        response: pb.LeaseTimeToLiveResponse = await self._call_lease("time_to_live", request)
+        # A leader that was elected this moment has not begun to count, and answers with three centuries.
+        return max(0, min(response.TTL, response.grantedTTL))
+
+    async def revoke(self, lease_id: int) -> None:
+        """Revoke a lease, which deletes its keys. Does nothing if the lease is gone."""
+        await self._call_lease("revoke", pb.LeaseRevokeRequest(ID=lease_id))
+
     async def members(self) -> list[str]:
         """The client URLs of all cluster members."""
         response: pb.MemberListResponse = await self._call_any("members", pb.MemberListRequest())
@@ -152,6 +169,15 @@ class BaseTransport(ABC):
         response: pb.AlarmResponse = await self._call_any("alarms", pb.AlarmRequest())
         names = pb.AlarmMember.Type.Name
         return [f"{names(alarm.alarm)} on member {alarm.memberID:x}" for alarm in response.alarms]
+
+    async def _call_lease(self, method: str, request: Any) -> Any:
+        """The answer of a call on one lease; an empty answer, whose TTL is 0, if the lease is gone."""
+        try:
+            return await self._call_any(method, request)
+        except EtcdError as error:
+            if failures.LEASE_NOT_FOUND in str(error):
+                return METHODS[method][1]()
+            raise
 
     async def _call_any(self, method: str, request: Any, limit: float | None = None, repeatable: bool = True) -> Any:
         """Call the current endpoint and, after a failure that allows it, the next ones, within ``limit`` seconds."""

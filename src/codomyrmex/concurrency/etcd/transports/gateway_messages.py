@@ -23,6 +23,7 @@ _PATHS = {
     "grant": "/lease/grant",
     "revoke": "/lease/revoke",
     "renew": "/lease/keepalive",
+    "time_to_live": "/lease/timetolive",
     "members": "/cluster/member/list",
     "alarms": "/maintenance/alarm",
     "status": "/maintenance/status",

@@ -16,6 +16,7 @@ METHODS: dict[str, tuple[str, Any]] = {
     "grant": ("/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse),
     "revoke": ("/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse),
     "renew": ("/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse),
+    "time_to_live": ("/etcdserverpb.Lease/LeaseTimeToLive", pb.LeaseTimeToLiveResponse),
     "members": ("/etcdserverpb.Cluster/MemberList", pb.MemberListResponse),
     "alarms": ("/etcdserverpb.Maintenance/Alarm", pb.AlarmResponse),
     "status": ("/etcdserverpb.Maintenance/Status", pb.StatusResponse),

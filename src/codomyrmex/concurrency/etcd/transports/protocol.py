@@ -242,6 +242,15 @@ class Transport(Protocol):
     async def grant(self, ttl: int) -> Lease:
         """Take a new lease of ``ttl`` seconds."""
 
+    async def keep_alive(self, lease_id: int) -> int:
+        """Renew a lease once, and return its TTL in seconds; 0 if the lease is gone."""
+
+    async def time_to_live(self, lease_id: int) -> int:
+        """The whole seconds that a lease has left, by etcd's count; 0 if the lease is gone, or in its last second."""
+
+    async def revoke(self, lease_id: int) -> None:
+        """Revoke a lease, which deletes its keys. Does nothing if the lease is gone."""
+
     async def watch(self) -> WatchStream:
         """Open a watch stream."""
 
