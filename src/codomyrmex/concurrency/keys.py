@@ -1,10 +1,12 @@
 """The key layout, version 1: names to keys and back. Pure; every key is built and parsed here and nowhere else.
 
-    /<namespace>/v1/lease/<lease>                  one per session: its host and pid; its version fences lost answers
+    /<namespace>/v1/lease/<lease>                  one per session: its host and pid; its version fences lost answers;
+                                                   and one per reservation, on the lease of its own
     /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
     /<namespace>/v1/semaphore/<name>/<entry>       the same
     /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a new limit has a new key
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
+    /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
     /<namespace>/v1/dead/<queue>/entry/<id>        a dead letter
     /<namespace>/v1/dead/<queue>/claim/<id>        leased: a worker runs this dead letter now
@@ -163,6 +165,11 @@ def is_never_granted(entry: bytes) -> bool:
     return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
 
 
+def queue_of(entry: bytes) -> bytes:
+    """The prefix, with its trailing slash, of the queue that an entry's key lies in."""
+    return entry[: entry.rfind(b"/") + 1]
+
+
 def session_of(entry: bytes) -> int | None:
     """The lease id of the session that an entry's key names, whatever lease the key hangs on; None for other keys."""
     named = _SESSION.search(entry)
@@ -199,6 +206,7 @@ class Kind(NamedTuple):
 
 LOCK = Kind("lock", "lock")
 SEMAPHORE = Kind("semaphore", "semaphore")
+PATH = Kind("path lock", "path")  # its queues are trees
 
 
 class Layout:
@@ -216,6 +224,7 @@ class Layout:
         self.pools = self.below("pool")
         self._audits = self.below("audit")
         self._release_markers = self.below("baton")
+        self._left = self.below("left")
 
     def below(self, segment: str) -> bytes:
         """The prefix of the keys below one segment under the root, such as ``lock`` or ``dead``."""
@@ -247,6 +256,10 @@ class Layout:
         """The key of an entry's release marker; for a queue, the prefix of its entries' markers."""
         return self._release_markers + entry.removeprefix(self.root)
 
+    def left(self, entry: bytes) -> bytes:
+        """The key of the note that an entry leaves if it expires; for a queue, the prefix of its entries' notes."""
+        return self._left + entry.removeprefix(self.root)
+
     def audit(self, name: str) -> bytes:
         """The key of the record of a lock's last forced release."""
         return starting_with(self._audits, name)
@@ -258,6 +271,14 @@ class Layout:
         if rest is entry or not slash or not segment or len(segment) > 3 * MAX_NAME_BYTES:
             return None
         return text_in(segment)
+
+    def place_of(self, entry: bytes) -> tuple[Kind, str] | None:
+        """The kind and the name of the queue of locks or paths that an entry's key lies in; None for other keys."""
+        for kind in (LOCK, PATH):
+            name = self.name_of(entry, kind)
+            if name is not None:
+                return kind, name
+        return None
 
     def lease_of(self, key: bytes) -> int | None:
         """The lease id that a session's key names; None for any other key."""

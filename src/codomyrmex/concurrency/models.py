@@ -21,7 +21,7 @@ class OwnerRecord:
     """The value of an entry in etcd. Unknown fields, of later versions, are ignored.
 
     ``since`` is when the entry joined its queue, by its own host's clock. ``waited`` is in seconds, and None until the
-    holder has recorded it.
+    holder has recorded it. ``ttl`` is that of a reservation that holds, in seconds; ``note`` is the owner's last one.
     """
 
     host: str
@@ -30,6 +30,8 @@ class OwnerRecord:
     task: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     waited: float | None = None
+    note: str = ""
+    ttl: int | None = None
 
     def granted_at(self) -> datetime | None:
         """The time of the grant, by the holder's own clock; None if the holder has not recorded it."""
@@ -50,7 +52,7 @@ class Owner:
     clock, or by the clock of this process if it saw the grant. ``waited`` is the seconds between the two. Both are None
     for a waiter, and for a holder that has not recorded them. ``shared`` marks a reader of a lock. ``permits`` is how
     many of a semaphore's permits the entry takes. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the
-    name closed.
+    name closed. ``note`` is its last note. ``ttl`` is that of a reservation that holds, in seconds.
     """
 
     host: str
@@ -66,6 +68,14 @@ class Owner:
     waited: float | None = None
     granted_at: datetime | None = None
     lost: bool = False
+    note: str = ""
+    ttl: int | None = None
+
+    @property
+    def agent(self) -> str:
+        """The name of the agent in its metadata; empty if there is none."""
+        agent = self.metadata.get("agent")
+        return agent if isinstance(agent, str) else ""
 
     @classmethod
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
@@ -88,6 +98,8 @@ class Owner:
             metadata=record.metadata,
             waited=record.waited,
             granted_at=record.granted_at(),
+            note=record.note,
+            ttl=record.ttl,
             **shared,
         )
 
@@ -113,6 +125,35 @@ class ForcedRelease:
 
 
 _FORCED = TypeAdapter(ForcedRelease)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftNote:
+    """The note that a reservation leaves to the next holder if it expires. ``owner`` is the agent's name, or empty."""
+
+    note: str
+    owner: str
+    host: str
+    pid: int
+    token: int
+    paths: tuple[str, ...] = ()
+
+    @property
+    def by(self) -> str:
+        """Its author in words: the agent's name, else the process."""
+        return self.owner or f"pid {self.pid} on {self.host}"
+
+    def encode(self) -> bytes:
+        """Its value in etcd, as JSON."""
+        return json.dumps(to_json(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> LeftNote | None:
+        """The note in a value, or None if the value is foreign."""
+        return decode.record(_LEFT, value)
+
+
+_LEFT = TypeAdapter(LeftNote)
 
 
 @dataclass(frozen=True, slots=True)

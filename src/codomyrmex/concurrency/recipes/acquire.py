@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from codomyrmex.concurrency import clock, decode
 from codomyrmex.concurrency.affinity import current_task, running_loop
@@ -17,7 +17,7 @@ from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import LockTimeout
 from codomyrmex.concurrency.keys import Kind
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
-from codomyrmex.concurrency.recipes.metadata import encode_metadata, with_agent
+from codomyrmex.concurrency.recipes.metadata import encode_metadata, encode_note, with_agent
 from codomyrmex.concurrency.recipes.timeout_reason import timeout_reason
 from codomyrmex.concurrency.session import Session, core_of, ready
 from codomyrmex.concurrency.session_core import SessionCore
@@ -29,6 +29,10 @@ from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.rules import Rule
 
 _NO_OPTIONS = HoldOptions()
+
+T = TypeVar("T")
+Ending = Callable[[Sequence[Entry], float, bool], Awaitable[T | None]]
+"""The last step of an attempt: it joins the queues, and returns what is held; None if it was to try once only."""
 
 
 @lru_cache(maxsize=1024)
@@ -66,6 +70,7 @@ class AcquireRequest:
         names: Sequence[str],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
+        note: str = "",
         options: HoldOptions = _NO_OPTIONS,
         prepare: Callable[[SessionCore], Awaitable[None]] | None = None,
     ) -> None:
@@ -78,7 +83,7 @@ class AcquireRequest:
         self._kind = kind
         self.names = names
         self.on_loss: OnLoss = on_loss
-        self._metadata = encode_metadata(with_agent(metadata))
+        self._metadata = encode_metadata(with_agent(metadata)) + encode_note(note)
         self._used: SessionCore | None = None
         self._queue_refs: list[QueueRef] = []
         self._owner = ""
@@ -89,31 +94,41 @@ class AcquireRequest:
         ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
+        if not self.names:
+            self._check_here()
+            return Hold((), (), self.on_loss, asyncio.current_task())
+        return await self.attempt_to(self._hold, rules, timeout, by)
+
+    async def attempt_to(
+        self, ending: Ending[T], rules: Sequence[Rule], timeout: float | None, by: Requester | None = None
+    ) -> T:
+        """The same, with another last step than to hold the names on the session's lease."""
         check_timeout(timeout)
         self._check_here()
         by = by or Requester.of(current_task(), users_line())
         entries: list[Entry] = []
-        hold = None
+        got = None
         if not timeout:
-            hold = await self._try(rules, by, entries, only_if_free=timeout == 0)
+            got = await self._try(ending, rules, by, entries, only_if_free=timeout == 0)
         else:
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    hold = await self._try(rules, by, entries, only_if_free=False)
+                    got = await self._try(ending, rules, by, entries, only_if_free=False)
             except TimeoutError:
                 if not limit.expired():
                     raise
-        if hold is None:
+        if got is None:
             many = len(self.names) > 1
             named = f"{self._kind.what}{'s' if many else ''} {', '.join(map(repr, self.names))}"
             reason = await timeout_reason(self._used, self._queue_refs, rules, entries)
             raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {reason}")
-        return hold
+        return got
 
     async def attempt_now(self, rules: Sequence[Rule], by: Requester | None = None) -> Hold | None:
         """Try once to acquire all the names; None if one of them is not free."""
         self._check_here()
-        return await self._try(rules, by or Requester.of(current_task(), users_line()), [], only_if_free=True)
+        by = by or Requester.of(current_task(), users_line())
+        return await self._try(self._hold, rules, by, [], only_if_free=True)
 
     async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
@@ -137,11 +152,9 @@ class AcquireRequest:
         running_loop()
 
     async def _try(
-        self, rules: Sequence[Rule], by: Requester, entries: list[Entry], *, only_if_free: bool
-    ) -> Hold | None:
+        self, ending: Ending[T], rules: Sequence[Rule], by: Requester, entries: list[Entry], *, only_if_free: bool
+    ) -> T | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
-        if not self.names:
-            return Hold((), (), self.on_loss, asyncio.current_task())
         session = await self.session()
         queue, admission = self._queue_refs[0].queue, session.member(LocalQueues).admission
         if admission.is_full(queue):
@@ -151,20 +164,14 @@ class AcquireRequest:
         since, started = time.time(), clock.now()
         await admission.enter(queue, self._kind.what)
         try:
-            return await self._join(session, rules, by, entries, since, started, only_if_free)
+            self._make_entries(session, rules, by, entries, since)
+            return await ending(entries, started, only_if_free)
         finally:
             admission.leave(queue)
 
-    async def _join(
-        self,
-        session: SessionCore,
-        rules: Sequence[Rule],
-        by: Requester,
-        entries: list[Entry],
-        since: float,
-        started: float,
-        only_if_free: bool,
-    ) -> Hold | None:
+    def _make_entries(
+        self, session: SessionCore, rules: Sequence[Rule], by: Requester, entries: list[Entry], since: float
+    ) -> None:
         # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
         task = asyncio.current_task()
         name = _quoted(task.get_name()) if task else '""'
@@ -173,8 +180,10 @@ class AcquireRequest:
             entries.append(Entry(session, queue_ref, value, rule, self._options, by))
         if len(entries) > 1:
             Group(entries)
+
+    async def _hold(self, entries: Sequence[Entry], started: float, only_if_free: bool) -> Hold | None:
         grants = await acquire(entries, started, only_if_free=only_if_free)
-        return Hold(entries, grants, self.on_loss, task) if grants else None
+        return Hold(entries, grants, self.on_loss, asyncio.current_task()) if grants else None
 
 
 def check_session(session: object) -> None:

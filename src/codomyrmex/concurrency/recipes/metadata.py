@@ -1,4 +1,4 @@
-"""The metadata of an entry: checked, named after the agent, and encoded as a part of the entry's JSON value."""
+"""The metadata and the note of an entry: checked, and encoded as parts of the entry's JSON value."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from codomyrmex.concurrency import decode
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
+MAX_NOTE = 4 * 1024
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
 
@@ -42,3 +43,21 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
     if not decode.is_plain(json.loads(text)):
         raise ValueError(_DEEP)
     return f',"metadata":{text}'
+
+
+def check_note(note: str) -> str:
+    """Return ``note`` if it can be one; raise ``TypeError`` or ``ValueError`` that says why not."""
+    if not isinstance(note, str):
+        raise TypeError(f"a note must be a str, not {type(note).__name__}")
+    try:
+        size = len(note.encode())
+    except UnicodeEncodeError:
+        raise ValueError("a note must be valid Unicode; this one holds a lone surrogate") from None
+    if size > MAX_NOTE:
+        raise ValueError(f"a note may have {MAX_NOTE} bytes in UTF-8; this one has {size}")
+    return note
+
+
+def encode_note(note: str) -> str:
+    """The part of an entry's JSON value that holds ``note``; empty for none. Raises as ``check_note`` does."""
+    return f',"note":{json.dumps(check_note(note))}' if note != "" else ""

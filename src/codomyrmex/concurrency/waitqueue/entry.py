@@ -48,6 +48,7 @@ class State(IntEnum):
     LINGERING = auto()  # it is lost, but its key stays in etcd until the holder lets go
     LOST = auto()
     OVER = auto()  # it was released, or has stopped waiting
+    DETACHED = auto()  # it holds on a lease of its own, and this session is no longer concerned with it
 
 
 class Event(IntEnum):
@@ -59,6 +60,7 @@ class Event(IntEnum):
     RELEASED = auto()  # its holder let go
     TRUST_ENDED = auto()  # the lease is untrusted, max_hold is over, or another entry of its group is lost
     KEY_LOST = auto()  # its key is deleted or about to be, or the session is lost
+    MOVED = auto()  # it was granted, and its key is on a lease of its own
 
 
 TRANSITIONS: dict[tuple[int, int], State] = {
@@ -66,6 +68,7 @@ TRANSITIONS: dict[tuple[int, int], State] = {
     (State.WAITING, Event.GRANTED): State.HELD,
     (State.WAITING, Event.WITHDRAWN): State.OVER,
     (State.WAITING, Event.KEY_LOST): State.LOST,
+    (State.WAITING, Event.MOVED): State.DETACHED,
     (State.HELD, Event.RELEASED): State.OVER,
     (State.HELD, Event.TRUST_ENDED): State.LINGERING,
     (State.HELD, Event.KEY_LOST): State.LOST,
@@ -256,6 +259,15 @@ class Entry:
             telemetry.tell("granted", self.queue_ref.what, self.queue_ref.name, waited, self.contended)
         if (seconds := self.hold_options.max_hold) is not None:
             self._limit = HoldLimit(self.session, self.key, self.token, self._since + seconds, self._held_too_long)
+
+    def detach(self, waited: float) -> None:
+        """Leave its key, which is on a lease of its own now, to the reservation that it has become. ``waited`` is in
+        seconds. The key slot is not given back: the session cannot know when the key goes."""
+        self._finish(Event.MOVED)
+        del self.local.by_key[self.key]
+        if telemetry.observers:
+            telemetry.tell("granted", self.queue_ref.what, self.queue_ref.name, waited, self.contended)
+        self._tell_successors(gone=False)
 
     def withdraw(self) -> None:
         """Stop waiting, and leave the queue."""
