@@ -70,6 +70,28 @@ async def exceed(session: Session, name: str, argument: str) -> None:
             say(event="granted", token=grant.token)
 
 
+async def report(session: Session, name: str, argument: str) -> None:
+    """Report progress some times, then none; sleep, or block the event loop, for five seconds; then report too late."""
+    told = json.loads(argument)
+    try:
+        async with DistributedLock(name, session, max_idle=told["max_idle"]) as grant:
+            say(event="granted", token=grant.token)
+            for number in range(told["reports"]):
+                await asyncio.sleep(told["every"])
+                await grant.progress(f"step {number}")
+            say(event="silent", token=grant.token)
+            if told["blocks"]:
+                time.sleep(5)
+            await asyncio.sleep(5)
+    except LockLost as error:
+        say(event="lost", reason=str(error), alive=session.alive)
+        try:
+            await grant.progress("late")
+            say(event="late progress counted")
+        except FencedWriteRejected:
+            say(event="late progress refused")
+
+
 async def cycles(session: Session, name: str, argument: str) -> None:
     """Take turns at the lock, with an unguarded counter as the witness of exclusion."""
     key = f"/{core_of(session).layout.namespace}/counter"
@@ -82,13 +104,14 @@ async def cycles(session: Session, name: str, argument: str) -> None:
             say(event="counted", token=grant.token, count=count + 1)
 
 
+ROLES = {"once": once, "hold": hold, "block": block, "exceed": exceed, "report": report, "cycles": cycles}
+
+
 async def main() -> None:
     endpoint, namespace, role, name, argument, *_ = [*sys.argv[1:], "", ""]
     async with Session(endpoints=endpoint, namespace=namespace, session_ttl=3) as session:
         say(event="session", id=session.id)
-        await {"once": once, "hold": hold, "block": block, "exceed": exceed, "cycles": cycles}[role](
-            session, name, argument
-        )
+        await ROLES[role](session, name, argument)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ class OwnerRecord:
     """The value of an entry in etcd. Unknown fields, of later versions, are ignored.
 
     ``since`` is when the entry joined its queue, by its own host's clock. ``waited`` is in seconds, and None until the
-    holder has recorded it. ``ttl`` is that of a reservation that holds, in seconds; ``note`` is the owner's last one.
+    holder has recorded it. ``progress`` is the number of the holder's reports of progress, and ``note`` its last note.
+    ``ttl`` is that of a reservation that holds, in seconds.
     """
 
     host: str
@@ -30,6 +31,7 @@ class OwnerRecord:
     task: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     waited: float | None = None
+    progress: int = 0
     note: str = ""
     ttl: int | None = None
 
@@ -52,7 +54,8 @@ class Owner:
     clock, or by the clock of this process if it saw the grant. ``waited`` is the seconds between the two. Both are None
     for a waiter, and for a holder that has not recorded them. ``shared`` marks a reader of a lock. ``permits`` is how
     many of a semaphore's permits the entry takes. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the
-    name closed. ``note`` is its last note. ``ttl`` is that of a reservation that holds, in seconds.
+    name closed. ``progress`` is the number of its reports of progress, and ``note`` the last note that it gave. ``ttl``
+    is that of a reservation that holds, in seconds, and None for every other entry.
     """
 
     host: str
@@ -68,6 +71,7 @@ class Owner:
     waited: float | None = None
     granted_at: datetime | None = None
     lost: bool = False
+    progress: int = 0
     note: str = ""
     ttl: int | None = None
 
@@ -98,6 +102,7 @@ class Owner:
             metadata=record.metadata,
             waited=record.waited,
             granted_at=record.granted_at(),
+            progress=record.progress,
             note=record.note,
             ttl=record.ttl,
             **shared,

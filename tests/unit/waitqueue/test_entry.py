@@ -18,7 +18,7 @@ from codomyrmex.concurrency.waitqueue import entry
 from codomyrmex.concurrency.waitqueue.entry import TRANSITIONS, Event, State, next_state
 
 Table = Mapping[tuple[State, Event], State]
-ENDS_OF_THE_KEY = {Event.WITHDRAWN, Event.RELEASED, Event.KEY_LOST}
+ENDS_OF_THE_KEY = {Event.WITHDRAWN, Event.RELEASED, Event.KEY_LOST, Event.MOVED}  # as far as its session knows
 
 
 class Facts:
@@ -29,11 +29,14 @@ class Facts:
         self.joined = Event.JOINED in happened
         self.granted = Event.GRANTED in happened
         self.has_key = self.joined and not happened & ENDS_OF_THE_KEY
+        self.moved = Event.MOVED in happened
         self.lost = bool(happened & {Event.TRUST_ENDED, Event.KEY_LOST})
 
     def state(self) -> State:
         if not self.joined:
             return State.NEW
+        if self.moved:
+            return State.DETACHED
         if not self.has_key:
             return State.LOST if self.lost else State.OVER
         if self.lost:
@@ -46,7 +49,7 @@ class Facts:
         if self.has_key:
             possible |= {Event.KEY_LOST, Event.RELEASED if self.granted else Event.WITHDRAWN}
             if not self.lost:
-                possible.add(Event.TRUST_ENDED if self.granted else Event.GRANTED)
+                possible |= {Event.TRUST_ENDED} if self.granted else {Event.GRANTED, Event.MOVED}
         return possible
 
 
@@ -97,6 +100,10 @@ def _with(change: dict[tuple[State, Event], State]) -> Table:
         pytest.param(_with({(State.LOST, Event.GRANTED): State.HELD}), id="a lost entry is granted"),
         pytest.param(_with({(State.OVER, Event.RELEASED): State.OVER}), id="an entry is released twice"),
         pytest.param(_with({(State.NEW, Event.GRANTED): State.HELD}), id="an entry is granted before it joined"),
+        pytest.param(
+            _with({(State.DETACHED, Event.KEY_LOST): State.LOST}), id="a reservation is lost with its session"
+        ),
+        pytest.param(_with({(State.HELD, Event.MOVED): State.DETACHED}), id="a grant of the session becomes another's"),
         pytest.param(
             {step: after for step, after in TRANSITIONS.items() if step != (State.HELD, Event.KEY_LOST)},
             id="a holder does not hear that its key is deleted",

@@ -1,4 +1,4 @@
-"""Limits of ``max_hold``: entries that must be deleted by a time, also when the event loop is blocked.
+"""Limits of holds: entries that must be deleted by a time, also when the event loop is blocked.
 
 The event loop sets the limits and the keepalive's thread enforces them. A deletion compares the entry's create
 revision, so one that arrives late cannot delete a newer entry under the same key.

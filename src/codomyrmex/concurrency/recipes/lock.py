@@ -42,6 +42,8 @@ class DistributedLock(AsyncOnly):
         max_hold: seconds after which a grant is lost, as if its session were: the block is cancelled. The lock goes
             to the next waiter when the block has ended, or a third of ``session_ttl`` later, even if the event loop
             is blocked all the while.
+        max_idle: seconds after which a grant without progress is lost in the same way. They count from the grant, and
+            anew from each ``grant.progress()`` that etcd has answered, from the time at which it was called.
 
     Raises ``InvalidName`` for a name that cannot be used, and ``TypeError`` or ``ValueError`` for other arguments.
 
@@ -57,6 +59,7 @@ class DistributedLock(AsyncOnly):
         metadata: dict[str, Any] | None = None,
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> None:
         self._name = check_name(name)
         self._session = session
@@ -66,7 +69,7 @@ class DistributedLock(AsyncOnly):
             names=(self._name,),
             on_loss=on_loss,
             metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
         )
         self._holds: dict[Grant, Hold] = {}
 

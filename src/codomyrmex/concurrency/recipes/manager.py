@@ -133,6 +133,7 @@ class LockManager:
         on_loss: OnLoss = "cancel",
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> Acquisition:
         """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await
         manager.acquire(name)`` and later ``await manager.release(grant)``.
@@ -148,7 +149,7 @@ class LockManager:
             names=(check_name(name),),
             on_loss=on_loss,
             metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
         )
         return Acquisition(self, request, (shared_rule if shared else exclusive,), timeout)
 
@@ -161,6 +162,7 @@ class LockManager:
         on_loss: OnLoss = "cancel",
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> JointAcquisition:
         """Acquire all of up to 60 ``names`` or none: ``async with manager.acquire_all([a, b]) as grants``.
 
@@ -182,7 +184,7 @@ class LockManager:
             names=tuple(rules),
             on_loss=on_loss,
             metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
         )
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
 

@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 from codomyrmex.concurrency import decode
+from codomyrmex.concurrency.waitqueue.progress import check_note
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
-MAX_NOTE = 4 * 1024
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
 
@@ -43,19 +43,6 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
     if not decode.is_plain(json.loads(text)):
         raise ValueError(_DEEP)
     return f',"metadata":{text}'
-
-
-def check_note(note: str) -> str:
-    """Return ``note`` if it can be one; raise ``TypeError`` or ``ValueError`` that says why not."""
-    if not isinstance(note, str):
-        raise TypeError(f"a note must be a str, not {type(note).__name__}")
-    try:
-        size = len(note.encode())
-    except UnicodeEncodeError:
-        raise ValueError("a note must be valid Unicode; this one holds a lone surrogate") from None
-    if size > MAX_NOTE:
-        raise ValueError(f"a note may have {MAX_NOTE} bytes in UTF-8; this one has {size}")
-    return note
 
 
 def encode_note(note: str) -> str:

@@ -109,7 +109,7 @@ class Semaphore(AsyncOnly):
         max_concurrent: the limit, at least 1.
         session: the session to use; the process's default one when left out.
         on_loss: as ``DistributedLock``'s: ``"cancel"`` cancels a block whose permits are lost.
-        max_hold: seconds after which a permit is lost, as ``DistributedLock``'s.
+        max_hold, max_idle: seconds after which a permit is lost, as ``DistributedLock``'s.
         metadata: shown to others with each permit, as ``DistributedLock``'s.
 
     Raises ``ValueError`` for a limit below 1, ``InvalidName`` for a name that cannot be used.
@@ -123,6 +123,7 @@ class Semaphore(AsyncOnly):
         session: Session | None = None,
         on_loss: OnLoss = "cancel",
         max_hold: float | None = None,
+        max_idle: float | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self._name = check_name(name)
@@ -135,7 +136,7 @@ class Semaphore(AsyncOnly):
             names=(self._name,),
             on_loss=on_loss,
             metadata=metadata,
-            options=HoldOptions.checked(max_hold),
+            options=HoldOptions.checked(max_hold, max_idle=max_idle),
             prepare=self._agree,
         )
         self._blocks: dict[asyncio.Task[object] | None, list[Permit]] = {}

@@ -91,6 +91,7 @@ class Grant(BlockingOnly):
     get = blocking(twin.Grant.get)
     delete = blocking(twin.Grant.delete)
     txn = blocking(twin.Grant.txn)
+    progress = blocking(twin.Grant.progress)
 
     def release(self) -> None:
         """Release the lock; does nothing if it was lost or released before.

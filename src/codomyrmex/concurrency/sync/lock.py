@@ -40,10 +40,11 @@ class DistributedLock(BlockingOnly):
         metadata: dict[str, Any] | None = None,
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> None:
         self._name = check_name(name)
         self._session = unwrapped(session)
-        options = HoldOptions.checked(max_hold, lock_delay)
+        options = HoldOptions.checked(max_hold, lock_delay, max_idle)
         self._request = AcquireRequest(
             session=self._session,
             kind=LOCK,

@@ -34,8 +34,11 @@ class LockManager:
         on_loss: OnLoss = "raise",
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> Grant:
-        acquisition = self._twin.acquire(name, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold)
+        acquisition = self._twin.acquire(
+            name, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
+        )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
 
     @text_of(twin.LockManager.acquire_all)
@@ -48,8 +51,11 @@ class LockManager:
         on_loss: OnLoss = "raise",
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> Grants:
-        acquisition = self._twin.acquire_all(names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold)
+        acquisition = self._twin.acquire_all(
+            names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
+        )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))
 
     @text_of(twin.LockManager.release)

@@ -44,6 +44,7 @@ class Semaphore(BlockingOnly):
         session: Session | None = None,
         on_loss: OnLoss = "raise",
         max_hold: float | None = None,
+        max_idle: float | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         self._twin = twin.Semaphore(
@@ -52,6 +53,7 @@ class Semaphore(BlockingOnly):
             session=unwrapped(session),
             on_loss=at_loss(on_loss),
             max_hold=max_hold,
+            max_idle=max_idle,
             metadata=metadata,
         )
         self._blocks = threading.local()

@@ -10,7 +10,7 @@ The way of one lock, from ``LockManager.acquire`` to etcd and back:
 4. ``turn.py`` judges the reading by a rule of ``rules.py``: granted, or wait for the predecessor.
 5. ``wait.py`` follows the predecessor's deletion and release marker, or is told by it if it is local, until the grant.
 6. ``join.py`` checks that the session is trusted, and returns a ``Grant`` (``grant.py``) for each entry.
-7. From the second tick on ``own_key.py`` watches the key. ``hold_limit.py`` ends a hold after ``max_hold``. The loss of
-   one entry is the loss of its group (``group.py``).
+7. From the second tick on ``own_key.py`` watches the key. ``hold_limit.py`` ends a hold after ``max_hold``, or after
+   ``max_idle`` without progress (``progress.py``). The loss of one entry is the loss of its group (``group.py``).
 8. ``Entry.release`` deletes the key, with a release marker (``handoff.py``) if many wait; so the successor is granted.
 """

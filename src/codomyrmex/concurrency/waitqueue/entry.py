@@ -7,7 +7,7 @@ asked for it does not stop that.
 
 LINGERING is the exception: a lost entry keeps its key until its holder lets go, so that a cancelled block can clean up
 before another entry is granted. The key goes earlier if the lease ends, if an operator deletes it, or a third of the
-TTL after ``max_hold`` is over.
+TTL after ``max_hold`` or ``max_idle`` is over.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from codomyrmex.concurrency.loss import Loss, SessionClosed
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.group import Group
 from codomyrmex.concurrency.waitqueue.handoff import marker_value
-from codomyrmex.concurrency.waitqueue.hold_limit import HoldLimit
+from codomyrmex.concurrency.waitqueue.hold_limit import HoldLimit, HoldTimes
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.own_key import KeyDeleted, OwnKey, explain_deletion
+from codomyrmex.concurrency.waitqueue.progress import Progress
 from codomyrmex.concurrency.waitqueue.record_wait import LASTING, record_wait
 from codomyrmex.concurrency.waitqueue.rules import Rule, View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
@@ -58,7 +59,9 @@ class Event(IntEnum):
     GRANTED = auto()  # the rule grants it, and the lease is trusted
     WITHDRAWN = auto()  # its waiter gave up: a timeout, a cancel
     RELEASED = auto()  # its holder let go
-    TRUST_ENDED = auto()  # the lease is untrusted, max_hold is over, or another entry of its group is lost
+    TRUST_ENDED = (
+        auto()
+    )  # the lease is untrusted, the hold is over by its options, or another entry of its group is lost
     KEY_LOST = auto()  # its key is deleted or about to be, or the session is lost
     MOVED = auto()  # it was granted, and its key is on a lease of its own
 
@@ -158,6 +161,7 @@ class Entry:
         "local",
         "on_lost",
         "on_release",
+        "progress",
         "queue_ref",
         "rule",
         "session",
@@ -196,6 +200,7 @@ class Entry:
         self._since = 0.0  # when it joined; once it is granted, when it was granted
         self._waited = 0.0
         self._limit: HoldLimit | None = None
+        self.progress: Progress | None = None  # once it has reported any
         self._loss: Loss | None = None
         self._own_key: OwnKey | None = None
         self._successors: set[LocalSuccessor] | None = None
@@ -257,8 +262,25 @@ class Entry:
         self.local.by_holder[self.queue_ref.queue, self.by.who] = self
         if telemetry.observers:
             telemetry.tell("granted", self.queue_ref.what, self.queue_ref.name, waited, self.contended)
-        if (seconds := self.hold_options.max_hold) is not None:
-            self._limit = HoldLimit(self.session, self.key, self.token, self._since + seconds, self._held_too_long)
+        if self.hold_options.has_end:
+            times = HoldTimes(self.hold_options, self._since, self._since)
+            self._limit = HoldLimit(self.session, self.key, self.token, times, self._hold_over)
+
+    def held_together(self) -> list[Entry]:
+        """The entries of its group that hold; itself if it has no group and holds."""
+        entries = self.group.entries if self.group else (self,)
+        return [entry for entry in entries if isinstance(entry, Entry) and entry.state is State.HELD]
+
+    def report_progress(self, note: str) -> Put:
+        """The put that reports progress. ``progressed`` counts it once it is answered."""
+        self.progress = self.progress or Progress()
+        self.progress.report(note)
+        return Put(self.key, self.progress.record(self.value, self._waited), self.lease)
+
+    def progressed(self, sent_at: float) -> None:
+        """Count a report of progress that was sent at ``sent_at`` and is answered now."""
+        if self._limit and self.state is State.HELD:
+            self._limit.progressed(sent_at)
 
     def detach(self, waited: float) -> None:
         """Leave its key, which is on a lease of its own now, to the reservation that it has become. ``waited`` is in
@@ -418,20 +440,25 @@ class Entry:
         elif self.state is State.HELD:
             self._lose(Event.TRUST_ENDED, reason)
 
-    def _held_too_long(self) -> None:
+    def _hold_over(self, option: str) -> None:
         if self.state is State.HELD:
-            held = f"{self.queue_ref.what} {self.queue_ref.name!r} (token {self.token})"
-            text = f"the {held} was held for longer than its max_hold of {self.hold_options.max_hold:g} s"
+            text = f"the {self.queue_ref.what} {self.queue_ref.name!r} (token {self.token}) {self._over(option)}"
             self._lose(Event.TRUST_ENDED, LockLost(text))
+
+    def _over(self, option: str) -> str:
+        if option == "max_hold":
+            return f"was held for longer than its max_hold of {self.hold_options.max_hold:g} s"
+        return (
+            f"was held without progress for longer than its max_idle of {self.hold_options.max_idle:g} s; "
+            "call grant.progress() more often, or give a longer max_idle"
+        )
 
     def notice_loss(self) -> None:
         """Lose a hold that can no longer be trusted and was not told yet: the event loop was blocked, or the process
         stopped."""
         if self.state is not State.HELD or self.remaining() > 0:
             return
-        if self._limit and clock.now() >= self._limit.until:
-            self._held_too_long()
-        else:
+        if not (self._limit and self._limit.notice()):
             self.session.notice_distrust()
 
     def _lose(self, event: Event, reason: ConcurrencyError) -> None:

@@ -66,6 +66,7 @@ def describe(owner: Owner, what: str = "lock") -> str:
         text = ", ".join(told)
     if owner.since:
         text += f", who joined the queue at {owner.since:%Y-%m-%d %H:%M:%S %Z} by its own clock"
+    text += f" (note: {owner.note[:80]!r})" if owner.note else ""
     return f"{text} ({owner.permits} permits)" if owner.permits > 1 else text
 
 

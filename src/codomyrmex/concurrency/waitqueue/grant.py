@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from codomyrmex.concurrency import telemetry
+from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import FencedWriteRejected, SessionLost
+from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import (
     Compare,
     Delete,
@@ -16,11 +17,13 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     GetResult,
     Op,
     Put,
+    Target,
     TxnResult,
 )
 from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.waitqueue.entry import Entry, State
 from codomyrmex.concurrency.waitqueue.fenced import check_keys, in_bytes, run_fenced
+from codomyrmex.concurrency.waitqueue.progress import check_note
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -84,6 +87,18 @@ class Grant:
             raise ValueError("a transaction needs at least one Put, Get or Delete")
         return await _fenced(self._entry, ops, compare)
 
+    async def progress(self, note: str = "") -> None:
+        """Report progress, so that ``max_idle`` counts anew from this call, for all grants that were acquired together.
+
+        ``note`` is text for people, shown with the holder, of at most 4 KiB in UTF-8. Without one the last note stays.
+        Returns when etcd has confirmed it. Raises ``FencedWriteRejected``, as a fenced write does, when the grant no
+        longer holds; an ``EtcdError`` if etcd does not confirm it in time, and then it does not count; ``TypeError`` or
+        ``ValueError`` for another note.
+        """
+        check_note(note)
+        self._entry.check_here()
+        await _report(self._entry, note)
+
     def __repr__(self) -> str:
         return f"<Grant of {self.name!r} with token {self.token}, {self._entry.describe()}>"
 
@@ -105,6 +120,45 @@ async def _fenced(entry: Entry, ops: Sequence[Op], compares: Sequence[Compare] =
         entry.key_deleted()
         raise _rejected(entry)
     return result
+
+
+async def _report(entry: Entry, note: str) -> None:
+    """Report progress for ``entry`` and for the entries that are held together with it."""
+    sent_at = clock.now()
+    while True:
+        if entry.state is not State.HELD:
+            raise _rejected(entry) from entry.lost.reason
+        together = entry.held_together()
+        if await _reported(together, note):
+            break
+    for one in together:
+        one.progressed(sent_at)
+    if entry.is_lost:  # it was lost meanwhile, or the answer came too late
+        raise _rejected(entry) from entry.lost.reason
+
+
+async def _reported(entries: Sequence[Entry], note: str) -> bool:
+    """Report the progress of entries in one transaction; False if one of them is gone."""
+    puts = [one.report_progress(note) for one in entries]
+    request = Request(
+        [one.key for one in entries],
+        puts,
+        compares=[Compare(one.key, Target.CREATE_REVISION, one.token) for one in entries],
+        otherwise=[Get(one.key) for one in entries],
+        again=(),
+        alone=True,
+        size=sum(len(put.value) for put in puts),
+    )
+    try:
+        reply = await entries[0].session.committer.commit(request)
+    except SessionLost as error:
+        raise _rejected(entries[0]) from error
+    if not reply.succeeded:
+        for one, own in zip(entries, reply.results, strict=True):
+            assert isinstance(own, GetResult)
+            if not any(kv.create_revision == one.token for kv in own.kvs):
+                one.key_deleted()  # unless it was released meanwhile
+    return reply.succeeded
 
 
 def _rejected(entry: Entry) -> FencedWriteRejected:

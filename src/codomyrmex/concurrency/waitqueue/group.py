@@ -27,10 +27,10 @@ class GroupEntry(Protocol):
 class Group:
     """The entries of one acquisition of several names. ``first_lost`` is the entry whose loss took the others along."""
 
-    __slots__ = ("_entries", "first_lost")
+    __slots__ = ("entries", "first_lost")
 
     def __init__(self, entries: Sequence[GroupEntry]) -> None:
-        self._entries = entries
+        self.entries = entries
         self.first_lost: GroupEntry | None = None
         for entry in entries:
             entry.group = self
@@ -40,13 +40,13 @@ class Group:
         if self.first_lost is not None:
             return
         self.first_lost = first
-        for entry in self._entries:
+        for entry in self.entries:
             if entry is not first:
                 entry.lose_with_group(reason)
 
     async def release(self) -> None:
         """Release every entry. All removals begin before anything is awaited, so a cancel cannot come between; they
         travel in one transaction."""
-        leaving = [(entry, removal) for entry in self._entries if (removal := entry.begin_release())]
+        leaving = [(entry, removal) for entry in self.entries if (removal := entry.begin_release())]
         for entry, removal in leaving:
             await entry.confirmed(removal)

@@ -3,7 +3,7 @@
 No other process can know it: etcd tells when an entry joined, and only watchers learn when its predecessor left. The
 record costs one write, and is written only for holds that last half a second. It is for people to read. So it goes
 beside group commit, one at a time in a session, and a refusal is final. A late write does no harm, for it compares the
-entry's create revision.
+entry's create revision, and its value: a report of progress has recorded the wait too, and stays.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def with_wait(value: bytes, waited: float) -> bytes:
 async def record_wait(holder: Holder, waited: float) -> None:
     """Write the record; tries again while ``holder`` holds and etcd may yet take it. ``waited`` is in seconds."""
     same = Compare(holder.key, Target.CREATE_REVISION, holder.token)
+    unchanged = Compare(holder.key, Target.VALUE, holder.value)
     put = Put(holder.key, with_wait(holder.value, waited), holder.lease)
     pause = _PAUSE
     while True:
@@ -46,7 +47,7 @@ async def record_wait(holder: Holder, waited: float) -> None:
             if not holder.holds():
                 return
             try:
-                await holder.local.session.transport.txn((same,), (put,))
+                await holder.local.session.transport.txn((same, unchanged), (put,))
                 return
             except EtcdError as error:
                 if not error.retryable:
