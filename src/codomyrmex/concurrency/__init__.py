@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.recipes.manager import LockManager as LockManager
     from codomyrmex.concurrency.recipes.manager import Shared as Shared
     from codomyrmex.concurrency.recipes.reservation import Reservation as Reservation
-    from codomyrmex.concurrency.recipes.reservation import Reserving as Reserving
+    from codomyrmex.concurrency.recipes.reserving import Reserving as Reserving
     from codomyrmex.concurrency.recipes.semaphore import Holding as Holding
     from codomyrmex.concurrency.recipes.semaphore import Permit as Permit
     from codomyrmex.concurrency.recipes.semaphore import Semaphore as Semaphore
@@ -152,7 +152,8 @@ _HOME = {
         "Owner",
         "ReservationInfo",
     ),
-    "recipes.reservation": ("Reservation", "Reserving"),
+    "recipes.reservation": ("Reservation",),
+    "recipes.reserving": ("Reserving",),
     "waitqueue.grant": ("Grant",),
     "loss": ("Loss",),
     "session": ("Session",),

@@ -131,6 +131,7 @@ def past_segment(prefix: bytes, segment: bytes) -> bytes:
 _LIMIT = b"limit-"
 _LIMIT_KEY = re.compile(rb"/[^/]+/v1/semaphore/[^/]+/limit-([0-9]+)")
 _IN_SEMAPHORE = re.compile(rb"/[^/]+/v1/semaphore/")
+_IN_TREE = re.compile(rb"/[^/]+/v1/path/")
 _SESSION = re.compile(rb"/([0-9a-f]{16})-[^/]*$")
 _LEASE = re.compile(rb"[0-9a-f]{16}")
 READER_SUFFIX = b".r"  # the end of a reader's entry key
@@ -163,6 +164,11 @@ def is_never_granted(entry: bytes) -> bool:
     Every client follows this rule, so such an entry never holds and takes no place in the queue.
     """
     return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
+
+
+def is_in_tree(entry: bytes) -> bool:
+    """True if an entry's key is that of a holder or waiter of paths."""
+    return _IN_TREE.match(entry) is not None
 
 
 def queue_of(entry: bytes) -> bytes:
@@ -207,6 +213,17 @@ class Kind(NamedTuple):
 LOCK = Kind("lock", "lock")
 SEMAPHORE = Kind("semaphore", "semaphore")
 PATH = Kind("path lock", "path")  # its queues are trees
+
+
+_PLACE = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]+")
+_LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH)}
+
+
+def place_of(entry: bytes) -> tuple[Kind, str] | None:
+    """The kind and the name of the queue of locks or paths that an entry's key lies in; None for other keys."""
+    found = _PLACE.fullmatch(entry)
+    name = text_in(found[2]) if found else None
+    return (_LISTED[found[1]], name) if found and name is not None else None
 
 
 class Layout:
@@ -271,14 +288,6 @@ class Layout:
         if rest is entry or not slash or not segment or len(segment) > 3 * MAX_NAME_BYTES:
             return None
         return text_in(segment)
-
-    def place_of(self, entry: bytes) -> tuple[Kind, str] | None:
-        """The kind and the name of the queue of locks or paths that an entry's key lies in; None for other keys."""
-        for kind in (LOCK, PATH):
-            name = self.name_of(entry, kind)
-            if name is not None:
-                return kind, name
-        return None
 
     def lease_of(self, key: bytes) -> int | None:
         """The lease id that a session's key names; None for any other key."""

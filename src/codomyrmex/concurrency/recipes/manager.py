@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -15,10 +15,14 @@ from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
+from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.lock import DistributedLock
-from codomyrmex.concurrency.recipes.reservation import Reservation, Reserving
-from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.recipes.metadata import check_owner
+from codomyrmex.concurrency.recipes.reservation import Reservation, check_ttl
+from codomyrmex.concurrency.recipes.reservation_list import reservations
+from codomyrmex.concurrency.recipes.reserving import Reserving
+from codomyrmex.concurrency.session import Session, default_session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
@@ -27,6 +31,7 @@ from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
 from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
 from codomyrmex.concurrency.waitqueue.rules import shared as shared_rule
 
+MAX_RESERVED = 40  # each name takes three of them: its entry, its note, and the reading of notes
 MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
 
 
@@ -210,18 +215,33 @@ class LockManager:
         without a release. ``owner`` names the agent; by default ``CODOMYRMEX_AGENT`` does. With ``keepalive``, this
         process renews it until the session ends. Raises ``LockTimeout``, ``InvalidName`` and the errors of ``acquire``.
         """
-        raise NotImplementedError
+        check_timeout(timeout)
+        rules = _rules(_each(names), shared)
+        if not rules:
+            raise ValueError("reserve needs a name at least")
+        if len(rules) > MAX_RESERVED:
+            raise ValueError(f"at most {MAX_RESERVED} names fit one reservation; {len(rules)} were given")
+        seconds = check_ttl(ttl)
+        request = AcquireRequest(
+            session=self._session,
+            kind=LOCK,
+            names=tuple(rules),
+            metadata=metadata if owner is None else {**(metadata or {}), "agent": check_owner(owner)},
+            note=note,
+        )
+        return Reserving(self._session, request, tuple(rules.values()), seconds, timeout, keepalive=keepalive)
 
     def reservation(self, handle: str) -> Reservation:
         """The reservation with this handle, in any process, on any host, at any later time. Asks etcd nothing.
 
         Raises ``InvalidHandle`` for a text that is no handle, and for one of another namespace or a newer version.
         """
-        raise NotImplementedError
+        session = self._session or default_session()
+        return Reservation(self._session, Handle.decode(handle, session.settings.namespace))
 
     async def reservations(self, owner: str | None = None) -> list[ReservationInfo]:
         """All reservations of the namespace, or those of one ``owner``, by age: with time left, note and owner."""
-        raise NotImplementedError
+        return await reservations(await ready(self._session), owner)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost.
@@ -302,3 +322,12 @@ def _rules(names: Iterable[str | Shared], shared: bool) -> dict[str, Rule]:
         reads = (shared or isinstance(given, Shared)) and rules.get(name) is not exclusive
         rules[name] = shared_rule if reads else exclusive
     return rules
+
+
+def _each(names: Iterable[str | Shared | Iterable[str | Shared]]) -> Iterator[str | Shared]:
+    """The names, of which several may be given in one list."""
+    for one in names:
+        if isinstance(one, str | Shared) or not isinstance(one, Iterable):
+            yield one  # ``check_name`` refuses what is no name
+        else:
+            yield from one

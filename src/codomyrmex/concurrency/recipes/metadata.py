@@ -11,6 +11,7 @@ from codomyrmex.concurrency.waitqueue.progress import check_note
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
+MAX_OWNER = 512
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
 
@@ -20,6 +21,15 @@ def with_agent(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
     if not agent or not isinstance(metadata, dict | None):
         return metadata
     return {"agent": decode.storable(agent), **(metadata or {})}
+
+
+def check_owner(owner: str) -> str:
+    """Return ``owner`` if it can name an agent; raise ``TypeError`` or ``ValueError`` that says why not."""
+    if not isinstance(owner, str):
+        raise TypeError(f"owner must be a str, not {type(owner).__name__}")
+    if not owner or not decode.is_plain(owner) or len(owner.encode()) > MAX_OWNER:
+        raise ValueError(f"owner must be a text of 1 to {MAX_OWNER} bytes in UTF-8 without lone surrogates")
+    return owner
 
 
 def encode_metadata(metadata: dict[str, Any] | None) -> str:
