@@ -5,6 +5,7 @@
     /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
     /<namespace>/v1/semaphore/<name>/<entry>       the same
     /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a new limit has a new key
+    /<namespace>/v1/path/<tree>/<entry>            one per holder or waiter of paths, which its value tells
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
     /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
@@ -20,7 +21,7 @@ alone tells what its entry asks for.
 
 A name is percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and the encoding of a
 prefix is a prefix of the encoding. Names are in NFC, so a composed and a decomposed "é" are one name. ``lease/`` sorts
-just before ``lock/``: one watch covers both, and tells a holder that expired from one that released.
+before ``lock/`` and ``path/``: one watch covers them, and tells a holder that expired from one that released.
 """
 
 from __future__ import annotations
@@ -58,16 +59,24 @@ def check_name(name: str) -> str:
         raise InvalidName(f"a name must be a str, not {type(name).__name__}")
     if not name:
         raise InvalidName("a name must not be empty")
-    name = nfc(name)
+    return check_text(name, "a name", MAX_NAME_BYTES)
+
+
+def check_text(text: str, what: str, most: int) -> str:
+    """Return ``text`` in NFC if it is valid Unicode of ``most`` bytes without control characters.
+
+    Else raise ``InvalidName``, in which the text is called ``what``.
+    """
+    text = nfc(text)
     try:
-        size = len(name.encode())
+        size = len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidName("a name must be valid Unicode; this one holds a lone surrogate") from None
-    if size > MAX_NAME_BYTES:
-        raise InvalidName(f"a name may have {MAX_NAME_BYTES} bytes in UTF-8; this one has {size}")
-    if not name.isprintable() and any(unicodedata.category(char) == "Cc" for char in name):
-        raise InvalidName(f"a name must not hold control characters: {name[:80]!r}")
-    return name
+        raise InvalidName(f"{what} must be valid Unicode; this one holds a lone surrogate") from None
+    if size > most:
+        raise InvalidName(f"{what} may have {most} bytes in UTF-8; this one has {size}")
+    if not text.isprintable() and any(unicodedata.category(char) == "Cc" for char in text):
+        raise InvalidName(f"{what} must not hold control characters: {text[:80]!r}")
+    return text
 
 
 def escape(text: str) -> str:

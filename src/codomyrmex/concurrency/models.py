@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode
-from codomyrmex.concurrency.keys import is_reader, permits_of, session_of
+from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of, session_of
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
+QueueKind = Literal["lock", "path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class OwnerRecord:
 
     ``since`` is when the entry joined its queue, by its own host's clock. ``waited`` is in seconds, and None until the
     holder has recorded it. ``progress`` is the number of the holder's reports of progress, and ``note`` its last note.
-    ``ttl`` is that of a reservation that holds, in seconds.
+    ``ttl`` is that of a reservation that holds, in seconds. ``paths`` are those of a path lock.
     """
 
     host: str
@@ -34,6 +35,7 @@ class OwnerRecord:
     progress: int = 0
     note: str = ""
     ttl: int | None = None
+    paths: tuple[str, ...] = ()
 
     def granted_at(self) -> datetime | None:
         """The time of the grant, by the holder's own clock; None if the holder has not recorded it."""
@@ -53,9 +55,10 @@ class Owner:
     ``since`` is when the entry joined, by its own host's clock. ``granted_at`` is when it was granted, by the same
     clock, or by the clock of this process if it saw the grant. ``waited`` is the seconds between the two. Both are None
     for a waiter, and for a holder that has not recorded them. ``shared`` marks a reader of a lock. ``permits`` is how
-    many of a semaphore's permits the entry takes. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the
-    name closed. ``progress`` is the number of its reports of progress, and ``note`` the last note that it gave. ``ttl``
-    is that of a reservation that holds, in seconds, and None for every other entry.
+    many of a semaphore's permits the entry takes. ``paths`` are those of a path lock; a client that names none has the
+    whole tree. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the name closed. ``progress`` is the
+    number of its reports of progress, and ``note`` the last note that it gave. ``ttl`` is that of a reservation that
+    holds, in seconds, and None for every other entry.
     """
 
     host: str
@@ -74,6 +77,7 @@ class Owner:
     progress: int = 0
     note: str = ""
     ttl: int | None = None
+    paths: tuple[str, ...] = ()
 
     @property
     def agent(self) -> str:
@@ -92,6 +96,8 @@ class Owner:
             "permits": permits_of(key),
         }
         record = decode.record(_OWNER, value)
+        if is_in_tree(key):
+            shared["paths"] = (record.paths if record else ()) or ("",)
         if record is None:
             return cls(host="", pid=0, task="", since=None, **shared)
         return cls(
@@ -163,12 +169,16 @@ _LEFT = TypeAdapter(LeftNote)
 
 @dataclass(frozen=True, slots=True)
 class LockInfo:
-    """A lock as etcd has it at one revision: holders and waiters in queue order."""
+    """A lock as etcd has it at one revision: holders and waiters in queue order.
+
+    With the ``kind`` ``"path"`` it is a tree: ``name`` is the tree's, and each owner has ``paths``.
+    """
 
     name: str
     holders: tuple[Owner, ...]
     waiters: tuple[Owner, ...]
     last_forced_release: ForcedRelease | None = None
+    kind: QueueKind = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +223,17 @@ class SemaphoreInfo:
 
 @dataclass(frozen=True, slots=True)
 class LockEvent:
-    """One step of an entry of a lock. ``at`` is when this process learned of it."""
+    """One step of an entry of a lock. ``at`` is when this process learned of it.
+
+    With the ``queue_kind`` ``"path"`` it is one of a path lock, and ``name`` is its tree.
+    """
 
     kind: EventKind
     name: str
     owner: Owner
     revision: int
     at: datetime
+    queue_kind: QueueKind = "lock"
 
 
 class Routed(NamedTuple):
