@@ -10,7 +10,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import KV
 from codomyrmex.concurrency.keys import LOCK, PATH
 from codomyrmex.concurrency.models import Owner, ReservationInfo
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.inspect import read_queues
+from codomyrmex.concurrency.waitqueue.inspect import is_reservation, read_queues
 
 _AT_ONCE = 32  # calls
 
@@ -32,12 +32,6 @@ async def reservations(session: SessionCore, owner: str | None = None) -> list[R
 
     infos = await asyncio.gather(*(told(lease, entries) for lease, entries in wanted.items()))
     return sorted(infos, key=lambda info: (info.token, info.names))
-
-
-def is_reservation(kv: KV) -> bool:
-    """True for the entry of a reservation that holds."""
-    session = keys.session_of(kv.key)
-    return session is not None and session != kv.lease and _owner(kv).ttl is not None
 
 
 def _owner(kv: KV) -> Owner:

@@ -72,9 +72,10 @@ class Reserving(AsyncOnly):
     def _reserve(self, who: object = None) -> Coroutine[Any, Any, Reservation]:
         """``who`` is the requester if it is not the current task."""
         self._begun = True
-        return self._reserved(Requester.of(who or current_task(), self._line))
+        return self._reserved(who)
 
-    async def _reserved(self, by: Requester) -> Reservation:
+    async def _reserved(self, who: object) -> Reservation:
+        by = Requester.of(who or current_task(), self._line)
         detached = await self._request.attempt_to(self._detach, self._rules, self._timeout, by)
         core = await self._request.session()
         lease = detached.lease

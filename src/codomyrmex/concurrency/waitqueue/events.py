@@ -150,7 +150,7 @@ class EventTracker:
         entry = Predecessor(kv.key, kv.create_revision, kv.value)
         tracked = known or _Tracked(entry, owner, moment.at if moment.seen else None)
         session = session_of(kv.key)
-        if session and session != kv.lease:
+        if session and session != kv.lease and owner.ttl is None:  # a reservation has nothing to do with the session
             tracked.survives = session
         if known:
             self._put_again(known, owner)
@@ -163,8 +163,10 @@ class EventTracker:
         """A holder puts its entry again to tell how long it had waited, and to change its lease."""
         if owner.token != known.owner.token:
             raise ValueError(f"{owner.key} has another life, at {owner.token}, but was not deleted")
-        if known.owner.granted_at is None:
-            known.owner = owner
+        timed = known.owner
+        if timed.granted_at is not None:
+            owner = replace(owner, granted_at=timed.granted_at, waited=timed.waited)
+        known.owner = owner
 
     def _left(self, queue: _Queue, key: bytes, kind: EventKind, moment: _Moment) -> list[LockEvent]:
         entries = self._queues.get(queue, {})

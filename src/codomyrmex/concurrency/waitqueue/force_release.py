@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import getpass
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from codomyrmex.concurrency import decode
-from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Put, Target
 from codomyrmex.concurrency.keys import LOCK
 from codomyrmex.concurrency.models import ForcedRelease, Owner
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.inspect import by_age, owners_of, read_one
+from codomyrmex.concurrency.waitqueue.inspect import by_age, is_reservation, owners_of, read_one
 from codomyrmex.concurrency.waitqueue.rules import holding
 
 
@@ -40,6 +41,9 @@ async def force_release(session: SessionCore, name: str, reason: str, token: int
         reply = await _delete_entry(session, held.key, holder.token, ())
     if not reply.succeeded:
         raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
+    if is_reservation(held):
+        with suppress(ConcurrencyError):  # then the rest of the reservation ends when it is used, or by itself
+            await session.transport.revoke(held.lease)
     return holder
 
 

@@ -133,9 +133,18 @@ def owners_of(queue: list[KV]) -> tuple[Owner, ...]:
     return tuple(Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue)
 
 
+def is_reservation(kv: KV) -> bool:
+    """True for the entry of a reservation that holds: it is on a lease of its own, whatever becomes of the session."""
+    session = session_of(kv.key)
+    moved = session is not None and session != kv.lease
+    return moved and Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease).ttl is not None
+
+
 async def _dead(session: SessionCore, entries: list[KV]) -> frozenset[int]:
     """The sessions that have ended although entries of theirs are left, for the time of their ``lock_delay``."""
-    delayed = {owner for kv in entries if (owner := session_of(kv.key)) and owner != kv.lease}
+    delayed = {
+        owner for kv in entries if (owner := session_of(kv.key)) and owner != kv.lease and not is_reservation(kv)
+    }
     found = [(one, await session.transport.get(Get(session.layout.lease(one)))) for one in delayed]
     return frozenset(one for one, answer in found if not answer.kvs)
 
@@ -145,7 +154,9 @@ def _infos(layout: Layout, entries: list[KV], dead: frozenset[int]) -> list[Lock
     infos = []
     for name, queue in queues_of(layout, entries).items():
         held = holding([kv.key for kv in queue])
-        owners = tuple(replace(one, lost=True) if one.session in lost else one for one in owners_of(queue))
+        owners = tuple(
+            replace(one, lost=True) if one.session in lost and one.ttl is None else one for one in owners_of(queue)
+        )
         infos.append(LockInfo(name, owners[:held], owners[held:]))
     return infos
 
