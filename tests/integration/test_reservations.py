@@ -347,7 +347,7 @@ async def test_the_wire_carries_two_round_trips_to_reserve_one_to_renew_and_one_
     assert sent(calls) == {"txn": 2, "grant": 1}  # the lease is granted beside the join
     with counting(session) as calls:
         await mine.renew()
-    assert sent(calls) == {"txn": 1, "keep_alive": 1}  # beside each other
+    assert sent(calls) == {"txn": 1, "renew": 1}  # beside each other
     with counting(session) as calls:
         await mine.put("/app/x", "")
     assert sent(calls) == {"txn": 1}
