@@ -12,7 +12,7 @@ from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
-from codomyrmex.concurrency.keys import LOCK, check_name
+from codomyrmex.concurrency.keys import LOCK, PATH, check_name
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
@@ -23,8 +23,9 @@ from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
-from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Rule, exclusive
 from codomyrmex.concurrency.waitqueue.rules import shared as shared_rule
+from codomyrmex.concurrency.waitqueue.scopes import Scopes
 
 MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
 
@@ -76,7 +77,7 @@ class _Acquisition(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            named = ", ".join(map(repr, self._request.names))
+            named = ", ".join(repr(name) for _, name in self._request.queues)
             warn(self._line, f"the acquisition of {named} was never awaited: nothing was acquired", RuntimeWarning)
 
 
@@ -119,7 +120,7 @@ class LockManager:
         check_session(session)
         self._session = session
         self._locks: dict[str, DistributedLock] = {}
-        self._names: set[str] = set()
+        self._names: set[tuple[str, str]] = set()
         self._held: set[Entry] = set()  # a reference to the grant would hide that its owner dropped it
         self._acquisitions = self._releases = self._contended = 0
 
@@ -143,8 +144,7 @@ class LockManager:
         check_timeout(timeout)
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=(check_name(name),),
+            queues=((LOCK, check_name(name)),),
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay),
@@ -177,13 +177,47 @@ class LockManager:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=tuple(rules),
+            queues=[(LOCK, name) for name in rules],
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay),
         )
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
+
+    def acquire_paths(
+        self,
+        paths: Iterable[str],
+        tree: str = "default",
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "cancel",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Acquisition:
+        """Acquire up to 200 paths of a tree or none: ``async with manager.acquire_paths(["src/parser/", "README.md"],
+        tree="main") as grant``.
+
+        A path with a trailing slash is a directory and everything below it; ``""`` is the whole tree. Two requests
+        overlap if a path of one equals, contains or lies in a path of the other. Requests that do not overlap never
+        wait for each other. Those that do are granted in order of arrival, a waiting directory before the files that
+        come after it. ``shared`` acquires as a reader: readers of one path hold together. All paths have one token.
+
+        Paths are relative to the tree's root, in Unicode NFC, with ``/`` between their parts. A glob
+        (``src/**/*.py``) is taken as the directory of its literal beginning (``src/``). ``grant.paths`` tells the paths
+        that are held. Trees and locks of one name are apart. Raises ``InvalidName`` for ``..``, an absolute path and
+        control characters, ``ValueError`` for no path and for too many. The other arguments and the errors are those of
+        ``acquire``.
+        """
+        check_timeout(timeout)
+        request = AcquireRequest(
+            session=self._session,
+            queues=((PATH, check_name(tree)),),
+            on_loss=on_loss,
+            metadata=metadata,
+            options=HoldOptions.checked(max_hold, lock_delay),
+        )
+        return Acquisition(self, request, (Overlap(Scopes.of(paths, shared)),), timeout)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost.
@@ -244,7 +278,7 @@ class LockManager:
     def _got(self, hold: Hold) -> None:
         for entry, grant in zip(hold.entries, hold.grants, strict=True):
             self._contended += entry.contended
-            self._names.add(grant.name)
+            self._names.add((entry.queue_ref.what, grant.name))
             self._acquisitions += 1
             self._held.add(entry)
             entry.on_release = self._forget

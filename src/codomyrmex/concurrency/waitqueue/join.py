@@ -42,7 +42,7 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
                 continue
             if not only_if_free:
                 entry.contended = True
-                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.by)
+                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.rule, entry.by)
                 await wait_until_granted(entry, action)
             elif not await _granted_now(entry, patience):  # another client was quicker
                 _withdraw(entries)
