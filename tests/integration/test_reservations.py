@@ -105,8 +105,10 @@ async def test_a_lost_session_leaves_it_alone(session: Session, other: Session) 
 
 async def test_waiters_of_every_session_wait_for_it(session: Session, other: Session) -> None:
     mine = await LockManager(session).reserve("x", ttl=60)
-    tasks = [asyncio.create_task(DistributedLock("x", one).acquire()) for one in (session, other, session)]
-    await queue_of(session, "x", 4)
+    tasks = []
+    for one in (session, other, session):
+        tasks.append(asyncio.create_task(DistributedLock("x", one).acquire()))
+        await queue_of(session, "x", len(tasks) + 1)
     again = asyncio.create_task(reserve(other, "x"))
     await queue_of(session, "x", 5)
     assert not any(task.done() for task in tasks)
@@ -179,7 +181,7 @@ async def test_several_names_are_held_on_one_token_and_lost_together(session: Se
     assert reader.shared and reader.token > mine.token
     with pytest.raises(LockTimeout, match="'c' is held by"):
         await LockManager(other).reserve("c", "d", ttl=60, timeout=0.3)
-    assert await entries(session, "d") == []
+    await queue_of(session, "d", 0)
     await manager.force_release("c", reason="it is wanted")
     for use in (mine.check, mine.renew, lambda: mine.put("/app/x", "")):
         with pytest.raises(LockLost, match=r"released by force by .*: it is wanted"):
@@ -199,6 +201,58 @@ async def test_a_forced_release_ends_the_whole_reservation_at_once(session: Sess
     await (await LockManager(other).acquire("b", timeout=2)).release()
     with pytest.raises(LockLost):
         await mine.renew()
+
+
+async def test_paths_and_names_are_reserved_together(session: Session, other: Session) -> None:
+    manager = LockManager(session)
+    mine = await manager.reserve("x", paths=["./src//parser/", "docs/**/*.md"], tree="main", ttl=60, note="parsing")
+    assert (mine.names, mine.tree, mine.paths) == (("x",), "main", ("src/parser/", "docs/"))
+    theirs = LockManager(other).reservation(mine.handle)
+    assert (theirs.names, theirs.tree, theirs.paths) == (("x",), "main", ())
+    await theirs.check()
+    assert theirs.paths == ("src/parser/", "docs/")
+    beside = await LockManager(other).reserve(paths=["src/lexer/"], tree="main", ttl=60, note="lexing")
+    assert beside.left == ""
+    with pytest.raises(LockTimeout, match="parsing"):
+        await LockManager(other).reserve(paths=["src/parser/a.py"], tree="main", ttl=60, timeout=0.3)
+    await theirs.renew(note="half")
+    (info, _) = await manager.reservations()
+    assert (info.names, info.paths, info.tree, info.note) == (("x",), ("src/parser/", "docs/"), "main", "half")
+    await expire(session, mine)
+    readme = await LockManager(other).reserve(paths=["README.md"], tree="main", ttl=60)
+    assert readme.left == ""
+    after = await LockManager(other).reserve(paths=["src/parser/a.py"], tree="main", ttl=60, owner="agent-8")
+    assert after.left == "half" and after.token > mine.token
+    with pytest.raises(LockLost, match=r"its part of the tree 'main' is held now by .*agent 'agent-8'") as caught:
+        await mine.put("/app/x", "")
+    assert "lexing" not in str(caught.value)
+    for one in (beside, readme, after):
+        await one.release()
+    lock = await LockManager(other).reserve("x", ttl=60)
+    assert lock.left == "half"
+    await lock.release()
+    await eventually(lambda: _nothing(session))
+
+
+async def test_watchers_are_told_of_a_release_and_of_an_expiry(session: Session, other: Session) -> None:
+    events: list[tuple[str, str]] = []
+
+    async def watch() -> None:
+        async for event in LockManager(other).watch():
+            events.append((event.kind, event.name))
+
+    watching = asyncio.create_task(watch())
+    manager = LockManager(session)
+    first = await manager.reserve("a", "b", ttl=60)
+    await eventually(lambda: len(events) == 4)
+    await first.release()
+    await eventually(lambda: len(events) == 6)
+    second = await manager.reserve("c", "d", ttl=60)
+    await expire(session, second)
+    await eventually(lambda: len(events) == 12)
+    watching.cancel()
+    assert sorted(events[4:6]) == [("released", "a"), ("released", "b")]
+    assert sorted(events[10:]) == [("expired", "c"), ("expired", "d")]
 
 
 async def test_the_end_of_a_block_releases_it(session: Session) -> None:
@@ -269,7 +323,7 @@ async def test_bad_input_is_refused_before_anything_is_asked(
         with pytest.raises(InvalidHandle, match="no handle"):
             manager.reservation("hello")
     assert not calls
-    with pytest.warns(RuntimeWarning, match="the reservation of 'x' was never awaited"):
+    with pytest.warns(RuntimeWarning, match="the reservation of the lock 'x' was never awaited"):
         manager.reserve("x", ttl=60)
 
 
@@ -353,4 +407,6 @@ async def test_the_wire_carries_two_round_trips_to_reserve_one_to_renew_and_one_
     assert sent(calls) == {"txn": 1}
     with counting(session) as calls:
         await mine.release()
-        assert sent(calls) == {"txn": 1}  # the lease, which is empty then, is revoked in the background
+        assert calls["txn"] == 1
+        await eventually(lambda: calls["revoke"])
+    assert sent(calls) == {"txn": 1, "delete": 1, "revoke": 1}  # the lease, in the background

@@ -42,32 +42,30 @@ def _quoted(text: str) -> str:
 
 
 class AcquireRequest:
-    """A reusable acquire request: the names and options of one acquisition.
+    """A reusable acquire request: the queues and options of one acquisition.
 
-    ``attempt`` joins the queues and returns a ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's
-    default one is used. ``prepare`` is awaited once for each session before the request uses it, and again
-    after ``forget_session``.
+    ``queues`` are pairs of a kind and a name, which are acquired together. ``attempt`` joins them and returns a
+    ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's default one is used. ``prepare`` is awaited
+    once for each session before the request uses it, and again after ``forget_session``.
     """
 
     __slots__ = (
         "_given",
-        "_kind",
         "_metadata",
         "_options",
         "_owner",
         "_prepare",
         "_queue_refs",
         "_used",
-        "names",
         "on_loss",
+        "queues",
     )
 
     def __init__(
         self,
         *,
         session: Session | None,
-        kind: Kind,
-        names: Sequence[str],
+        queues: Sequence[tuple[Kind, str]],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
         note: str = "",
@@ -80,8 +78,7 @@ class AcquireRequest:
         self._given = session
         self._prepare = prepare
         self._options = options
-        self._kind = kind
-        self.names = names
+        self.queues = queues
         self.on_loss: OnLoss = on_loss
         self._metadata = encode_metadata(with_agent(metadata)) + encode_note(note)
         self._used: SessionCore | None = None
@@ -89,12 +86,12 @@ class AcquireRequest:
         self._owner = ""
 
     async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: Requester | None = None) -> Hold:
-        """Acquire all the names, each by its rule, or none.
+        """Acquire all the queues, each by its rule, or none.
 
         ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
-        if not self.names:
+        if not self.queues:
             self._check_here()
             return Hold((), (), self.on_loss, asyncio.current_task())
         return await self.attempt_to(self._hold, rules, timeout, by)
@@ -118,14 +115,13 @@ class AcquireRequest:
                 if not limit.expired():
                     raise
         if got is None:
-            many = len(self.names) > 1
-            named = f"{self._kind.what}{'s' if many else ''} {', '.join(map(repr, self.names))}"
+            were = "were" if len(self.queues) > 1 else "was"
             reason = await timeout_reason(self._used, self._queue_refs, rules, entries)
-            raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {reason}")
+            raise LockTimeout(f"{self.describe()} {were} not granted within {timeout:g} s: {reason}")
         return got
 
     async def attempt_now(self, rules: Sequence[Rule], by: Requester | None = None) -> Hold | None:
-        """Try once to acquire all the names; None if one of them is not free."""
+        """Try once to acquire all the queues; None if one of them is not free."""
         self._check_here()
         by = by or Requester.of(current_task(), users_line())
         return await self._try(self._hold, rules, by, [], only_if_free=True)
@@ -136,8 +132,8 @@ class AcquireRequest:
         if session is not self._used:
             if self._prepare:
                 await self._prepare(session)
-            layout, kind = session.layout, self._kind
-            self._queue_refs = [QueueRef.of(kind, layout.queue(name, kind), name) for name in self.names]
+            layout = session.layout
+            self._queue_refs = [QueueRef.of(kind, layout.queue(name, kind), name) for kind, name in self.queues]
             self._owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
             self._used = session
         return session
@@ -145,6 +141,14 @@ class AcquireRequest:
     def forget_session(self) -> None:
         """Have the session prepared anew before the next attempt."""
         self._used = None
+
+    def describe(self) -> str:
+        """The queues in words, such as "the locks 'a', 'b'"."""
+        names: dict[str, list[str]] = {}
+        for kind, name in self.queues:
+            names.setdefault(kind.what, []).append(repr(name))
+        texts = [f"the {what}{'s' if len(of) > 1 else ''} {', '.join(of)}" for what, of in names.items()]
+        return " and ".join(texts)
 
     def _check_here(self) -> None:
         if self._given:
@@ -156,13 +160,14 @@ class AcquireRequest:
     ) -> T | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
         session = await self.session()
-        queue, admission = self._queue_refs[0].queue, session.member(LocalQueues).admission
+        first, admission = self._queue_refs[0], session.member(LocalQueues).admission
+        queue = first.queue, rules[0].fields
         if admission.is_full(queue):
             if only_if_free:
                 return None
-            warn_if_it_waits_for_itself(session, self._queue_refs[0], by)
+            warn_if_it_waits_for_itself(session, first, rules[0], by)
         since, started = time.time(), clock.now()
-        await admission.enter(queue, self._kind.what)
+        await admission.enter(queue, first.what)
         try:
             self._make_entries(session, rules, by, entries, since)
             return await ending(entries, started, only_if_free)
@@ -175,8 +180,9 @@ class AcquireRequest:
         # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
         task = asyncio.current_task()
         name = _quoted(task.get_name()) if task else '""'
-        value = f'{self._owner}{self._metadata},"task":{name},"since":{since:.3f}}}'.encode()
+        head, end = f"{self._owner}{self._metadata}", f',"task":{name},"since":{since:.3f}}}'
         for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
+            value = f"{head}{rule.fields}{end}".encode()
             entries.append(Entry(session, queue_ref, value, rule, self._options, by))
         if len(entries) > 1:
             Group(entries)

@@ -12,7 +12,7 @@ from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
-from codomyrmex.concurrency.keys import LOCK, check_name
+from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
 from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
 from codomyrmex.concurrency.recipes.handle import Handle
@@ -28,8 +28,9 @@ from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
-from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Rule, exclusive
 from codomyrmex.concurrency.waitqueue.rules import shared as shared_rule
+from codomyrmex.concurrency.waitqueue.scopes import Scopes
 
 MAX_RESERVED = 40  # each name takes three of them: its entry, its note, and the reading of notes
 MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
@@ -82,7 +83,7 @@ class _Acquisition(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            named = ", ".join(map(repr, self._request.names))
+            named = ", ".join(repr(name) for _, name in self._request.queues)
             warn(self._line, f"the acquisition of {named} was never awaited: nothing was acquired", RuntimeWarning)
 
 
@@ -125,7 +126,7 @@ class LockManager:
         check_session(session)
         self._session = session
         self._locks: dict[str, DistributedLock] = {}
-        self._names: set[str] = set()
+        self._names: set[tuple[str, str]] = set()
         self._held: set[Entry] = set()  # a reference to the grant would hide that its owner dropped it
         self._acquisitions = self._releases = self._contended = 0
 
@@ -150,8 +151,7 @@ class LockManager:
         check_timeout(timeout)
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=(check_name(name),),
+            queues=((LOCK, check_name(name)),),
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay, max_idle),
@@ -185,8 +185,7 @@ class LockManager:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=tuple(rules),
+            queues=[(LOCK, name) for name in rules],
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay, max_idle),
@@ -216,16 +215,19 @@ class LockManager:
         process renews it until the session ends. Raises ``LockTimeout``, ``InvalidName`` and the errors of ``acquire``.
         """
         check_timeout(timeout)
-        rules = _rules(_each(names), shared)
+        rules: dict[tuple[Kind, str], Rule] = {
+            (LOCK, name): rule for name, rule in _rules(_each(names), shared).items()
+        }
+        if isinstance(paths, str) or (paths := tuple(paths)):
+            rules[PATH, check_name(tree)] = Overlap(Scopes.of(paths, shared))
         if not rules:
-            raise ValueError("reserve needs a name at least")
+            raise ValueError("reserve needs a name or a path at least")
         if len(rules) > MAX_RESERVED:
             raise ValueError(f"at most {MAX_RESERVED} names fit one reservation; {len(rules)} were given")
         seconds = check_ttl(ttl)
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=tuple(rules),
+            queues=tuple(rules),
             metadata=metadata if owner is None else {**(metadata or {}), "agent": check_owner(owner)},
             note=note,
         )
@@ -242,6 +244,41 @@ class LockManager:
     async def reservations(self, owner: str | None = None) -> list[ReservationInfo]:
         """All reservations of the namespace, or those of one ``owner``, by age: with time left, note and owner."""
         return await reservations(await ready(self._session), owner)
+
+    def acquire_paths(
+        self,
+        paths: Iterable[str],
+        tree: str = "default",
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "cancel",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Acquisition:
+        """Acquire up to 200 paths of a tree or none: ``async with manager.acquire_paths(["src/parser/", "README.md"],
+        tree="main") as grant``.
+
+        A path with a trailing slash is a directory and everything below it; ``""`` is the whole tree. Two requests
+        overlap if a path of one equals, contains or lies in a path of the other. Requests that do not overlap never
+        wait for each other. Those that do are granted in order of arrival, a waiting directory before the files that
+        come after it. ``shared`` acquires as a reader: readers of one path hold together. All paths have one token.
+
+        Paths are relative to the tree's root, in Unicode NFC, with ``/`` between their parts. A glob
+        (``src/**/*.py``) is taken as the directory of its literal beginning (``src/``). ``grant.paths`` tells the paths
+        that are held. Trees and locks of one name are apart. Raises ``InvalidName`` for ``..``, an absolute path and
+        control characters, ``ValueError`` for no path and for too many. The other arguments and the errors are those of
+        ``acquire``.
+        """
+        check_timeout(timeout)
+        request = AcquireRequest(
+            session=self._session,
+            queues=((PATH, check_name(tree)),),
+            on_loss=on_loss,
+            metadata=metadata,
+            options=HoldOptions.checked(max_hold, lock_delay),
+        )
+        return Acquisition(self, request, (Overlap(Scopes.of(paths, shared)),), timeout)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost.
@@ -302,7 +339,7 @@ class LockManager:
     def _got(self, hold: Hold) -> None:
         for entry, grant in zip(hold.entries, hold.grants, strict=True):
             self._contended += entry.contended
-            self._names.add(grant.name)
+            self._names.add((entry.queue_ref.what, grant.name))
             self._acquisitions += 1
             self._held.add(entry)
             entry.on_release = self._forget

@@ -31,7 +31,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     Put,
     TxnResult,
 )
-from codomyrmex.concurrency.keys import LOCK, PATH, is_in_tree, is_reader, place_of
+from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, place_of
 from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.models import LeftNote, Owner
 from codomyrmex.concurrency.recipes.handle import Handle
@@ -217,10 +217,11 @@ class Reservation(AsyncOnly):
 
     # For the code that makes it
 
-    def begun(self, asked_at: float, value: bytes, left: Sequence[LeftNote]) -> None:
-        """It was granted, and its lease was asked for at ``asked_at``. ``left`` are the notes of predecessors."""
+    def begun(self, asked_at: float, values: Sequence[bytes], left: Sequence[LeftNote]) -> None:
+        """It was granted with these values of its entries, and its lease was asked for at ``asked_at``. ``left`` are
+        the notes of predecessors, the newest last."""
         self._until = asked_at + self._ttl
-        self._learn_from(value)
+        self._learn_from(values)
         self._left = left[-1] if left else None
 
     def keep_alive(self, core: SessionCore) -> None:
@@ -266,13 +267,14 @@ class Reservation(AsyncOnly):
     def _learn(self, found: Sequence[KV]) -> None:
         """Keep what its entries tell of it."""
         self._lease = found[0].lease
-        self._learn_from(next((kv.value for kv in found if is_in_tree(kv.key)), found[0].value))
+        self._learn_from([kv.value for kv in found])
 
-    def _learn_from(self, value: bytes) -> None:
-        owner = self._owner(value)
-        self._note = owner.note
-        self._ttl = owner.ttl or self._ttl
-        self._paths = owner.paths
+    def _learn_from(self, values: Sequence[bytes]) -> None:
+        entries = zip(self._handle.keys, values, strict=True)
+        owners = [Owner.from_entry(key, value, self.token, self._lease) for key, value in entries]
+        self._note = owners[0].note
+        self._ttl = owners[0].ttl or self._ttl
+        self._paths = tuple(path for owner in owners for path in owner.paths)
 
     async def _rewrite(self, core: SessionCore, found: Sequence[KV], note: str | None, ttl: int | None) -> None:
         """Put its entries again, with another note, or on a lease of another TTL, which counts from now on."""
@@ -287,7 +289,7 @@ class Reservation(AsyncOnly):
         ops: list[Op] = [*puts]
         if note:
             left = await core.transport.grant((ttl or self._ttl) + LEFT_FOR)
-            ops += left_puts(core, keys, self.token, puts[0].value, left.id)
+            ops += left_puts(core, puts, self.token, left.id)
         else:
             ops += [Delete(core.layout.left(key)) for key in keys]
         if lease != self._lease:
@@ -345,7 +347,7 @@ class Reservation(AsyncOnly):
     async def _gone(self, core: SessionCore) -> LockLost:
         """The error that says how it ended and who holds its names now. What is left of it is given up."""
         self._revoke(core, self._lease)
-        text = await explain_end(core, self._described(), self._handle.keys, self.token, self._until)
+        text = await explain_end(core, self._described(), self._handle.keys, self.token, self._until, self._paths)
         error = LockLost(text)
         self._lost.tell(error)
         return fresh(error)
@@ -354,9 +356,6 @@ class Reservation(AsyncOnly):
         named = ", ".join(map(repr, self.names))
         tree = f"paths in the tree {self.tree!r}" if self.tree is not None else ""
         return f"the reservation of {' and '.join(filter(None, (named, tree)))} (token {self.token})"
-
-    def _owner(self, value: bytes) -> Owner:
-        return Owner.from_entry(self._handle.keys[0], value, self.token, self._lease)
 
 
 def _with(value: bytes, changes: dict[str, Any]) -> bytes:

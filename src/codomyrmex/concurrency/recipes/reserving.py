@@ -81,7 +81,7 @@ class Reserving(AsyncOnly):
         lease = detached.lease
         handle = Handle(core.layout.namespace, lease.id, detached.token, lease.ttl, detached.keys)
         reservation = Reservation(self._session, handle)
-        reservation.begun(lease.asked_at, detached.value, detached.left)
+        reservation.begun(lease.asked_at, detached.values, detached.left)
         if self._keepalive:
             reservation.keep_alive(core)
         return reservation
@@ -91,5 +91,8 @@ class Reserving(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            named = ", ".join(map(repr, self._request.names))
-            warn(self._line, f"the reservation of {named} was never awaited: nothing was reserved", RuntimeWarning)
+            warn(
+                self._line,
+                f"the reservation of {self._request.describe()} was never awaited: nothing was reserved",
+                RuntimeWarning,
+            )

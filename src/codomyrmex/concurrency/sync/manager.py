@@ -58,6 +58,23 @@ class LockManager:
         )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))
 
+    @text_of(twin.LockManager.acquire_paths)
+    def acquire_paths(
+        self,
+        paths: Iterable[str],
+        tree: str = "default",
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "raise",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Grant:
+        acquisition = self._twin.acquire_paths(
+            paths, tree, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold
+        )
+        return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
+
     @text_of(twin.LockManager.release)
     def release(self, grant: Grant) -> None:
         if not isinstance(grant, Grant):

@@ -24,6 +24,8 @@ from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.fenced import still_there
 from codomyrmex.concurrency.waitqueue.join import join_and_wait, withdraw
 from codomyrmex.concurrency.waitqueue.lease_ahead import LeaseAhead, TakenLease
+from codomyrmex.concurrency.waitqueue.rules import Overlap
+from codomyrmex.concurrency.waitqueue.scopes import scopes_in
 
 LEFT_FOR = 24 * 3600  # seconds for which a note is left after the reservation has expired
 
@@ -34,7 +36,7 @@ class Detached(NamedTuple):
     lease: TakenLease
     token: int
     keys: tuple[bytes, ...]
-    value: bytes
+    values: tuple[bytes, ...]
     left: tuple[LeftNote, ...]
 
 
@@ -65,7 +67,7 @@ async def _move(entries: Sequence[Entry], started: float, own: LeaseAhead, left:
         lease, left_lease = await own.ready(), await left.ready() if left else None
         values = [_with_ttl(entry.value, lease.ttl) for entry in entries]
         puts = [Put(key, value, lease.id) for key, value in zip(keys, values, strict=True)]
-        notes = [] if left_lease is None else left_puts(session, keys, token, values[0], left_lease.id)
+        notes = [] if left_lease is None else left_puts(session, puts, token, left_lease.id)
         ranges = [session.layout.left(entry.queue_ref.queue) for entry in entries]
         found = [Get(prefix, prefix_end(prefix)) for prefix in ranges]
         ops: list[Op] = [*found, *puts, lease_put(session, lease.id), *notes]
@@ -84,7 +86,7 @@ async def _move(entries: Sequence[Entry], started: float, own: LeaseAhead, left:
     for entry in entries:
         entry.detach(waited)
     results = [one for one in reply.results if isinstance(one, GetResult)]
-    return Detached(lease, token, keys, values[0], _left(entries, results, token))
+    return Detached(lease, token, keys, tuple(values), _left(entries, results, token))
 
 
 def lease_put(session: SessionCore, lease: int) -> Put:
@@ -93,11 +95,15 @@ def lease_put(session: SessionCore, lease: int) -> Put:
     return Put(session.layout.lease(lease), value, lease)
 
 
-def left_puts(session: SessionCore, keys: Sequence[bytes], token: int, value: bytes, lease: int) -> list[Put]:
-    """The puts of the note in the entry's ``value``, for the next holder of each queue."""
-    owner = Owner.from_entry(keys[0], value, token, lease)
-    note = LeftNote(owner.note, owner.agent, owner.host, owner.pid, token).encode()
-    return [Put(session.layout.left(key), note, lease) for key in keys]
+def left_puts(session: SessionCore, puts: Sequence[Put], token: int, lease: int) -> list[Put]:
+    """The puts of the note in each of ``puts``, which are those of entries, for the next holder of each queue."""
+    owners = [(put.key, Owner.from_entry(put.key, put.value, token, lease)) for put in puts]
+    return [
+        Put(
+            session.layout.left(key), LeftNote(one.note, one.agent, one.host, one.pid, token, one.paths).encode(), lease
+        )
+        for key, one in owners
+    ]
 
 
 def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) -> tuple[LeftNote, ...]:
@@ -107,10 +113,15 @@ def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) ->
         alive = entry.turn.seen_ahead()
         for kv in result.kvs:
             left = LeftNote.decode(kv.value)
-            if left and left.token < token and left.token not in alive:
+            if left and left.token < token and left.token not in alive and _concerns(entry, kv.value):
                 found[left.token] = left
                 entry.session.remover.remove(kv.key)
     return tuple(left for _, left in sorted(found.items()))
+
+
+def _concerns(entry: Entry, left: bytes) -> bool:
+    """False for a note that was left in other paths of a tree than those of ``entry``."""
+    return not isinstance(entry.rule, Overlap) or entry.rule.scopes.overlaps(scopes_in(left))
 
 
 def _owner(entry: Entry) -> Owner:

@@ -34,7 +34,7 @@ from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.own_key import KeyDeleted, OwnKey, explain_deletion
 from codomyrmex.concurrency.waitqueue.progress import Progress
 from codomyrmex.concurrency.waitqueue.record_wait import LASTING, record_wait
-from codomyrmex.concurrency.waitqueue.rules import Rule, View
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Predecessor, Rule, View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -123,17 +123,23 @@ class LocalSuccessor(Protocol):
         """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it held exclusively."""
 
 
-def warn_if_it_waits_for_itself(session: SessionCore, queue_ref: QueueRef, by: Requester) -> None:
+def warn_if_it_waits_for_itself(session: SessionCore, queue_ref: QueueRef, rule: Rule, by: Requester) -> None:
     """Warn if the lock that ``by`` is about to wait for is held by ``by``."""
     held = session.member(LocalQueues).by_holder.get((queue_ref.queue, by.who)) if by.who else None
-    if isinstance(held, Entry) and queue_ref.what == keys.LOCK.what:
+    if isinstance(held, Entry) and _excludes(held, queue_ref, rule):
         since = f", since {held.by.line}" if held.by.line else ""
         callsite.warn(
             by.line,
-            f"the lock {queue_ref.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
-            "reentrant, so it waits for itself until another one releases it",
+            f"the {queue_ref.what} {queue_ref.name!r} is waited for by the very task or thread that holds it{since}: "
+            "locks are not reentrant, so it waits for itself until another one releases it",
             RuntimeWarning,
         )
+
+
+def _excludes(held: Entry, queue_ref: QueueRef, rule: Rule) -> bool:
+    if isinstance(rule, Overlap):
+        return rule.waits_behind(Predecessor(held.key, held.token, held.value))
+    return queue_ref.what == keys.LOCK.what
 
 
 class Entry:

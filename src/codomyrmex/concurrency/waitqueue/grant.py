@@ -24,6 +24,7 @@ from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.waitqueue.entry import Entry, State
 from codomyrmex.concurrency.waitqueue.fenced import check_keys, in_bytes, run_fenced
 from codomyrmex.concurrency.waitqueue.progress import check_note
+from codomyrmex.concurrency.waitqueue.rules import Overlap
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -43,6 +44,17 @@ class Grant:
     acquired_at: datetime
     waited: float
     _entry: Entry
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of a path lock, normalised, with globs widened to directories; empty for other locks."""
+        rule = self._entry.rule
+        return rule.scopes.paths if isinstance(rule, Overlap) else ()
+
+    @property
+    def tree(self) -> str:
+        """The tree of a path lock, which is also its ``name``; empty for other locks."""
+        return self.name if self.paths else ""
 
     @property
     def lost(self) -> Loss:

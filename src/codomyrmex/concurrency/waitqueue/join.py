@@ -60,7 +60,7 @@ async def join_and_wait(entries: Sequence[Entry], *, only_if_free: bool) -> bool
                 continue
             if not only_if_free:
                 entry.contended = True
-                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.by)
+                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.rule, entry.by)
                 await wait_until_granted(entry, action)
             elif not await _granted_now(entry, patience):  # another client was quicker
                 withdraw(entries)
