@@ -54,7 +54,7 @@ async def nothing_left(session: Session) -> bool:
     return not await keys_of(session)
 
 
-@pytest.mark.parametrize(("contended", "least"), [(False, 2), (True, 4)])
+@pytest.mark.parametrize(("contended", "least"), [(False, 2), (True, 3)])
 async def test_a_reserve_cancelled_at_any_await_leaves_nothing(
     session: Session, other: Session, contended: bool, least: int
 ) -> None:
@@ -103,7 +103,7 @@ async def test_a_renewal_cancelled_at_any_await_leaves_it_held(session: Session,
         assert await LockManager(other).reservation(mine.handle).renew() > 50
         await mine.put("/app/x", "")
 
-    assert await until_cancelled(lambda: mine.renew(note="m", ttl=next(ttls)), after) >= 3
+    assert await until_cancelled(lambda: mine.renew(note="m", ttl=next(ttls)), after) >= 2
     await mine.release()
     await eventually(lambda: nothing_left(session))
 

@@ -42,7 +42,7 @@ class Handle:
         root = Layout(self.namespace).root
         lines = [self.namespace.encode(), *(key.removeprefix(root) for key in self.keys)]
         payload = _NUMBERS.pack(self.lease, self.token, self.ttl) + b"\n".join(lines)
-        packed = _HEAD.pack(len(payload), _digest(VERSION, payload)) + payload
+        packed = _HEAD.pack(len(payload), _digest(payload)) + payload
         return f"{_PREFIX}{VERSION}_{urlsafe_b64encode(packed).rstrip(b'=').decode()}"
 
     @classmethod
@@ -77,9 +77,10 @@ class Handle:
             root = Layout(namespace.decode()).root
         except (struct.error, UnicodeDecodeError):
             raise _damaged() from None
-        if not keys or not (lease and token and ttl) or any(session_of(b"/" + key) is None for key in keys):
+        entries = tuple(root + key for key in keys)
+        if not entries or not (lease and token and ttl) or any(session_of(entry) is None for entry in entries):
             raise _damaged()
-        return cls(namespace.decode(), lease, token, ttl, tuple(root + key for key in keys))
+        return cls(namespace.decode(), lease, token, ttl, entries)
 
     def __repr__(self) -> str:
         return f"<Handle of {len(self.keys)} entries with token {self.token}>"
@@ -97,13 +98,13 @@ def _payload(encoded: str) -> bytes:
     payload = packed[_HEAD.size :]
     if len(payload) < length:
         raise _cut()
-    if digest != _digest(VERSION, payload) or urlsafe_b64encode(packed).rstrip(b"=").decode() != encoded:
+    if digest != _digest(payload) or urlsafe_b64encode(packed).rstrip(b"=").decode() != encoded:
         raise _damaged()
     return payload
 
 
-def _digest(version: int, payload: bytes) -> bytes:
-    return blake2b(b"%d %b" % (version, payload), digest_size=8).digest()
+def _digest(payload: bytes) -> bytes:
+    return blake2b(payload, digest_size=8).digest()
 
 
 def _cut() -> InvalidHandle:

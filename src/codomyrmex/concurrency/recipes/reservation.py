@@ -171,7 +171,7 @@ class Reservation(AsyncOnly):
         self._learn(found)
         self._until, self._ttl = asked_at + left, left
         if note is not None or longer not in (None, left):
-            await self._rewrite(core, found, note, longer)
+            await _to_its_end(core, self._rewrite(core, found, note, longer))
         return self.expires_in()
 
     async def put(self, key: str | bytes, value: str | bytes) -> int:
@@ -217,14 +217,14 @@ class Reservation(AsyncOnly):
 
     # For the code that makes it
 
-    def begun(self, asked_at: float, values: Sequence[bytes], left: Sequence[LeftNote]) -> None:
+    def _begun(self, asked_at: float, values: Sequence[bytes], left: Sequence[LeftNote]) -> None:
         """It was granted with these values of its entries, and its lease was asked for at ``asked_at``. ``left`` are
         the notes of predecessors, the newest last."""
         self._until = asked_at + self._ttl
         self._learn_from(values)
         self._left = left[-1] if left else None
 
-    def keep_alive(self, core: SessionCore) -> None:
+    def _keep_alive(self, core: SessionCore) -> None:
         """Renew it every third of its TTL, until it ends or the session does."""
         self._keeping = asyncio.create_task(self._keep_renewing())
         core.keep(self._keeping)

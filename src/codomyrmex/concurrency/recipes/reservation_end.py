@@ -33,7 +33,7 @@ async def explain_end(
     the paths that it held, as far as this process knows."""
     first = [_how_it_ended(described, until, clock.now(), datetime.now(UTC))]
     queues = list(dict.fromkeys(queue_of(key) for key in keys))[:_TOLD]
-    audits = [session.layout.audit(place[1]) for queue in queues if (place := place_of(queue + b"-"))]
+    audits = [session.layout.audit(place[1]) for queue in queues if (place := place_of(queue))]
     gets = [Get(queue, prefix_end(queue), limit=READ, oldest_first=True) for queue in queues]
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -41,7 +41,7 @@ async def explain_end(
     except (ConcurrencyError, TimeoutError):
         return first[0]
     results = [one for one in answer.results if isinstance(one, GetResult)]
-    first += [text for one in results[len(queues) :] if (text := _by_force(one, token))]
+    first += [text for one in results if (text := _by_force(one, token))]
     return "; ".join(first + [_holders(queue, one, paths) for queue, one in zip(queues, results, strict=False)])
 
 
@@ -70,7 +70,7 @@ def _holders(queue: bytes, found: GetResult, paths: tuple[str, ...]) -> str:
         mine = scopes_of(paths, shared=False)
         held = [kv for kv in held if mine.overlaps(scopes_in(kv.value))]
     owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in held[:_TOLD]]
-    kind, name = place_of(queue + b"-") or (LOCK, "it")
+    kind, name = place_of(queue) or (LOCK, "it")
     subject = f"{name!r}" if kind is LOCK else f"{'its part of ' if paths else ''}the tree {name!r}"
     if not owners:
         return f"{subject} is free now"

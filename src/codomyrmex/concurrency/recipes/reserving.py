@@ -81,9 +81,9 @@ class Reserving(AsyncOnly):
         lease = detached.lease
         handle = Handle(core.layout.namespace, lease.id, detached.token, lease.ttl, detached.keys)
         reservation = Reservation(self._session, handle)
-        reservation.begun(lease.asked_at, detached.values, detached.left)
+        reservation._begun(lease.asked_at, detached.values, detached.left)
         if self._keepalive:
-            reservation.keep_alive(core)
+            reservation._keep_alive(core)
         return reservation
 
     async def _detach(self, entries: Sequence[Entry], started: float, only_if_free: bool) -> Detached | None:

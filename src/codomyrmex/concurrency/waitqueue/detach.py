@@ -130,4 +130,4 @@ def _owner(entry: Entry) -> Owner:
 
 def _with_ttl(value: bytes, ttl: int) -> bytes:
     """An entry's value with the TTL that marks a reservation that holds."""
-    return b'%b,"ttl":%d}' % (value[:-1], ttl)
+    return f'{value[:-1].decode()},"ttl":{ttl}}}'.encode()
