@@ -205,10 +205,10 @@ async def test_an_entry_that_is_there_is_not_written_again(session: Session) -> 
     store = Store(core_of(session), NAME, 60)
     for dedup in (None, "order-7"):
         entry = record.new("x", {}, "bad", None, str, dedup)
-        assert await store.add(entry) == entry.id
+        assert await store.add(entry, record.encode(entry)) == entry.id
         stored = await store.get(entry.id)
         assert stored and await store.change(stored, steps.dismissed(stored.entry, "done", record.now()))
-        assert await store.add(entry) == entry.id
+        assert await store.add(entry, record.encode(entry)) == entry.id
         now = await store.get(entry.id)
         assert now and now.entry.state == "resolved" and now.entry.reason == "done"
 
@@ -216,9 +216,9 @@ async def test_an_entry_that_is_there_is_not_written_again(session: Session) -> 
 async def test_a_full_queue_does_not_evict_an_entry_and_then_store_it_anew(session: Session) -> None:
     dlq = dead_letters(session, max_entries=1)
     entry = record.new("x", {}, "bad", None, str)
-    await dlq._add(entry)
+    await dlq._add_spilled(entry)
     await dlq.discard(entry.id, reason="done")
-    await dlq._add(entry)
+    await dlq._add_spilled(entry)
     found = await dlq.get(entry.id)
     assert found and found.state == "resolved"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ from codomyrmex.concurrency.dead_letters import record, steps
 from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
+from codomyrmex.concurrency.etcd.transports.protocol import GetResult
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import counting, eventually
 
@@ -270,6 +272,59 @@ async def test_each_entry_is_run_by_one_worker_at_a_time(session: Session, other
             entry = await reaches(here, entry_id, "resolved")
             assert [a.outcome for a in entry.attempts] == ["failed", "ok"]
     assert sorted(runs) == sorted([*ids, *ids])
+
+
+async def test_a_worker_decodes_each_record_once(
+    dlq: DeadLetterQueue, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [await store_one(dlq, n=n) for n in range(5)]
+    decoded: Counter[str] = Counter()
+    original = record.decode
+
+    def counted(key: bytes, value: bytes) -> DeadLetter | None:
+        entry = original(key, value)
+        decoded[entry.id if entry else ""] += 1
+        return entry
+
+    monkeypatch.setattr(record, "decode", counted)
+    failed: set[str] = set()
+
+    @dlq.handler("fetch")
+    async def fetch(entry: DeadLetter, attempt: Attempt) -> None:
+        if entry.id not in failed:
+            failed.add(entry.id)
+            raise Retry(0)
+
+    async with dlq.worker() as worker:
+        await worker.settled()
+    assert decoded == Counter(ids)
+    assert {entry.attempt_count for entry in await dlq.list_entries(state="resolved")} == {2}
+
+
+async def test_a_worker_begins_while_it_reads_a_long_queue(
+    dlq: DeadLetterQueue, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.gather(*(store_one(dlq, n=n) for n in range(50)))
+    begun, read_on = asyncio.Event(), asyncio.Event()
+    original = Store.pages
+
+    async def halting(self: Store, prefix: bytes, revision: int = 0) -> AsyncIterator[GetResult]:
+        async for page in original(self, prefix, revision):
+            yield page
+            if prefix == self.entries:
+                await read_on.wait()
+
+    monkeypatch.setattr(Store, "pages", halting)
+
+    @dlq.handler("fetch")
+    async def fetch(entry: DeadLetter, attempt: Attempt) -> None:
+        begun.set()
+
+    async with dlq.worker() as worker:
+        await asyncio.wait_for(begun.wait(), 5)
+        read_on.set()
+        await worker.settled()
+    assert len(await dlq.list_entries(state="resolved")) == 50
 
 
 async def test_a_worker_that_dies_costs_an_attempt_and_a_crash(session: Session, other: Session) -> None:

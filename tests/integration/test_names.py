@@ -138,7 +138,7 @@ async def test_one_alone_under_another_form_is_found_by_any_spelling(session: Se
 
 async def failed(queue: Store, number: int, dedup_key: str | None = None) -> DeadLetter:
     entry = record.new("send", {"number": number}, "away", None, str, dedup_key)
-    await queue.add(entry)
+    await queue.add(entry, record.encode(entry))
     return entry
 
 

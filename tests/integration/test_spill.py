@@ -290,7 +290,7 @@ async def test_what_etcd_refuses_is_spilled_too(session: Session, state: Path, m
     async with DeadLetterQueue("q", session=session) as dlq:
         original = Store.add
 
-        async def refused(self: Store, entry: DeadLetter) -> str:
+        async def refused(self: Store, entry: DeadLetter, value: bytes) -> str:
             raise EtcdQuotaExceeded("etcd's database is full")
 
         monkeypatch.setattr(Store, "add", refused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from codomyrmex.concurrency.dead_letters import record, steps, transitions
@@ -60,13 +61,13 @@ class Attempts:
     async def run(self, claim: Claim, handler: Handler) -> None:
         """Run the handler of a claimed entry and write the outcome, whatever happens; that ends the claim."""
         attempt = self._running[claim.entry.id] = Attempt(claim, self._store)
-        entry = steps.interrupted(claim.entry, record.now())
+        entry: DeadLetter | None = None
         try:
             if not self._cancelled and self._store.session.alive:  # the answer to the claim may have come late
                 entry = await self._handle(handler, claim.entry, attempt)
         finally:
             try:
-                await self._finish(claim, entry)
+                await self._finish(claim, entry or steps.interrupted(claim.entry, record.now()))
             finally:
                 self._running.pop(claim.entry.id, None)
                 self._store.let_go(claim)
@@ -76,8 +77,10 @@ class Attempts:
         at nothing that comes later."""
         task = asyncio.create_task(outcome(handler, entry, attempt, self._policy, self._redact))
         self._handling.add(task)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task.add_done_callback(partial(_tell, ended))
         try:
-            await asyncio.wait({task})
+            await ended
         finally:
             self._handling.discard(task)
             task.cancel()
@@ -97,3 +100,8 @@ class Attempts:
 
         # If the session is lost the claim goes with it, and the worker that adopts the entry counts a crash.
         await persist(write, f"dead letter {entry.id}: its outcome could not be written yet")
+
+
+def _tell(ended: asyncio.Future[None], _: object) -> None:
+    if not ended.done():
+        ended.set_result(None)

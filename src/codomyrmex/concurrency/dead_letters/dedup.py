@@ -86,14 +86,12 @@ class DedupKeys:
         return Rider(Compare(key, Target.CREATE_REVISION, 0), Put(key, entry.id.encode()))
 
 
-async def commit(committer: Committer, request: Request, rider: Rider | None) -> Reply:
+async def commit(committer: Committer, request: Request, rider: Rider) -> Reply:
     """Commit ``request`` and, if its compare holds too, ``rider``; the reply is that to ``request`` alone.
 
     The second transaction needs no compare of the dedup key. A key begins to name an entry only by a write that changes
     the entry's record, and ``request`` compares the record, or the claim that guards it.
     """
-    if rider is None:
-        return await committer.commit(request)
     together = replace(
         request,
         then=[*request.then, rider.op],

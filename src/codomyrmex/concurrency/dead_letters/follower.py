@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from codomyrmex.concurrency.dead_letters import record, transitions
@@ -75,8 +75,7 @@ class Follower:
                     await self._read()
                 begun = True
             elif isinstance(notice, Changed):
-                for event in notice.events:
-                    self._changed(event)
+                self._handle(notice.events)
             self._listener.news()
 
     async def look_round(self) -> None:
@@ -103,7 +102,8 @@ class Follower:
     async def _read(self) -> None:
         """Read the whole queue at one revision.
 
-        Claims come first: an entry that is found before its claim would look orphaned.
+        Claims come first: an entry that is found before its claim would look orphaned. The worker hears of each page
+        of entries, so a long queue does not keep it waiting.
         """
         store, schedule = self._store, self.schedule
         schedule.restart()
@@ -119,13 +119,27 @@ class Follower:
                 if stored := store.decode(kv):
                     schedule.found(stored, time.monotonic(), record.now())
                     self._records.keep(stored, len(kv.value))
+            self._listener.news()
         schedule.complete(revision)
         for entry_id in schedule.orphans():
             self._listener.found_orphan(entry_id)
 
-    def _changed(self, event: Event) -> None:
+    def _handle(self, events: Sequence[Event]) -> None:
+        orphans = [entry_id for event in events if (entry_id := self._changed(event))]
+        # The transaction that ends an attempt deletes the claim and rewrites the record, and is told in this order of
+        # keys. So whether an entry is an orphan is known only once the events of its revision are handled.
+        if orphans:
+            asyncio.get_running_loop().call_soon(self._tell_orphans, orphans)
+
+    def _tell_orphans(self, entry_ids: Sequence[str]) -> None:
+        for entry_id in entry_ids:
+            if self.schedule.is_orphan(entry_id):
+                self._listener.found_orphan(entry_id)
+
+    def _changed(self, event: Event) -> str | None:
+        """Handle an event; returns the id of its entry if that looks orphaned after it."""
         if self.schedule.is_old(event.kv.mod_revision):
-            return
+            return None
         key = event.kv.key
         if key.startswith(self._store.claims):
             entry_id = self._store.id_of(key)
@@ -134,11 +148,8 @@ class Follower:
             entry_id = self._store.id_of(key)
             self._entry_changed(entry_id, event)
         else:
-            return
-        # The transaction that ends an attempt deletes the claim and rewrites the record, and is told in this order of
-        # keys. So whether the entry is an orphan is known only once the events of this revision are handled.
-        if self.schedule.is_orphan(entry_id):
-            asyncio.get_running_loop().call_soon(self._listener.found_orphan, entry_id)
+            return None
+        return entry_id if self.schedule.is_orphan(entry_id) else None
 
     def _claim_changed(self, entry_id: str, event: Event) -> None:
         if event.deleted:

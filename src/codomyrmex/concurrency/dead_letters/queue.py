@@ -122,8 +122,7 @@ class DeadLetterQueue(AsyncOnly):
         ``PayloadTooLarge`` and ``QueueFull``.
         """
         entry = record.new(operation, args, error, metadata, self._redact, dedup_key)
-        record.encode(entry)
-        return await self._add(entry)
+        return await self._add(entry, record.encode(entry))
 
     async def get(self, id: str) -> DeadLetter | None:
         """The entry with this id; None if there is none."""
@@ -295,11 +294,11 @@ class DeadLetterQueue(AsyncOnly):
         except TypeError:
             plain = {"repr": {key: texts.shown(value) for key, value in args.items()}}
             entry = record.new(operation, plain, error, {**metadata, "args_not_json": True}, self._redact)
-        record.encode(entry)
+        value = record.encode(entry)
         spiller = self._spilling()
         if not spiller.away:
             try:
-                return Routed(await self._add(entry), "")
+                return Routed(await self._add(entry, value), "")
             except (EtcdError, SessionLost, UsedElsewhere) as problem:
                 log.warning("dead letters are spilled to a local file, for etcd does not take them: %s", problem)
                 spiller.went_away(text_of(problem))
@@ -309,7 +308,7 @@ class DeadLetterQueue(AsyncOnly):
     def _spilling(self) -> Spiller:
         if self._spiller is None:
             settings = self._session.settings if self._session else make_settings(None, {})
-            self._spiller = Spiller(settings.namespace, self._name, self._add, self._is_over)
+            self._spiller = Spiller(settings.namespace, self._name, self._add_spilled, self._is_over)
         return self._spiller
 
     def _is_over(self) -> bool:
@@ -334,7 +333,10 @@ class DeadLetterQueue(AsyncOnly):
         except EtcdError as error:
             log.warning("what lies under another form of the name %r stays there for now: %s", self._name, error)
 
-    async def _add(self, entry: DeadLetter) -> str:
+    async def _add_spilled(self, entry: DeadLetter) -> str:
+        return await self._add(entry, record.encode(entry))
+
+    async def _add(self, entry: DeadLetter, value: bytes) -> str:
         store = await self._opened()
         if self._max_entries is not None:
             surplus = await store.count() - self._max_entries + 1
@@ -347,7 +349,7 @@ class DeadLetterQueue(AsyncOnly):
                         f"the dead letter queue {self._name!r} holds {self._max_entries} entries, its max_entries, and "
                         "none is resolved; replay, discard or purge some"
                     )
-        return await store.add(entry)
+        return await store.add(entry, value)
 
     async def _change(
         self, entry_id: str, event: Event, step: Callable[[DeadLetter], DeadLetter], done: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 
 from codomyrmex.concurrency import skipped_keys
 from codomyrmex.concurrency.dead_letters import record
@@ -73,6 +73,15 @@ class Reader:
             for kv in page.kvs:
                 if stored := self.decode(kv):
                     yield stored
+
+    async def has_any(self, operations: Collection[str], states: Collection[str]) -> bool:
+        """True if an entry of one of the operations is in one of the states."""
+        async for page in self.pages(self.entries):
+            for kv in page.kvs:
+                operation, state = record.peek(kv.value) or ("", "")
+                if operation in operations and state in states and self.decode(kv):
+                    return True
+        return False
 
     async def all_claims(self) -> AsyncIterator[KV]:
         """All claims at one revision."""

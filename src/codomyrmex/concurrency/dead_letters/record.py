@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import secrets
 import time
 import traceback
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from codomyrmex.concurrency import decode as bounds
 from codomyrmex.concurrency.dead_letters import transitions
+from codomyrmex.concurrency.dead_letters.json_values import NotPlain, copy_of
 from codomyrmex.concurrency.dead_letters.texts import MAX_TEXT, brief
 from codomyrmex.concurrency.dead_letters.transitions import State as State
 from codomyrmex.concurrency.decode import storable
@@ -73,7 +75,7 @@ class DeadLetter:
     delay: float = 0.0
     reason: str = ""
     dedup: str = ""
-    key: str = ""
+    key: Annotated[str, Field(exclude=True)] = ""  # not part of the value
 
 
 class Stored(NamedTuple):
@@ -84,6 +86,9 @@ class Stored(NamedTuple):
 
 
 _ADAPTER = TypeAdapter(DeadLetter)
+_to_json = _ADAPTER.serializer.to_json
+_SETTERS = {one.name: getattr(DeadLetter, one.name).__set__ for one in fields(DeadLetter)}
+_values = attrgetter(*_SETTERS)
 
 
 def now() -> datetime:
@@ -95,7 +100,7 @@ def new_id() -> str:
     """A new id. Ids sort by the time of their making, by their hosts' clocks; those of one process strictly."""
     global _latest
     _latest = max(_latest + 1, time.time_ns() // 1000)
-    return f"{_latest:014x}{secrets.token_hex(5)}"
+    return f"{_latest:014x}{os.urandom(5).hex()}"
 
 
 _latest = 0  # microseconds since 1970
@@ -103,7 +108,7 @@ _latest = 0  # microseconds since 1970
 
 def encode(entry: DeadLetter) -> bytes:
     """The value of a new record in etcd; raises ``PayloadTooLarge``."""
-    return _checked(entry, _ADAPTER.dump_json(entry, exclude={"key"}), MAX_RECORD)
+    return _checked(entry, _to_json(entry), MAX_RECORD)
 
 
 def fitted(entry: DeadLetter) -> tuple[DeadLetter, bytes]:
@@ -112,10 +117,10 @@ def fitted(entry: DeadLetter) -> tuple[DeadLetter, bytes]:
     An entry may grow too large by its attempts; then its history and its texts are shortened. Any record that
     ``encode`` took fits after that. Raises ``PayloadTooLarge`` only for a record that another client wrote.
     """
-    value = _ADAPTER.dump_json(entry, exclude={"key"})
+    value = _to_json(entry)
     if len(value) > MAX_STORED:
         entry = _shortened(entry)
-        value = _ADAPTER.dump_json(entry, exclude={"key"})
+        value = _to_json(entry)
     return entry, _checked(entry, value, MAX_STORED)
 
 
@@ -130,13 +135,34 @@ def _checked(entry: DeadLetter, value: bytes, limit: int) -> bytes:
 
 def _shortened(entry: DeadLetter) -> DeadLetter:
     last = tuple(replace(attempt, error=brief(attempt.error, _BRIEF)) for attempt in entry.attempts[-1:])
-    return replace(
+    return changed(
         entry,
         attempts=last,
         reason=brief(entry.reason, _BRIEF),
         error=brief(entry.error, _BRIEF),
         traceback=entry.traceback[-_BRIEF:],
     )
+
+
+def peek(value: bytes) -> tuple[str, str] | None:
+    """The operation and the state in a value, at a fraction of the price of ``decode``; None if it has none.
+
+    Only ``decode`` tells whether the library wrote the value.
+    """
+    try:
+        found: _Peek = _to_peek(value)
+    except ValueError:
+        return None
+    return found.operation, found.state
+
+
+@dataclass(slots=True)
+class _Peek:
+    operation: str
+    state: str
+
+
+_to_peek = TypeAdapter(_Peek).validator.validate_json
 
 
 def decode(key: bytes, value: bytes) -> DeadLetter | None:
@@ -182,18 +208,32 @@ def new(
     )
 
 
+_DATA = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+|'[^']*'|\"[^\"]*\"", re.IGNORECASE)
+
+
+@lru_cache(128)  # an outage brings the same failure very often
 def fingerprint(operation: str, error_type: str, error: str) -> str:
     """A hash of the failure without its data: numbers, hex and quoted parts of the error's text do not count."""
-    shape = re.sub(r"0x[0-9a-f]+|[0-9a-f]{8,}|\d+|'[^']*'|\"[^\"]*\"", "#", error, flags=re.IGNORECASE)
+    shape = _DATA.sub("#", error)
     return hashlib.sha256("\0".join((operation, error_type, shape)).encode()).hexdigest()[:16]
 
 
 def _as_json(name: str, value: dict[str, Any] | None) -> dict[str, Any]:
     """A copy of ``value``, in the form in which it will be read back."""
-    if value is not None and not isinstance(value, dict):
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
         raise TypeError(f"{name} must be a dict, not {type(value).__name__}")
     try:
-        text = json.dumps(value or {}, allow_nan=False, ensure_ascii=False)
+        plain: dict[str, Any] = copy_of(value)
+        return plain
+    except NotPlain:
+        return _through_json(name, value)
+
+
+def _through_json(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
         text.encode()
         copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
@@ -214,4 +254,14 @@ def _describe(error: BaseException | str) -> tuple[str, str, str]:
 
 def copied(entry: DeadLetter) -> DeadLetter:
     """The same entry, with its own copy of arguments and metadata."""
-    return replace(entry, args=deepcopy(entry.args), metadata=deepcopy(entry.metadata))
+    return changed(entry, args=copy_of(entry.args), metadata=copy_of(entry.metadata))
+
+
+def changed(entry: DeadLetter, **changes: Any) -> DeadLetter:
+    """The entry with other values of some fields, as ``dataclasses.replace`` makes it in three times the time."""
+    copy = object.__new__(DeadLetter)
+    for put, value in zip(_SETTERS.values(), _values(entry), strict=True):
+        put(copy, value)
+    for name, value in changes.items():
+        _SETTERS[name](copy, value)
+    return copy

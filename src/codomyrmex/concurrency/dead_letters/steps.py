@@ -7,11 +7,11 @@ or used where no worker has watched the entry (see ``schedule.py``).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from codomyrmex.concurrency.dead_letters import transitions
-from codomyrmex.concurrency.dead_letters.record import AttemptRecord, DeadLetter, Outcome
+from codomyrmex.concurrency.dead_letters.record import AttemptRecord, DeadLetter, Outcome, changed
 from codomyrmex.concurrency.dead_letters.texts import MAX_TEXT, brief
 from codomyrmex.concurrency.dead_letters.transitions import Event, Life, phase_of
 from codomyrmex.concurrency.retry import RetryPolicy
@@ -26,9 +26,9 @@ _NOT_RETRIED = "such an error is not to be retried"
 
 def claimed(entry: DeadLetter, host: str, pid: int, now: datetime) -> DeadLetter:
     """A worker takes the entry."""
-    entry = _stepped(entry, Event.CLAIMED, now, claim=False)
-    attempt = AttemptRecord(entry.attempt_count, host, pid, now)
-    return replace(entry, attempts=(*entry.attempts, attempt)[-MAX_HISTORY:])
+    life = transitions.step(_life(entry, claim=False), Event.CLAIMED, now)
+    attempt = AttemptRecord(life.attempts, host, pid, now)
+    return _lived(entry, life, attempts=(*entry.attempts, attempt)[-MAX_HISTORY:])
 
 
 def succeeded(entry: DeadLetter, now: datetime) -> DeadLetter:
@@ -52,7 +52,7 @@ def failed(entry: DeadLetter, error: BaseException, text: str, policy: RetryPoli
     event = transitions.event_of_failure(_life(entry, claim=True), policy, error)
     if event is Event.FAILED:
         return _waiting(entry, event, now, "failed", text, policy.delay(entry.attempt_count))
-    return _over(_ended(entry, "failed", text), event, now, "failed", _because(text, why))
+    return _over(entry, event, now, "failed", _because(text, why), text)
 
 
 def asked_again(entry: DeadLetter, asked: str, delay: float | None, policy: RetryPolicy, now: datetime) -> DeadLetter:
@@ -65,7 +65,7 @@ def asked_again(entry: DeadLetter, asked: str, delay: float | None, policy: Retr
         delay = policy.delay(entry.attempt_count) if delay is None else delay
         return _waiting(entry, event, now, "failed", asked, delay)
     told = f"{entry.error_type}: {entry.error}" if entry.error_type else entry.error
-    return _over(_ended(entry, "failed", asked), event, now, "failed", _because(told, _USED_UP))
+    return _over(entry, event, now, "failed", _because(told, _USED_UP), asked)
 
 
 def interrupted(entry: DeadLetter, now: datetime) -> DeadLetter:
@@ -81,10 +81,9 @@ def crashed(entry: DeadLetter, policy: RetryPolicy, now: datetime) -> DeadLetter
     event = transitions.event_of_crash(_life(entry, claim=False), policy)
     if event is Event.CRASHED:
         return _waiting(entry, event, now, "crashed", _DIED, policy.delay(entry.attempt_count), claim=False)
-    entry = _over(_ended(entry, "crashed", _DIED), event, now, "crashed", claim=False)
-    if entry.crash_count >= transitions.MAX_CRASHES:
-        return replace(entry, reason=f"killed {entry.crash_count} workers")
-    return replace(entry, reason=_because(_DIED, _USED_UP))
+    crashes = entry.crash_count + 1
+    reason = f"killed {crashes} workers" if crashes >= transitions.MAX_CRASHES else _because(_DIED, _USED_UP)
+    return _over(entry, event, now, "crashed", reason, _DIED, claim=False)
 
 
 _DIED = "the worker died"
@@ -92,7 +91,7 @@ _DIED = "the worker died"
 
 def redriven(entry: DeadLetter, now: datetime) -> DeadLetter:
     """A person sends the entry back: it is due now, with all its attempts before it. The history stays."""
-    return replace(_stepped(entry, Event.REDRIVEN, now, claim=False), reason="")
+    return _lived(entry, transitions.step(_life(entry, claim=False), Event.REDRIVEN, now), reason="")
 
 
 def dismissed(entry: DeadLetter, reason: str, now: datetime) -> DeadLetter:
@@ -112,24 +111,35 @@ def _waiting(
     delay: float = 0.0,
     claim: bool = True,
 ) -> DeadLetter:
-    return replace(_stepped(_ended(entry, outcome, error), event, now, delay, claim), reason="")
+    life = transitions.step(_life(entry, claim), event, now, delay)
+    return _lived(entry, life, attempts=_ended(entry.attempts, outcome, error), reason="")
 
 
 def _over(
-    entry: DeadLetter, event: Event, now: datetime, outcome: Outcome, reason: str = "", claim: bool = True
+    entry: DeadLetter,
+    event: Event,
+    now: datetime,
+    outcome: Outcome,
+    reason: str = "",
+    error: str | None = None,
+    claim: bool = True,
 ) -> DeadLetter:
-    return replace(_stepped(_ended(entry, outcome, reason), event, now, claim=claim), reason=brief(reason))
+    """The entry parked or resolved for ``reason``; its attempt ended with ``error``, or with the reason."""
+    life = transitions.step(_life(entry, claim), event, now)
+    attempts = _ended(entry.attempts, outcome, reason if error is None else error)
+    return _lived(entry, life, attempts=attempts, reason=brief(reason))
 
 
-def _stepped(entry: DeadLetter, event: Event, now: datetime, delay: float = 0.0, claim: bool = True) -> DeadLetter:
-    life = transitions.step(_life(entry, claim), event, now, delay)
-    return replace(
+def _lived(entry: DeadLetter, life: Life, **changes: Any) -> DeadLetter:
+    """The entry with the numbers of ``life`` and ``changes``."""
+    return changed(
         entry,
         state=life.state,
         attempt_count=life.attempts,
         crash_count=life.crashes,
         delay=life.delay,
         next_attempt_at=life.due,
+        **changes,
     )
 
 
@@ -138,12 +148,12 @@ def _life(entry: DeadLetter, claim: bool) -> Life:
     return Life(phase, entry.attempt_count, entry.crash_count, entry.delay, entry.next_attempt_at)
 
 
-def _ended(entry: DeadLetter, outcome: Outcome, error: str) -> DeadLetter:
-    """The entry with its attempt under way ended; without one, unchanged."""
-    if not entry.attempts or entry.attempts[-1].outcome != "running":
-        return entry
-    last = replace(entry.attempts[-1], outcome=outcome, error=brief(error))
-    return replace(entry, attempts=(*entry.attempts[:-1], last))
+def _ended(attempts: tuple[AttemptRecord, ...], outcome: Outcome, error: str) -> tuple[AttemptRecord, ...]:
+    """The attempts with the one under way ended; without one, unchanged."""
+    if not attempts or attempts[-1].outcome != "running":
+        return attempts
+    last = attempts[-1]
+    return (*attempts[:-1], AttemptRecord(last.number, last.host, last.pid, last.time, outcome, brief(error)))
 
 
 def _because(error: str, why: str) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 from codomyrmex.concurrency import skipped_keys
 from codomyrmex.concurrency.dead_letters import dedup, record, steps, transitions
 from codomyrmex.concurrency.dead_letters.dedup import Rider, reading
+from codomyrmex.concurrency.dead_letters.own_writes import OwnWrites
 from codomyrmex.concurrency.dead_letters.persistence import persist
 from codomyrmex.concurrency.dead_letters.reader import Reader
 from codomyrmex.concurrency.dead_letters.record import DeadLetter, Stored
@@ -49,18 +51,20 @@ class Store(Reader):
     def __init__(self, session: SessionCore, queue: str, retention: float) -> None:
         super().__init__(session, queue)
         self._dedup = dedup.DedupKeys(self)
+        self._written = OwnWrites()
         self._retention = retention
         self._lease = 0
         self._lease_since = 0.0
 
     # Adding
 
-    async def add(self, entry: DeadLetter) -> str:
-        """Store a new entry; returns its id, or the id of the entry that stands for its dedup key.
+    async def add(self, entry: DeadLetter, value: bytes) -> str:
+        """Store a new entry, whose value in etcd is ``value``; returns its id, or the id of the entry that stands for
+        its dedup key.
 
         The first write of an id wins: a record that is there, in any state, is left as it is and counts as added.
         """
-        key, value = self.key(entry.id), record.encode(entry)
+        key = self.key(entry.id)
         free = self._dedup.free(entry)
         for _ in range(TRIES):
             compares = [Compare(key, Target.CREATE_REVISION, 0), *free]
@@ -109,6 +113,7 @@ class Store(Reader):
         )
         _under_way.add(mark)
         taken = False
+        self._written.note(key, value, entry)
         try:
             reply = await self._commit(request)
             token = reply.revision if reply.succeeded else _token_of(mark, reading(reply, 0))
@@ -116,6 +121,7 @@ class Store(Reader):
         finally:
             if not taken:
                 _under_way.discard(mark)
+                self._written.take(key, value)
         if taken:
             return Claim(entry, token, mark)
         await self._clear(reading(reply, 0))
@@ -130,12 +136,14 @@ class Store(Reader):
             then: list[Op] = [Delete(claim_key), Put(key, value, await self._lease_for(entry))]
             held = Compare(claim_key, Target.CREATE_REVISION, claim.token)
             request = Request((claim_key,), then, (held,), (Get(key),), again=(), size=len(value))
+            self._written.note(key, value, entry)
             reply = await self._commit(request, self._dedup.given_up(entry) if entry.state == "resolved" else None)
         except EtcdError:
             self._lease = 0  # it may be gone: the next try gets another
             raise
         if reply.succeeded:
             return True
+        self._written.take(key, value)
         return any(kv.value == value for kv in reading(reply, 0).kvs)  # applied the first time, its answer lost
 
     def let_go(self, claim: Claim) -> None:
@@ -223,11 +231,17 @@ class Store(Reader):
 
     # Parts
 
+    def decode(self, kv: KV) -> Stored | None:
+        """As ``Reader.decode``. A record that was written here to be run or after it ran is not decoded again."""
+        entry = self._written.take(kv.key, kv.value)
+        return Stored(entry, kv.mod_revision) if entry else super().decode(kv)
+
     def _same(self, stored: Stored) -> Compare:
         return Compare(self.key(stored.entry.id), Target.MOD_REVISION, stored.revision)
 
-    async def _commit(self, request: Request, rider: Rider | None = None) -> Reply:
-        return await dedup.commit(self.session.committer, request, rider)
+    def _commit(self, request: Request, rider: Rider | None = None) -> Awaitable[Reply]:
+        committer = self.session.committer
+        return dedup.commit(committer, request, rider) if rider else committer.commit(request)
 
     async def _lease_for(self, entry: DeadLetter) -> int:
         """The lease of a record: 0, and for a resolved one a lease that is never renewed. So a resolved record vanishes

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from codomyrmex.concurrency.retry import RetryPolicy
 
@@ -38,6 +38,8 @@ MAX_DELAY = 10 * 365 * 86_400.0  # seconds; a longer delay is cut to this
 class Phase(Enum):
     """The state in the record together with the claim."""
 
+    __hash__ = object.__hash__  # that of Enum is Python code, and phases and events are looked up for each write
+
     ABSENT = "absent"  # not added yet, or removed
     WAITING = "waiting"
     RUNNING = "running"  # a worker has the claim
@@ -48,6 +50,8 @@ class Phase(Enum):
 
 class Event(Enum):
     """Something that happens to a dead letter."""
+
+    __hash__ = object.__hash__
 
     ADDED = "added"
     CLAIMED = "claimed"
@@ -98,6 +102,15 @@ _STATES: dict[Phase, State] = {
     Phase.RESOLVED: "resolved",
 }
 
+_PHASES: dict[State, Phase] = {state: Phase(state) for state in get_args(State)}
+
+_WRITTEN: dict[Phase, set[State | None]] = {
+    phase: {
+        _STATES.get(then) for (start, event), then in TABLE.items() if start is phase and event is not Event.CLAIM_LOST
+    }
+    for phase in Phase
+}
+
 
 class ImpossibleEvent(RuntimeError):
     """The library tried what cannot happen to a dead letter in its phase: a bug, not a fault of etcd or of a user."""
@@ -125,7 +138,7 @@ def phase_of(state: State, *, claimed: bool) -> Phase:
     """The phase of an entry whose record has ``state``; ``claimed`` tells whether its claim exists."""
     if state == "running" and not claimed:
         return Phase.ORPHANED
-    return Phase(state)
+    return _PHASES[state]
 
 
 def allows(state: State, event: Event, *, claimed: bool) -> bool:
@@ -144,8 +157,7 @@ def next_phase(phase: Phase, event: Event) -> Phase:
 def check_write(before: State, after: State, *, claimed: bool) -> None:
     """Raise ``ImpossibleEvent`` unless one event that is written leads from the state ``before`` to ``after``."""
     phase = phase_of(before, claimed=claimed)
-    written = {then for (start, event), then in TABLE.items() if start is phase and event is not Event.CLAIM_LOST}
-    if after not in map(_STATES.get, written):
+    if after not in _WRITTEN[phase]:
         raise ImpossibleEvent(f"a dead letter that is {phase.value} cannot become {after} by one write")
 
 
@@ -166,12 +178,12 @@ def step(life: Life, event: Event, now: datetime, delay: float = 0.0) -> Life:
 
     ``delay``: the seconds from ``now`` to the next attempt, for FAILED and CRASHED.
     """
-    after = life._replace(phase=next_phase(life.phase, event))
+    after = Life(next_phase(life.phase, event), *life[1:])
     match event:
         case Event.ADDED | Event.REDRIVEN:
-            return _due(after._replace(attempts=0, crashes=0), now)
+            return Life(after.phase, due=now)
         case Event.CLAIMED:  # the attempt counts, also if the worker dies; an interruption takes it back
-            return after._replace(attempts=life.attempts + 1, delay=0.0, due=None)
+            return Life(after.phase, life.attempts + 1, life.crashes)
         case Event.INTERRUPTED:
             return _due(after._replace(attempts=max(0, life.attempts - 1)), now)
         case Event.FAILED:

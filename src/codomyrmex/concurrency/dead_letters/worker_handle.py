@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -67,16 +66,11 @@ class Worker(AsyncOnly):
             if self._task and self._task.done():
                 return self._task.result()
             # The watch may not have told the worker of the newest entries yet, so etcd is read too.
-            if self._worker and await self._worker.settled() and not await self._any_left():
-                return None
+            if self._worker and await self._worker.settled():
+                store = await self._work.open_store()
+                if not await store.has_any(self._work.handlers, UNSETTLED):
+                    return None
             await asyncio.sleep(_BRIEFLY)
-
-    async def _any_left(self) -> bool:
-        async with aclosing((await self._work.open_store()).all()) as found:
-            async for stored in found:
-                if stored.entry.operation in self._work.handlers and stored.entry.state in UNSETTLED:
-                    return True
-        return False
 
     async def __aenter__(self) -> Worker:
         if self._task:
