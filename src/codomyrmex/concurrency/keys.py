@@ -7,6 +7,7 @@
     /<namespace>/v1/path/<tree>/<entry>            one per holder or waiter of paths, which its value tells
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
+    /<namespace>/v1/audit/path/<tree>              the last forced release in a tree
     /<namespace>/v1/dead/<queue>/entry/<id>        a dead letter
     /<namespace>/v1/dead/<queue>/claim/<id>        leased: a worker runs this dead letter now
     /<namespace>/v1/dead/<queue>/worker/<lease>-<id>   leased: a worker that is there
@@ -263,9 +264,9 @@ class Layout:
         """The key of an entry's release marker; for a queue, the prefix of its entries' markers."""
         return self._release_markers + entry.removeprefix(self.root)
 
-    def audit(self, name: str) -> bytes:
-        """The key of the record of a lock's last forced release."""
-        return starting_with(self._audits, name)
+    def audit(self, name: str, kind: Kind = LOCK) -> bytes:
+        """The key of the record of the last forced release of a lock or of a tree's entry."""
+        return self._audits + (b"" if kind is LOCK else kind.segment.encode() + b"/") + escape(name).encode()
 
     def name_of(self, entry: bytes, kind: Kind = LOCK) -> str | None:
         """The name of the queue that an entry's key lies in; None if the key is not one of this kind."""
