@@ -9,6 +9,7 @@
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
     /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
+    /<namespace>/v1/audit/path/<tree>              the last forced release in a tree
     /<namespace>/v1/dead/<queue>/entry/<id>        a dead letter
     /<namespace>/v1/dead/<queue>/claim/<id>        leased: a worker runs this dead letter now
     /<namespace>/v1/dead/<queue>/worker/<lease>-<id>   leased: a worker that is there
@@ -286,9 +287,9 @@ class Layout:
         """The key of the note that an entry leaves if it expires; for a queue, the prefix of its entries' notes."""
         return self._left + entry.removeprefix(self.root)
 
-    def audit(self, name: str) -> bytes:
-        """The key of the record of a lock's last forced release."""
-        return starting_with(self._audits, name)
+    def audit(self, name: str, kind: Kind = LOCK) -> bytes:
+        """The key of the record of the last forced release of a lock or of a tree's entry."""
+        return self._audits + (b"" if kind is LOCK else kind.segment.encode() + b"/") + escape(name).encode()
 
     def name_of(self, entry: bytes, kind: Kind = LOCK) -> str | None:
         """The name of the queue that an entry's key lies in; None if the key is not one of this kind."""

@@ -13,7 +13,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
-from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, ReservationInfo
+from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
@@ -304,27 +304,34 @@ class LockManager:
         return self._locks[name]
 
     async def locks(self, prefix: str = "") -> list[LockInfo]:
-        """Every lock that is held or waited for and whose name starts with ``prefix``, by name."""
+        """Every lock and tree that is held or waited for and whose name starts with ``prefix``, by name.
+
+        A tree has the ``kind`` ``"path"``, and its owners have ``paths``.
+        """
         return await inspect.locks(await ready(self._session), prefix)
 
-    async def info(self, name: str) -> LockInfo | None:
-        """Holders and waiters of one lock, or None if there are none."""
-        return await inspect.info(await ready(self._session), name)
+    async def info(self, name: str, kind: QueueKind = "lock") -> LockInfo | None:
+        """Holders and waiters of one lock, or with ``kind="path"`` of one tree; None if there are none."""
+        return await inspect.info(await ready(self._session), name, kind)
 
     async def watch(self, prefix: str = "") -> AsyncIterator[LockEvent]:
-        """Follow every step of every lock whose name starts with ``prefix``, beginning with the entries that exist."""
+        """Follow every step of every lock and path lock whose name starts with ``prefix``, beginning with the entries
+        that exist."""
         async for event in inspect.watch(await ready(self._session), prefix):
             yield event
 
-    async def force_release(self, name: str, *, reason: str, token: int | None = None) -> Owner:
+    async def force_release(
+        self, name: str, *, reason: str, token: int | None = None, kind: QueueKind = "lock"
+    ) -> Owner:
         """Take the lock away from its holder; returns that holder.
 
         The holder loses the lock: an asyncio block is cancelled, and its fenced writes are refused. The next waiter is
         granted.
-        ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. Raises
-        ``NotHeld`` if the lock has no holder, or none with that token.
+        ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. With
+        ``kind="path"`` the name is that of a tree, and a ``token`` is needed. Raises ``NotHeld`` if the lock has no
+        holder, or none with that token.
         """
-        return await force_release(await ready(self._session), name, reason, token)
+        return await force_release(await ready(self._session), name, reason, token, kind)
 
     def stats(self) -> LockStats:
         """Counters since this manager was made; ``total_locks`` is the number of distinct names acquired."""

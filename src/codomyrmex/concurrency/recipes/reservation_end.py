@@ -33,7 +33,7 @@ async def explain_end(
     the paths that it held, as far as this process knows."""
     first = [_how_it_ended(described, until, clock.now(), datetime.now(UTC))]
     queues = list(dict.fromkeys(queue_of(key) for key in keys))[:_TOLD]
-    audits = [session.layout.audit(place[1]) for queue in queues if (place := place_of(queue))]
+    audits = [session.layout.audit(place[1], place[0]) for queue in queues if (place := place_of(queue))]
     gets = [Get(queue, prefix_end(queue), limit=READ, oldest_first=True) for queue in queues]
     try:
         async with asyncio.timeout(_PATIENCE):

@@ -138,7 +138,7 @@ def warn_if_it_waits_for_itself(session: SessionCore, queue_ref: QueueRef, rule:
 
 def _excludes(held: Entry, queue_ref: QueueRef, rule: Rule) -> bool:
     if isinstance(rule, Overlap):
-        return rule.waits_behind(Predecessor(held.key, held.token, held.value))
+        return rule.waits_for(Predecessor(held.key, held.token, held.value))
     return queue_ref.what == keys.LOCK.what
 
 
@@ -505,7 +505,9 @@ class Entry:
         """The reason of its loss, with the operator's reason if the lock was released by force."""
         first = self.group.first_lost if self.group else self
         if isinstance(first, Entry) and isinstance(first.lost.reason, KeyDeleted):
-            return await explain_deletion(first.session, first.queue_ref.name, first.token, first.lost.reason)
+            kind = keys.PATH if keys.is_in_tree(first.key) else keys.LOCK
+            audit = first.session.layout.audit(first.queue_ref.name, kind)
+            return await explain_deletion(first.session, audit, first.token, first.lost.reason)
         return str(self.lost.reason)
 
     def describe(self) -> str:

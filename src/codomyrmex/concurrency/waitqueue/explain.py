@@ -43,7 +43,7 @@ def _why(wanted: Wanted, *, named: bool) -> str:
     queue = [Predecessor(kv.key, kv.create_revision, kv.value) for kv in earlier]
     if isinstance(rule(View(found.revision, queue, len(queue), limit)), Granted):
         return ""
-    in_way = [not isinstance(rule, Overlap) or rule.waits_behind(entry) for entry in queue]
+    in_way = [not isinstance(rule, Overlap) or rule.waits_for(entry) for entry in queue]
     held = holders(queue, limit)
     owners = [
         Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)

@@ -153,9 +153,9 @@ class Overlap:
         return self.scopes.fields()
 
     def __call__(self, view: View) -> Decision:
-        return WaitFor(b"") if any(map(self.waits_behind, view.entries)) else _GRANTED
+        return WaitFor(b"") if any(map(self.waits_for, view.entries)) else _GRANTED
 
-    def waits_behind(self, entry: Predecessor) -> bool:
+    def waits_for(self, entry: Predecessor) -> bool:
         """True if ``entry`` must leave before this request is granted."""
         return self.scopes.overlaps(scopes_in(entry.value))
 
@@ -169,11 +169,11 @@ def holders(queue: Sequence[Predecessor], limit: int | None = None) -> list[bool
     if not queue or not is_in_tree(queue[0].key):
         held = holding([entry.key for entry in queue], limit)
         return [number < held for number in range(len(queue))]
-    ahead, found = Occupied(), []
+    occupied, found = Occupied(), []
     for entry in queue:
         scopes = scopes_in(entry.value)
-        found.append(not ahead.overlaps(scopes))
-        ahead.add(scopes)
+        found.append(not occupied.overlaps(scopes))
+        occupied.add(scopes)
     return found
 
 
