@@ -247,12 +247,12 @@ async def test_watchers_are_told_of_a_release_and_of_an_expiry(session: Session,
     await eventually(lambda: len(events) == 4)
     await first.release()
     await eventually(lambda: len(events) == 6)
-    second = await manager.reserve("c", "d", ttl=60)
+    second = await manager.reserve("c", paths=["d/"], ttl=60)
     await expire(session, second)
     await eventually(lambda: len(events) == 12)
     watching.cancel()
     assert sorted(events[4:6]) == [("released", "a"), ("released", "b")]
-    assert sorted(events[10:]) == [("expired", "c"), ("expired", "d")]
+    assert sorted(events[10:]) == [("expired", "c"), ("expired", "default")]
 
 
 async def test_the_end_of_a_block_releases_it(session: Session) -> None:

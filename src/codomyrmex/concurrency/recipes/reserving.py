@@ -56,18 +56,8 @@ class Reserving(AsyncOnly):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release it. As with a lock, a release that etcd does not confirm is logged: the work of the block is done."""
         assert self._reservation
-        try:
-            await self._reservation.release()
-        except LockLost as lost:
-            if error is None:
-                raise
-            error.add_note(str(lost))
-        except EtcdError as failure:
-            log.warning(
-                "%r is not released yet, and ends by itself when its time is over: %s", self._reservation, failure
-            )
+        await end_block(self._reservation, error)
 
     def _reserve(self, who: object = None) -> Coroutine[Any, Any, Reservation]:
         """``who`` is the requester if it is not the current task."""
@@ -96,3 +86,16 @@ class Reserving(AsyncOnly):
                 f"the reservation of {self._request.describe()} was never awaited: nothing was reserved",
                 RuntimeWarning,
             )
+
+
+async def end_block(reservation: Reservation, error: BaseException | None) -> None:
+    """Release at the end of a block, which ``error`` has ended. As with a lock, a release that etcd does not confirm is
+    logged: the work of the block is done."""
+    try:
+        await reservation.release()
+    except LockLost as lost:
+        if error is None:
+            raise
+        error.add_note(str(lost))
+    except EtcdError as failure:
+        log.warning("%r is not released yet, and ends by itself when its time is over: %s", reservation, failure)

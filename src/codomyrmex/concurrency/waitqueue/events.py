@@ -160,12 +160,11 @@ class EventTracker:
 
     @staticmethod
     def _put_again(known: _Tracked, owner: Owner) -> None:
-        """A holder puts its entry again to tell how long it had waited, and to change its lease."""
+        """A holder puts its entry again to tell how long it had waited, to report progress, and to change its lease."""
         if owner.token != known.owner.token:
             raise ValueError(f"{owner.key} has another life, at {owner.token}, but was not deleted")
-        timed = known.owner
-        if timed.granted_at is not None:
-            owner = replace(owner, granted_at=timed.granted_at, waited=timed.waited)
+        if (granted := known.owner.granted_at) is not None:
+            owner = replace(owner, granted_at=granted, waited=known.owner.waited)
         known.owner = owner
 
     def _left(self, queue: _Queue, key: bytes, kind: EventKind, moment: _Moment) -> list[LockEvent]:
