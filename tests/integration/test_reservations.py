@@ -156,6 +156,35 @@ async def test_the_next_holder_is_told_what_an_expired_one_left(session: Session
     await eventually(lambda: _nothing(session))
 
 
+async def test_a_reader_beside_a_reader_is_not_told_its_note(session: Session, other: Session) -> None:
+    first = await LockManager(session).reserve("x", ttl=60, shared=True, note="alive")
+    gone = await LockManager(session).reserve("x", ttl=60, shared=True, note="gone")
+    await expire(session, gone)
+    second = await LockManager(other).reserve("x", ttl=60, shared=True)
+    assert second.left == "gone"
+    await expire(session, first)
+    await second.release()
+    third = await LockManager(other).reserve("x", ttl=60)
+    assert third.left == "alive"
+    await third.release()
+    await eventually(lambda: _nothing(session))
+
+
+async def test_after_a_long_wait_it_has_its_whole_time(session: Session, other: Session) -> None:
+    grant = await LockManager(other).acquire("x")
+    reserving = asyncio.create_task(ten_seconds(session, "x"))
+    await queue_of(session, "x", 2)
+    await asyncio.sleep(4)
+    await grant.release()
+    mine = await asyncio.wait_for(reserving, 5)
+    assert mine.expires_in() > 9 and await mine.check() > 8
+    await mine.release()
+
+
+async def ten_seconds(session: Session, name: str) -> Reservation:
+    return await LockManager(session).reserve(name, ttl=10)
+
+
 async def test_an_expired_one_says_when_and_by_whom_it_is_held_now(session: Session, other: Session) -> None:
     first = await LockManager(session).reserve("x", ttl=60)
     opened = LockManager(other).reservation(first.handle)
