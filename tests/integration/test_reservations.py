@@ -22,7 +22,7 @@ from codomyrmex.concurrency import (
     Shared,
     Target,
 )
-from codomyrmex.concurrency.etcd.transports.protocol import Get
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import Calls, counting, entries, eventually, queue_of, revoke
@@ -217,6 +217,27 @@ async def test_several_names_are_held_on_one_token_and_lost_together(session: Se
             await use()
     await eventually(lambda: _free(session, "a"))
     await reader.release()
+
+
+async def test_one_entry_that_is_deleted_takes_the_others_along(session: Session, other: Session) -> None:
+    for use in ("check", "renew", "release", "put"):
+        mine = await LockManager(session).reserve("a", "b", ttl=60)
+        theirs = LockManager(other).reservation(mine.handle)
+        await mine.renew(ttl=90)  # so the handle names a lease that is no more
+        await core_of(other).transport.delete(Delete(mine._handle.keys[1]))
+        with pytest.raises(LockLost, match="'b' is free now"):
+            await (theirs.put("/app/x", "") if use == "put" else getattr(theirs, use)())
+        await eventually(lambda: _nothing(session))
+
+
+async def test_a_timeout_of_zero_tries_once(session: Session, other: Session) -> None:
+    async with DistributedLock("x", other):
+        with pytest.raises(LockTimeout, match="'x' is held by"):
+            await LockManager(session).reserve("x", "y", ttl=60, timeout=0)
+    mine = await LockManager(session).reserve("x", "y", ttl=60, timeout=0)
+    assert await mine.check() > 50
+    await mine.release()
+    await eventually(lambda: _nothing(session))
 
 
 async def _free(session: Session, name: str) -> bool:

@@ -60,6 +60,17 @@ def test_a_flipped_bit_is_refused(handle: Handle, data: st.DataObject) -> None:
         Handle.decode(flipped)
 
 
+@pytest.mark.parametrize("name", ["a", "ab", "abc"])
+def test_each_bit_of_a_handle_counts(name: str) -> None:
+    """The last character of a base64 text may have bits that decode to nothing."""
+    layout = Layout("n")
+    text = Handle("n", 7, 8, 9, (layout.entry(layout.queue(name, LOCK), 1, 0),)).encode()
+    for at, char in enumerate(text):
+        for bit in range(7):
+            with pytest.raises(InvalidHandle):
+                Handle.decode(text[:at] + chr(ord(char) ^ 1 << bit) + text[at + 1 :])
+
+
 @given(handles(), st.text(min_size=1, max_size=5), st.data())
 def test_an_insertion_is_refused(handle: Handle, more: str, data: st.DataObject) -> None:
     text = handle.encode()

@@ -43,7 +43,7 @@ class Handle:
         lines = [self.namespace.encode(), *(key.removeprefix(root) for key in self.keys)]
         payload = _NUMBERS.pack(self.lease, self.token, self.ttl) + b"\n".join(lines)
         packed = _HEAD.pack(len(payload), _digest(payload)) + payload
-        return f"{_PREFIX}{VERSION}_{urlsafe_b64encode(packed).rstrip(b'=').decode()}"
+        return f"{_PREFIX}{VERSION}_{_text(packed)}"
 
     @classmethod
     def decode(cls, text: str, namespace: str | None = None) -> Handle:
@@ -98,9 +98,13 @@ def _payload(encoded: str) -> bytes:
     payload = packed[_HEAD.size :]
     if len(payload) < length:
         raise _cut()
-    if digest != _digest(payload) or urlsafe_b64encode(packed).rstrip(b"=").decode() != encoded:
+    if len(payload) > length or digest != _digest(payload) or _text(packed) != encoded:
         raise _damaged()
     return payload
+
+
+def _text(packed: bytes) -> str:
+    return urlsafe_b64encode(packed).rstrip(b"=").decode()
 
 
 def _digest(payload: bytes) -> bytes:

@@ -39,7 +39,7 @@ from codomyrmex.concurrency.recipes.reservation_end import explain_end
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR, lease_put, left_puts
-from codomyrmex.concurrency.waitqueue.fenced import gone, in_bytes, run_fenced, still_there
+from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced, still_there
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
 SHORTEST, LONGEST = 10, 24 * 3600  # seconds
@@ -258,11 +258,15 @@ class Reservation(AsyncOnly):
 
     async def _read(self, core: SessionCore) -> list[KV]:
         """Its entries, all of them; raises ``LockLost`` if one is gone."""
-        keys = self._handle.keys
-        results = (await core.transport.txn((), [Get(key) for key in keys])).results
-        if gone(results, self.token):
+        found = await self._survivors(core)
+        if len(found) < len(self._handle.keys):
             raise await self._gone(core)
-        return [one.kvs[0] for one in results if isinstance(one, GetResult)]
+        return found
+
+    async def _survivors(self, core: SessionCore) -> list[KV]:
+        results = (await core.transport.txn((), [Get(key) for key in self._handle.keys])).results
+        kvs = [kv for one in results if isinstance(one, GetResult) for kv in one.kvs]
+        return [kv for kv in kvs if kv.create_revision == self.token]
 
     def _learn(self, found: Sequence[KV]) -> None:
         """Keep what its entries tell of it."""
@@ -345,7 +349,10 @@ class Reservation(AsyncOnly):
         core.keep(asyncio.create_task(_revoked(core, lease)))
 
     async def _gone(self, core: SessionCore) -> LockLost:
-        """The error that says how it ended and who holds its names now. What is left of it is given up."""
+        """The error that says how it ended and by whom its names are held now. What is left of it is given up."""
+        with suppress(ConcurrencyError):
+            for kv in await self._survivors(core):
+                self._lease = kv.lease
         self._revoke(core, self._lease)
         text = await explain_end(core, self._described(), self._handle.keys, self.token, self._until, self._paths)
         error = LockLost(text)
