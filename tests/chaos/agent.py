@@ -2,7 +2,8 @@
 
     python -m tests.chaos.agent ENDPOINT NAMESPACE ROLE...
 
-Roles, all at the same time: ``lock`` and ``semaphore`` take turns and write fenced; ``add`` adds dead letters;
+Roles, all at the same time: ``lock`` and ``semaphore`` take turns and write fenced; ``reserve`` does the same under
+reservations, which it renews and releases by their handles; ``add`` adds dead letters;
 ``retry`` retries them, with a clock that is ``ahead=SECONDS`` if so asked. The handlers of ``deadly`` entries kill
 their process.
 """
@@ -26,6 +27,7 @@ from codomyrmex.concurrency import (
     DeadLetter,
     DeadLetterQueue,
     DistributedLock,
+    LockManager,
     RetryPolicy,
     Semaphore,
     Session,
@@ -61,6 +63,22 @@ async def semaphore(session: Session) -> None:
             await asyncio.sleep(random.uniform(0, 0.03))
             await grant.put(f"/{core_of(session).layout.namespace}/semaphore", str(grant.token))
             say("semaphore", token=grant.token, since=since, until=time.monotonic(), permits=permits)
+
+
+async def reserve(session: Session) -> None:
+    manager = LockManager(session)
+    register = f"/{core_of(session).layout.namespace}/reserved"
+    while True:
+        mine = await manager.reserve("r", ttl=10, note="begun")
+        since = time.monotonic()
+        await mine.put(register, str(mine.token))
+        await asyncio.sleep(random.uniform(0, 0.03))
+        later = manager.reservation(mine.handle)
+        await later.renew(note="half done" if random.random() < 0.5 else None)
+        await later.put(register, str(mine.token))
+        if mine.expires_in() > 0:
+            say("reserve", token=mine.token, since=since, until=time.monotonic(), left=mine.left)
+        await later.release()
 
 
 async def add(session: Session) -> None:
@@ -115,7 +133,13 @@ async def main() -> None:
                 asyncio.TaskGroup() as group,
             ):
                 for role in roles:
-                    if work := {"lock": lock, "semaphore": semaphore, "add": add, "retry": retry}.get(role):
+                    if work := {
+                        "lock": lock,
+                        "semaphore": semaphore,
+                        "reserve": reserve,
+                        "add": add,
+                        "retry": retry,
+                    }.get(role):
                         group.create_task(work(session))
         await asyncio.sleep(0.1)
 

@@ -13,12 +13,13 @@ from tests.chaos.checker import Change, Step
 
 
 class Recorder:
-    """One lock, one semaphore and one dead letter queue of a namespace. Fenced writes go to ``/<namespace>/lock`` and
-    ``/<namespace>/semaphore``."""
+    """One lock, one semaphore, one reserved name and one dead letter queue of a namespace. Fenced writes go to
+    ``/<namespace>/lock``, ``/<namespace>/semaphore`` and ``/<namespace>/reserved``."""
 
     def __init__(self, session: Session, namespace: str) -> None:
         self.lock: list[Change] = []
         self.semaphore: list[Change] = []
+        self.reserved: list[Change] = []
         self.dead_letters: list[Step] = []
         self.gaps = 0
         self._layout = Layout(namespace)
@@ -40,10 +41,13 @@ class Recorder:
             self.lock.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif kv.key == self._root + b"semaphore":
             self.semaphore.append(Change(kv.mod_revision, "wrote", int(kv.value)))
+        elif kv.key == self._root + b"reserved":
+            self.reserved.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif told and (layout.name_of(kv.key) or layout.name_of(kv.key, SEMAPHORE)):
             return
-        elif layout.name_of(kv.key):
-            self.lock.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))
+        elif name := layout.name_of(kv.key):
+            history = self.reserved if name == "r" else self.lock
+            history.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))
         elif (limit := limit_of(kv.key)) is not None:
             if not event.deleted:
                 self.semaphore.append(Change(kv.mod_revision, "limit", 0, permits=limit))

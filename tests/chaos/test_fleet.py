@@ -28,7 +28,8 @@ from tests.cluster import Cluster, cluster
 from tests.helpers import eventually
 
 _TTL = 2
-_ROLES = [("lock", "semaphore")] * 4 + [("add",), ("retry",), ("retry", "ahead=3600")]
+_RESERVED = 10  # seconds, the shortest that a reservation may have
+_ROLES = [("lock", "semaphore")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
 
 
 async def _hurt_one(etcd: EmbeddedEtcd, chance: random.Random) -> str:
@@ -101,9 +102,9 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
             faults[await _hurt(fleet, hurt_server, chance)] += 1
         healed = time.monotonic()
         for member in fleet.living:
-            what = {"lock": "lock", "add": "added", "retry": "started"}[member.roles[0]]
-            said = len(member.said)
-            await eventually(lambda m=member, n=said, w=what: any(s["what"] == w for s in m.said[n:]), 3 * _TTL + 4)
+            what = {"lock": "lock", "reserve": "reserve", "add": "added", "retry": "started"}[member.roles[0]]
+            said, limit = len(member.said), 3 * _TTL + 4 + (_RESERVED if what == "reserve" else 0)
+            await eventually(lambda m=member, n=said, w=what: any(s["what"] == w for s in m.said[n:]), limit)
         print(f"everybody goes on {time.monotonic() - healed:.1f} s after the last fault")
         for member in fleet.living:
             if member.roles[0] != "retry":
@@ -113,17 +114,23 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
         await eventually(lambda: not dead_letter_violations(recorder.dead_letters, added, ()), 30)
         await fleet.end()
         await asyncio.sleep(2 * _TTL + 2)  # the leases of the killed run out
+        await eventually(lambda: not violations(recorder.reserved), _RESERVED + 5)
         added = [said["id"] for said in fleet.said("added")]
         started = [(said["id"], said["token"]) for said in fleet.said("started")]
     counts = Counter(change.kind for change in recorder.lock)
     permits = Counter(change.kind for change in recorder.semaphore)
     print(f"etcd {version} under {faults.total()} faults: {dict(faults)}")
     print(f"{counts['wrote']} writes under the lock, {permits['wrote']} under the semaphore")
+    reserved = Counter(change.kind for change in recorder.reserved)
+    left = sum(bool(said["left"]) for said in fleet.said("reserve"))
+    print(f"{reserved['wrote']} writes under reservations, {left} of which found the note of an expired one")
     print(f"{len(added)} dead letters, {len(started)} attempts")
     assert min(counts["wrote"], permits["wrote"]) > 2 * seconds and len(added) > seconds and not recorder.gaps
-    assert violations(recorder.lock) == []
+    assert violations(recorder.lock) == [] and reserved["wrote"] > 2
+    assert violations(recorder.reserved) == []
     assert semaphore_violations(recorder.semaphore) == []
     assert dead_letter_violations(recorder.dead_letters, added, started) == []
     if not (faults["stop a member"] and renews_wrongly(version)):  # see SPEC.md, servers
         assert overlaps(fleet.holds("lock")) == []
+        assert overlaps(fleet.holds("reserve")) == []
         assert crowds(fleet.holds("semaphore"), LIMIT) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, Session
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import queue_of
 
@@ -97,3 +97,18 @@ async def test_etcdctl_and_we_are_served_in_order_of_arrival(etcd: EmbeddedEtcd,
         await stop(second)
         if fourth:
             await stop(fourth)
+
+
+async def test_etcdctl_waits_for_a_reservation_whose_session_is_closed(etcd: EmbeddedEtcd, session: Session) -> None:
+    settings = session.settings.model_copy()
+    async with Session(settings) as brief:
+        mine = await LockManager(brief).reserve("x", ttl=60)
+    theirs = await start(etcd, session, "x")
+    try:
+        await queue_of(session, "x", 2)
+        with pytest.raises(TimeoutError):
+            await granted(theirs, 0.5)
+        await LockManager(session).reservation(mine.handle).release()
+        await granted(theirs)
+    finally:
+        await stop(theirs)

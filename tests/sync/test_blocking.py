@@ -472,3 +472,14 @@ def test_the_first_snippet_with_the_default_session(
     with LockManager().acquire("x") as grant:
         assert grant.name == "x"
     portal().close_default_session()
+
+
+def test_paths_are_held_and_given_back(blocking: Session) -> None:
+    manager = LockManager(blocking)
+    with manager.acquire_paths(["src/", "*.md"], tree="main", timeout=5) as grant:
+        assert grant.paths == ("src/", "") and grant.tree == "main"
+        with pytest.raises(LockTimeout, match="the whole tree"):
+            manager.acquire_paths(["docs/"], tree="main", timeout=0)
+        manager.acquire_paths(["src/"], timeout=0).release()
+    with manager.acquire_paths(["src/a"], tree="main", timeout=0, shared=True):
+        pass

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import EtcdRegressed as EtcdRegressed
     from codomyrmex.concurrency.errors import EtcdUnavailable as EtcdUnavailable
     from codomyrmex.concurrency.errors import FencedWriteRejected as FencedWriteRejected
+    from codomyrmex.concurrency.errors import InvalidHandle as InvalidHandle
     from codomyrmex.concurrency.errors import InvalidName as InvalidName
     from codomyrmex.concurrency.errors import LimitMismatch as LimitMismatch
     from codomyrmex.concurrency.errors import LockLost as LockLost
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.models import ReservationInfo as ReservationInfo
     from codomyrmex.concurrency.models import Routed as Routed
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
     from codomyrmex.concurrency.pool.cluster import ClusterPoolStats as ClusterPoolStats
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.recipes.manager import JointAcquisition as JointAcquisition
     from codomyrmex.concurrency.recipes.manager import LockManager as LockManager
     from codomyrmex.concurrency.recipes.manager import Shared as Shared
+    from codomyrmex.concurrency.recipes.reservation import Reservation as Reservation
+    from codomyrmex.concurrency.recipes.reserving import Reserving as Reserving
     from codomyrmex.concurrency.recipes.semaphore import Holding as Holding
     from codomyrmex.concurrency.recipes.semaphore import Permit as Permit
     from codomyrmex.concurrency.recipes.semaphore import Semaphore as Semaphore
@@ -114,6 +118,7 @@ _HOME = {
         "EtcdRegressed",
         "EtcdUnavailable",
         "FencedWriteRejected",
+        "InvalidHandle",
         "InvalidName",
         "LockLost",
         "LockTimeout",
@@ -137,7 +142,18 @@ _HOME = {
     ),
     "recipes.lock": ("DistributedLock",),
     "recipes.manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
-    "models": ("SemaphoreInfo", "Routed", "ForcedRelease", "LockEvent", "LockInfo", "LockStats", "Owner"),
+    "models": (
+        "SemaphoreInfo",
+        "Routed",
+        "ForcedRelease",
+        "LockEvent",
+        "LockInfo",
+        "LockStats",
+        "Owner",
+        "ReservationInfo",
+    ),
+    "recipes.reservation": ("Reservation",),
+    "recipes.reserving": ("Reserving",),
     "waitqueue.grant": ("Grant",),
     "loss": ("Loss",),
     "session": ("Session",),

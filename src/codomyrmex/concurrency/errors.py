@@ -26,6 +26,10 @@ class InvalidName(ConcurrencyError, ValueError):
     """A name that cannot be used for a lock; the text says why."""
 
 
+class InvalidHandle(ConcurrencyError, ValueError):
+    """A text that is no handle of a reservation of this namespace; the error says why, without the handle."""
+
+
 class LockTimeout(ConcurrencyError, TimeoutError):
     """The lock was not granted within ``timeout`` seconds. The queue entry has been withdrawn."""
 

@@ -11,7 +11,7 @@ from codomyrmex.concurrency.etcd.scan import keys_under
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import ClusterMember, Get, Transport
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, Layout, prefix_end
+from codomyrmex.concurrency.keys import LOCK, PATH, SEMAPHORE, Kind, Layout, prefix_end
 from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
@@ -112,15 +112,15 @@ class _Inspection:
 
     async def _count(self) -> tuple[int, int]:
         leases = await self._transport.get(Get(self._layout.leases, prefix_end(self._layout.leases), limit=1))
-        names: set[str] = set()
-        for kind in (LOCK, SEMAPHORE):
+        names: set[tuple[Kind, str]] = set()
+        for kind in (LOCK, PATH, SEMAPHORE):
             foreign = 0
             async for kv in keys_under(self._transport, self._layout.under(kind)):
                 name = self._layout.name_of(kv.key, kind)
                 if name is None or not (is_entry(kv) or is_limit(kv)):
                     foreign += 1
-                elif kind is LOCK:
-                    names.add(name)
+                elif kind is not SEMAPHORE:
+                    names.add((kind, name))
             if foreign:
                 self._warnings.append(f"{foreign} keys among the {kind.what} entries are not entries; they are skipped")
         return leases.total, len(names)

@@ -1,11 +1,15 @@
 """The key layout, version 1: names to keys and back. Pure; every key is built and parsed here and nowhere else.
 
-    /<namespace>/v1/lease/<lease>                  one per session: its host and pid; its version fences lost answers
+    /<namespace>/v1/lease/<lease>                  one per session: its host and pid; its version fences lost answers;
+                                                   and one per reservation, on the lease of its own
     /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
     /<namespace>/v1/semaphore/<name>/<entry>       the same
     /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a new limit has a new key
+    /<namespace>/v1/path/<tree>/<entry>            one per holder or waiter of paths, which its value tells
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
+    /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
+    /<namespace>/v1/audit/path/<tree>              the last forced release in a tree
     /<namespace>/v1/dead/<queue>/entry/<id>        a dead letter
     /<namespace>/v1/dead/<queue>/claim/<id>        leased: a worker runs this dead letter now
     /<namespace>/v1/dead/<queue>/worker/<lease>-<id>   leased: a worker that is there
@@ -18,7 +22,7 @@ alone tells what its entry asks for.
 
 A name is percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and the encoding of a
 prefix is a prefix of the encoding. Names are in NFC, so a composed and a decomposed "é" are one name. ``lease/`` sorts
-just before ``lock/``: one watch covers both, and tells a holder that expired from one that released.
+before ``lock/`` and ``path/``: one watch covers them, and tells a holder that expired from one that released.
 """
 
 from __future__ import annotations
@@ -56,16 +60,24 @@ def check_name(name: str) -> str:
         raise InvalidName(f"a name must be a str, not {type(name).__name__}")
     if not name:
         raise InvalidName("a name must not be empty")
-    name = nfc(name)
+    return check_text(name, "a name", MAX_NAME_BYTES)
+
+
+def check_text(text: str, what: str, most: int) -> str:
+    """Return ``text`` in NFC if it is valid Unicode of ``most`` bytes without control characters.
+
+    Else raise ``InvalidName``, in which the text is called ``what``.
+    """
+    text = nfc(text)
     try:
-        size = len(name.encode())
+        size = len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidName("a name must be valid Unicode; this one holds a lone surrogate") from None
-    if size > MAX_NAME_BYTES:
-        raise InvalidName(f"a name may have {MAX_NAME_BYTES} bytes in UTF-8; this one has {size}")
-    if not name.isprintable() and any(unicodedata.category(char) == "Cc" for char in name):
-        raise InvalidName(f"a name must not hold control characters: {name[:80]!r}")
-    return name
+        raise InvalidName(f"{what} must be valid Unicode; this one holds a lone surrogate") from None
+    if size > most:
+        raise InvalidName(f"{what} may have {most} bytes in UTF-8; this one has {size}")
+    if not text.isprintable() and any(unicodedata.category(char) == "Cc" for char in text):
+        raise InvalidName(f"{what} must not hold control characters: {text[:80]!r}")
+    return text
 
 
 def escape(text: str) -> str:
@@ -129,6 +141,7 @@ def past_segment(prefix: bytes, segment: bytes) -> bytes:
 _LIMIT = b"limit-"
 _LIMIT_KEY = re.compile(rb"/[^/]+/v1/semaphore/[^/]+/limit-([0-9]+)")
 _IN_SEMAPHORE = re.compile(rb"/[^/]+/v1/semaphore/")
+_IN_TREE = re.compile(rb"/[^/]+/v1/path/")
 _SESSION = re.compile(rb"/([0-9a-f]{16})-[^/]*$")
 _LEASE = re.compile(rb"[0-9a-f]{16}")
 READER_SUFFIX = b".r"  # the end of a reader's entry key
@@ -161,6 +174,16 @@ def is_never_granted(entry: bytes) -> bool:
     Every client follows this rule, so such an entry never holds and takes no place in the queue.
     """
     return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
+
+
+def is_in_tree(entry: bytes) -> bool:
+    """True if an entry's key is that of a holder or waiter of paths."""
+    return _IN_TREE.match(entry) is not None
+
+
+def queue_of(entry: bytes) -> bytes:
+    """The prefix, with its trailing slash, of the queue that an entry's key lies in."""
+    return entry[: entry.rfind(b"/") + 1]
 
 
 def session_of(entry: bytes) -> int | None:
@@ -199,6 +222,18 @@ class Kind(NamedTuple):
 
 LOCK = Kind("lock", "lock")
 SEMAPHORE = Kind("semaphore", "semaphore")
+PATH = Kind("path lock", "path")  # its queues are trees
+
+
+_PLACE = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]*")
+_LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH)}
+
+
+def place_of(key: bytes) -> tuple[Kind, str] | None:
+    """The kind and the name of the queue of locks or paths with this prefix, or with this entry; None for others."""
+    found = _PLACE.fullmatch(key)
+    name = text_in(found[2]) if found else None
+    return (_LISTED[found[1]], name) if found and name is not None else None
 
 
 class Layout:
@@ -216,6 +251,7 @@ class Layout:
         self.pools = self.below("pool")
         self._audits = self.below("audit")
         self._release_markers = self.below("baton")
+        self._left = self.below("left")
 
     def below(self, segment: str) -> bytes:
         """The prefix of the keys below one segment under the root, such as ``lock`` or ``dead``."""
@@ -247,9 +283,13 @@ class Layout:
         """The key of an entry's release marker; for a queue, the prefix of its entries' markers."""
         return self._release_markers + entry.removeprefix(self.root)
 
-    def audit(self, name: str) -> bytes:
-        """The key of the record of a lock's last forced release."""
-        return starting_with(self._audits, name)
+    def left(self, entry: bytes) -> bytes:
+        """The key of the note that an entry leaves if it expires; for a queue, the prefix of its entries' notes."""
+        return self._left + entry.removeprefix(self.root)
+
+    def audit(self, name: str, kind: Kind = LOCK) -> bytes:
+        """The key of the record of the last forced release of a lock or of a tree's entry."""
+        return self._audits + (b"" if kind is LOCK else kind.segment.encode() + b"/") + escape(name).encode()
 
     def name_of(self, entry: bytes, kind: Kind = LOCK) -> str | None:
         """The name of the queue that an entry's key lies in; None if the key is not one of this kind."""

@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import TypeAdapter
 
 from codomyrmex.concurrency import decode
-from codomyrmex.concurrency.keys import is_reader, permits_of, session_of
+from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of, session_of
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
+QueueKind = Literal["lock", "path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class OwnerRecord:
 
     ``since`` is when the entry joined its queue, by its own host's clock. ``waited`` is in seconds, and None until the
     holder has recorded it. ``progress`` is the number of the holder's reports of progress, and ``note`` its last note.
+    ``ttl`` is that of a reservation that holds, in seconds. ``paths`` are those of a path lock.
     """
 
     host: str
@@ -32,6 +34,8 @@ class OwnerRecord:
     waited: float | None = None
     progress: int = 0
     note: str = ""
+    ttl: int | None = None
+    paths: tuple[str, ...] = ()
 
     def granted_at(self) -> datetime | None:
         """The time of the grant, by the holder's own clock; None if the holder has not recorded it."""
@@ -51,8 +55,10 @@ class Owner:
     ``since`` is when the entry joined, by its own host's clock. ``granted_at`` is when it was granted, by the same
     clock, or by the clock of this process if it saw the grant. ``waited`` is the seconds between the two. Both are None
     for a waiter, and for a holder that has not recorded them. ``shared`` marks a reader of a lock. ``permits`` is how
-    many of a semaphore's permits the entry takes. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the
-    name closed. ``progress`` is the number of its reports of progress, and ``note`` the last note that it gave.
+    many of a semaphore's permits the entry takes. ``paths`` are those of a path lock; a client that names none has the
+    whole tree. ``lost`` marks a holder that died and whose ``lock_delay`` keeps the name closed. ``progress`` is the
+    number of its reports of progress, and ``note`` the last note that it gave. ``ttl`` is that of a reservation that
+    holds, in seconds, and None for every other entry.
     """
 
     host: str
@@ -70,6 +76,14 @@ class Owner:
     lost: bool = False
     progress: int = 0
     note: str = ""
+    ttl: int | None = None
+    paths: tuple[str, ...] = ()
+
+    @property
+    def agent(self) -> str:
+        """The name of the agent in its metadata; empty if there is none."""
+        agent = self.metadata.get("agent")
+        return agent if isinstance(agent, str) else ""
 
     @classmethod
     def from_entry(cls, key: bytes, value: bytes, create_revision: int, lease: int) -> Owner:
@@ -82,6 +96,8 @@ class Owner:
             "permits": permits_of(key),
         }
         record = decode.record(_OWNER, value)
+        if is_in_tree(key):
+            shared["paths"] = (record.paths if record else ()) or ("",)
         if record is None:
             return cls(host="", pid=0, task="", since=None, **shared)
         return cls(
@@ -94,6 +110,7 @@ class Owner:
             granted_at=record.granted_at(),
             progress=record.progress,
             note=record.note,
+            ttl=record.ttl,
             **shared,
         )
 
@@ -122,13 +139,71 @@ _FORCED = TypeAdapter(ForcedRelease)
 
 
 @dataclass(frozen=True, slots=True)
+class LeftNote:
+    """The note that a reservation leaves to the next holder if it expires. ``owner`` is the agent's name, or empty."""
+
+    note: str
+    owner: str
+    host: str
+    pid: int
+    token: int
+    paths: tuple[str, ...] = ()
+
+    @property
+    def by(self) -> str:
+        """Its author in words: the agent's name, else the process."""
+        return self.owner or f"pid {self.pid} on {self.host}"
+
+    def encode(self) -> bytes:
+        """Its value in etcd, as JSON."""
+        return json.dumps(to_json(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> LeftNote | None:
+        """The note in a value, or None if the value is foreign."""
+        return decode.record(_LEFT, value)
+
+
+_LEFT = TypeAdapter(LeftNote)
+
+
+@dataclass(frozen=True, slots=True)
 class LockInfo:
-    """A lock as etcd has it at one revision: holders and waiters in queue order."""
+    """A lock as etcd has it at one revision: holders and waiters in queue order.
+
+    With the ``kind`` ``"path"`` it is a tree: ``name`` is the tree's, and each owner has ``paths``.
+    """
 
     name: str
     holders: tuple[Owner, ...]
     waiters: tuple[Owner, ...]
     last_forced_release: ForcedRelease | None = None
+    kind: QueueKind = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationInfo:
+    """A reservation as etcd has it: the names and paths that it holds under one token.
+
+    ``owner`` is the agent that reserved it, and ``note`` the last note it gave. ``since`` is when it joined the queue,
+    by the clock of ``host``. ``expires_in`` is in seconds, as etcd told it when it was asked; 0 for one that expires
+    just now. ``lease`` is the id of its own lease in hex. A handle is a capability and is never listed.
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    tree: str | None
+    owner: str
+    note: str
+    token: int
+    since: datetime | None
+    expires_in: float
+    ttl: int
+    host: str
+    pid: int
+    lease: str
+    shared: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +223,17 @@ class SemaphoreInfo:
 
 @dataclass(frozen=True, slots=True)
 class LockEvent:
-    """One step of an entry of a lock. ``at`` is when this process learned of it."""
+    """One step of an entry of a lock. ``at`` is when this process learned of it.
+
+    With the ``queue_kind`` ``"path"`` it is one of a path lock, and ``name`` is its tree.
+    """
 
     kind: EventKind
     name: str
     owner: Owner
     revision: int
     at: datetime
+    queue_kind: QueueKind = "lock"
 
 
 class Routed(NamedTuple):

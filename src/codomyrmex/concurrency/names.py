@@ -13,9 +13,15 @@ from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.keys import Layout, check_name
 from codomyrmex.concurrency.settings import EtcdSettings
 
-Kind = Literal["lock", "semaphore", "pool", "dead letter queue"]
+Kind = Literal["lock", "tree", "semaphore", "pool", "dead letter queue"]
 
-_SEGMENTS: dict[Kind, str] = {"lock": "lock", "semaphore": "semaphore", "pool": "pool", "dead letter queue": "dead"}
+_SEGMENTS: dict[Kind, str] = {
+    "lock": "lock",
+    "tree": "path",
+    "semaphore": "semaphore",
+    "pool": "pool",
+    "dead letter queue": "dead",
+}
 
 
 def checked(name: str) -> str:

@@ -37,7 +37,7 @@ from codomyrmex.concurrency.session_core import open_sessions
 log = logging.getLogger("codomyrmex.concurrency")
 
 MAX_POOLS = 50  # the number of pool names in labels; further pools are summed up as "other"
-_KINDS = ("lock", "semaphore")
+_KINDS = ("lock", "semaphore", "path lock")
 _STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

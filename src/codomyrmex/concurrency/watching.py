@@ -38,13 +38,16 @@ async def notices(session: SessionCore, request: WatchRequest) -> AsyncGenerator
         loss.cancel()
 
 
-async def snapshots(session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[T]]) -> AsyncGenerator[T, None]:
-    """The result of ``read``: first when the watch under ``prefix`` has started, then after each change there.
+async def snapshots(
+    session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[T]], end: bytes = b""
+) -> AsyncGenerator[T, None]:
+    """The result of ``read``: first when the watch under ``prefix``, or up to ``end``, has started, then after each
+    change there.
 
     A reading is followed by a pause of 0.25 s, or of four times as long as it took if that is longer.
     """
     changed = asyncio.Event()
-    following = asyncio.create_task(_set_on_change(session, prefix, changed))
+    following = asyncio.create_task(_set_on_change(session, prefix, end, changed))
     following.add_done_callback(lambda _: changed.set())
     try:
         while True:
@@ -60,6 +63,6 @@ async def snapshots(session: SessionCore, prefix: bytes, read: Callable[[], Awai
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _set_on_change(session: SessionCore, prefix: bytes, changed: asyncio.Event) -> None:
-    async for _ in notices(session, WatchRequest(prefix, prefix_end(prefix))):
+async def _set_on_change(session: SessionCore, prefix: bytes, end: bytes, changed: asyncio.Event) -> None:
+    async for _ in notices(session, WatchRequest(prefix, end or prefix_end(prefix))):
         changed.set()

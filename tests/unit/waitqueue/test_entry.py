@@ -18,7 +18,7 @@ from codomyrmex.concurrency.waitqueue import entry
 from codomyrmex.concurrency.waitqueue.entry import TRANSITIONS, Event, State, next_state
 
 Table = Mapping[tuple[State, Event], State]
-ENDS_OF_THE_KEY = {Event.WITHDRAWN, Event.RELEASED, Event.KEY_LOST}
+ENDS_OF_THE_KEY = {Event.WITHDRAWN, Event.RELEASED, Event.KEY_LOST, Event.MOVED}  # as far as its session knows
 
 
 class Facts:
@@ -29,11 +29,14 @@ class Facts:
         self.joined = Event.JOINED in happened
         self.granted = Event.GRANTED in happened
         self.has_key = self.joined and not happened & ENDS_OF_THE_KEY
+        self.moved = Event.MOVED in happened
         self.lost = bool(happened & {Event.TRUST_ENDED, Event.KEY_LOST})
 
     def state(self) -> State:
         if not self.joined:
             return State.NEW
+        if self.moved:
+            return State.DETACHED
         if not self.has_key:
             return State.LOST if self.lost else State.OVER
         if self.lost:
@@ -46,7 +49,7 @@ class Facts:
         if self.has_key:
             possible |= {Event.KEY_LOST, Event.RELEASED if self.granted else Event.WITHDRAWN}
             if not self.lost:
-                possible.add(Event.TRUST_ENDED if self.granted else Event.GRANTED)
+                possible |= {Event.TRUST_ENDED} if self.granted else {Event.GRANTED, Event.MOVED}
         return possible
 
 
@@ -98,6 +101,10 @@ def _with(change: dict[tuple[State, Event], State]) -> Table:
         pytest.param(_with({(State.OVER, Event.RELEASED): State.OVER}), id="an entry is released twice"),
         pytest.param(_with({(State.NEW, Event.GRANTED): State.HELD}), id="an entry is granted before it joined"),
         pytest.param(
+            _with({(State.DETACHED, Event.KEY_LOST): State.LOST}), id="a reservation is lost with its session"
+        ),
+        pytest.param(_with({(State.HELD, Event.MOVED): State.DETACHED}), id="a grant of the session becomes another's"),
+        pytest.param(
             {step: after for step, after in TRANSITIONS.items() if step != (State.HELD, Event.KEY_LOST)},
             id="a holder does not hear that its key is deleted",
         ),
@@ -124,7 +131,7 @@ def test_an_impossible_event_raises(state: State, event: Event) -> None:
 def test_nothing_comes_after_an_end_and_every_other_state_has_a_way_to_one() -> None:
     for state in State:
         ways = [after for (before, _), after in TRANSITIONS.items() if before is state]
-        assert bool(ways) is (state not in (State.LOST, State.OVER))
+        assert bool(ways) is (state not in (State.LOST, State.OVER, State.DETACHED))
 
 
 def test_an_entry_changes_its_state_by_the_table_alone() -> None:

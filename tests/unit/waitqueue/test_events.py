@@ -9,19 +9,22 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event
-from codomyrmex.concurrency.keys import Layout
+from codomyrmex.concurrency.keys import LOCK, PATH, Layout
 from codomyrmex.concurrency.models import LockEvent, Owner
 from codomyrmex.concurrency.waitqueue.events import EventTracker
 from codomyrmex.concurrency.waitqueue.rules import holding
+from codomyrmex.concurrency.waitqueue.scopes import Scopes
 
 LAYOUT = Layout("fleet")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DELAY_LEASE = 100  # added to a session's id: the lease of its entries with a lock_delay
+QUEUES = ((LOCK, "a"), (LOCK, "b"), (PATH, "a"))
+PATHS = (["x"], ["x/"], ["x/y", "z"], ["z/"], [""])
 Tracker = Callable[[Layout, str, Callable[[bytes], None]], EventTracker]
 
 
 class Locks:
-    """Two locks and three sessions whose entries' keys are used again, as the library's are."""
+    """Two locks, a tree and three sessions whose entries' keys are used again, as the library's are."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -39,11 +42,14 @@ class Locks:
 
     def _join_or_release(self, lease: int) -> None:
         reader = b".r" if self.chance.random() < 0.4 else b""
-        key = LAYOUT.entry(LAYOUT.queue(self.chance.choice("ab")), lease, self.chance.randrange(2), reader)
+        kind, name = self.chance.choice(QUEUES)
+        key = LAYOUT.entry(LAYOUT.queue(name, kind), lease, self.chance.randrange(2), reader)
         if key in self.entries:
             self._remove(key)
         elif lease not in self.over:
-            kv = self.entries[key] = KV(key, b"{}", self.revision, self.revision, 1, lease)
+            fields = Scopes.of(self.chance.choice(PATHS), bool(reader)).fields() if kind is PATH else ""
+            value = f'{{"host":"h","pid":1,"since":1.0{fields}}}'.encode()
+            kv = self.entries[key] = KV(key, value, self.revision, self.revision, 1, lease)
             self.unseen.append(Event(False, kv, None))
 
     def _delay(self, lease: int) -> None:
@@ -55,8 +61,10 @@ class Locks:
             self.unseen.append(Event(False, kv, None))
 
     def _foreign(self, lease: int) -> None:
-        key = LAYOUT.queue("a") + b"no lease"
-        self.unseen.append(Event(False, KV(key, b"", self.revision, self.revision, 1, 0), None))
+        """A key without a lease is no entry; a key outside the queues is none of the tracker's business."""
+        key = self.chance.choice([LAYOUT.queue("a") + b"no lease", LAYOUT.below("left") + b"lock/a/x"])
+        leases = lease if key.endswith(b"x") else 0
+        self.unseen.append(Event(False, KV(key, b"", self.revision, self.revision, 1, leases), None))
 
     def _end(self, lease: int) -> None:
         """A session ends; if it has ended before, the last of its entries go now."""
@@ -84,13 +92,33 @@ class Locks:
         return seen
 
 
+QueueName = tuple[str, str]
+
+
+def holding_tokens(queue: dict[int, Owner]) -> set[int]:
+    """The tokens of the holders among the entries of a queue. In a tree each path is compared with each."""
+    owners = list(queue.values())
+    if not any(one.paths for one in owners):
+        return set(list(queue)[: holding([one.key.encode() for one in owners])])
+    return {
+        one.token for number, one in enumerate(owners) if not any(_overlap(one, other) for other in owners[:number])
+    }
+
+
+def _overlap(one: Owner, other: Owner) -> bool:
+    pairs = [(mine.rstrip("/"), theirs.rstrip("/")) for mine in one.paths for theirs in other.paths]
+    return not (one.shared and other.shared) and any(
+        not a or not b or f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a, b in pairs
+    )
+
+
 class Follower:
     """It believes the events: the entries that stand in each queue, and the holders among them."""
 
     def __init__(self, locks: Locks) -> None:
         self.locks = locks
-        self.queues: dict[str, dict[int, Owner]] = {}
-        self.holders: dict[str, set[int]] = {}
+        self.queues: dict[QueueName, dict[int, Owner]] = {}
+        self.holders: dict[QueueName, set[int]] = {}
         self.enqueued: dict[int, datetime] = {}  # tokens that were seen to join
         self.unsure: set[int] = set()  # tokens that were there at a reading, which tells of no session that had ended
         self.problems: list[str] = []
@@ -107,7 +135,7 @@ class Follower:
                 self._left(event, seen)
 
     def _enqueued(self, event: LockEvent, seen: bool) -> None:
-        queue, token = self.queues.setdefault(event.name, {}), event.owner.token
+        queue, token = self.queues.setdefault((event.queue_kind, event.name), {}), event.owner.token
         if queue and token <= max(queue):
             self.problems.append(f"{token} is enqueued behind {list(queue)}")
         queue[token] = event.owner
@@ -117,9 +145,9 @@ class Follower:
             self.unsure.add(token)
 
     def _granted(self, event: LockEvent, seen: bool) -> None:
-        queue, token = self.queues.get(event.name, {}), event.owner.token
-        holders = self.holders.setdefault(event.name, set())
-        if token in holders or token not in list(queue)[: holding([one.key.encode() for one in queue.values()])]:
+        queue, token = self.queues.get((event.queue_kind, event.name), {}), event.owner.token
+        holders = self.holders.setdefault((event.queue_kind, event.name), set())
+        if token in holders or token not in holding_tokens(queue):
             self.problems.append(f"{token} is granted with {list(queue)} in the queue and {holders} holding")
         holders.add(token)
         if event.owner.granted_at != (event.at if seen else None):
@@ -130,23 +158,25 @@ class Follower:
 
     def _left(self, event: LockEvent, seen: bool) -> None:
         token = event.owner.token
-        if not self.queues.get(event.name, {}).pop(token, None):
+        if not self.queues.get((event.queue_kind, event.name), {}).pop(token, None):
             self.problems.append(f"{token} left, which was not there")
-        self.holders.get(event.name, set()).discard(token)
+        self.holders.get((event.queue_kind, event.name), set()).discard(token)
         expired = seen and token in self.locks.expired
         if (event.kind == "expired") != expired and token not in self.unsure:
             self.problems.append(f"{token} {event.kind}, expired {expired}")
 
     def compare(self, entries: Iterable[KV]) -> None:
         """Compare the beliefs with a fresh reading."""
-        fresh: dict[str, dict[int, bytes]] = {}
+        fresh: dict[QueueName, dict[int, Owner]] = {}
         for kv in sorted(entries, key=lambda kv: kv.create_revision):
-            fresh.setdefault(LAYOUT.name_of(kv.key) or "", {})[kv.create_revision] = kv.key
+            kind, name = next((kind, name) for kind, name in QUEUES if LAYOUT.name_of(kv.key, kind) == name)
+            owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
+            fresh.setdefault((kind.segment, name), {})[kv.create_revision] = owner
         believed = {name: list(queue) for name, queue in self.queues.items() if queue}
         if believed != {name: list(queue) for name, queue in fresh.items()}:
             self.problems.append(f"believes {believed}, not {fresh}")
         holders = {name: tokens for name, tokens in self.holders.items() if tokens}
-        expected = {name: set(list(queue)[: holding(list(queue.values()))]) for name, queue in fresh.items()}
+        expected = {name: holding_tokens(queue) for name, queue in fresh.items()}
         if holders != expected:
             self.problems.append(f"believes {holders} to hold, of {fresh}")
 
@@ -211,7 +241,7 @@ class BelievesOutdatedReadings(EventTracker):
 class TakesExpiryForARelease(EventTracker):
     """Does not see that a session has ended."""
 
-    def _expired(self, name: str, deletion: Event, ended: set[int | None]) -> bool:
+    def _expired(self, queue: object, deletion: Event, ended: set[int | None]) -> bool:
         return False
 
 
@@ -225,24 +255,31 @@ class ForgetsLockDelay(EventTracker):
 class GrantsOneReaderOnly(EventTracker):
     """Tells only the first of several grants."""
 
-    def _granted(self, name: str, moment: object) -> list[LockEvent]:
-        return super()._granted(name, moment)[:1]  # type: ignore[arg-type]
+    def _granted(self, queue: object, moment: object) -> list[LockEvent]:
+        return super()._granted(queue, moment)[:1]  # type: ignore[arg-type]
+
+
+class TakesATreeForALock(EventTracker):
+    """Grants the first entries of a tree alone."""
+
+    def _put(self, kv: KV, moment: object) -> list[LockEvent]:
+        return super()._put(kv._replace(value=b"{}"), moment)  # type: ignore[arg-type]
 
 
 class GrantsTwice(EventTracker):
     """Forgets its holders when a queue changes."""
 
-    def _granted(self, name: str, moment: object) -> list[LockEvent]:
-        for one in self._queues.get(name, {}).values():
+    def _granted(self, queue: object, moment: object) -> list[LockEvent]:
+        for one in self._queues.get(queue, {}).values():
             one.holds = False
-        return super()._granted(name, moment)  # type: ignore[arg-type]
+        return super()._granted(queue, moment)  # type: ignore[arg-type]
 
 
 class TimesAReading(EventTracker):
     """Takes a grant that a reading shows for one that happens now."""
 
-    def _granted(self, name: str, moment: object) -> list[LockEvent]:
-        return super()._granted(name, moment._replace(seen=True))  # type: ignore[attr-defined]
+    def _granted(self, queue: object, moment: object) -> list[LockEvent]:
+        return super()._granted(queue, moment._replace(seen=True))  # type: ignore[attr-defined]
 
 
 BROKEN = [
@@ -252,6 +289,7 @@ BROKEN = [
     TakesExpiryForARelease,
     ForgetsLockDelay,
     GrantsOneReaderOnly,
+    TakesATreeForALock,
     GrantsTwice,
     TimesAReading,
 ]

@@ -15,21 +15,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codomyrmex.concurrency.keys import is_reader, permits_of
+from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
+from codomyrmex.concurrency.keys import PATH, Layout, is_reader, permits_of
 from codomyrmex.concurrency.waitqueue.rules import (
     Decision,
     Granted,
+    Overlap,
     Permits,
     Predecessor,
     Rule,
     View,
     WaitFor,
     exclusive,
+    holders,
     holding,
     shared,
 )
+from codomyrmex.concurrency.waitqueue.scopes import Scopes, scopes_in
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
+from codomyrmex.concurrency.waitqueue.view import whole
 
+TREE = Layout("fleet").queue("main", PATH)
 LIMIT = b"/fleet/v1/semaphore/q/limit-%d"
 
 
@@ -43,7 +49,7 @@ class Queue:
         self.lossy = seed % 2 == 0  # then waiters also look without a reason; else they must get along without
         self.history: list[tuple[list[Predecessor], int | None]] = [([], limit)]
         self.deleted: list[tuple[bytes, int]] = []
-        self.markers: list[tuple[bytes, int]] = []
+        self.markers: list[Predecessor] = []
 
     @property
     def revision(self) -> int:
@@ -52,11 +58,13 @@ class Queue:
     def happened(self) -> None:
         self.history.append((list(self.entries), self.limit))
 
-    def join(self, key_suffix: bytes) -> Predecessor:
+    def join(self, rule: Rule) -> Predecessor:
         """Keys are used again as soon as they are free, as key slots are."""
         taken = {entry.key for entry in self.entries}
-        key = self.random.choice([key for n in range(12) if (key := b"q/%d%b" % (n, key_suffix)) not in taken])
-        entry = Predecessor(key, self.revision + 1)
+        queue = TREE if rule.fields else b"q/"
+        keys = [queue + b"%d" % n + rule.key_suffix for n in range(12)]
+        key = self.random.choice([key for key in keys if key not in taken])
+        entry = Predecessor(key, self.revision + 1, f"{{{rule.fields[1:]}}}".encode())
         self.entries.append(entry)
         self.happened()
         return entry
@@ -86,7 +94,7 @@ class Waiter:
         self.queue = queue
         self.rule = rule
         entries, limit = queue.history[-1]
-        self.entry = queue.join(rule.key_suffix)
+        self.entry = queue.join(rule)
         self.turn = Turn(rule)
         self.watched_from: int | None = None
         self.granted = False
@@ -108,7 +116,8 @@ class Waiter:
             return [self.watch] if self.action is Action.WATCH else [self.look]
         steps: list[Callable[[], None]] = [self.look] if self.action is Action.LOOK else []
         # Any marker of a key may be the last one read, those of its earlier lives too.
-        steps += [partial(self.hear, token) for key, token in self.queue.markers if key == self.turn.key][-2:]
+        markers = [marked for marked in self.queue.markers if marked.key == self.turn.key]
+        steps += [partial(self.hear, marked.create_revision) for marked in markers[-2:]]
         for key, revision in self.queue.deleted:
             if revision > self.watched_from and revision not in self.told and self.turn.key in (b"", key):
                 return [*steps, partial(self.tell, key, revision)]
@@ -190,6 +199,8 @@ def violations(seed: int, rules: Sequence[Rule], limit: int | None = None, round
 
 def _wrong(queue: Queue, living: list[Waiter], largest: int | None) -> str:
     granted = {waiter.entry for waiter in living if waiter.granted}
+    if any(entry.key.startswith(TREE) for entry in queue.entries):
+        return "granted out of turn" if granted - set(first_of_all(queue.entries)) else ""
     if largest is not None:
         if sum(permits_of(entry.key) for entry in granted) > largest:
             return "more permits than the limit"
@@ -217,12 +228,74 @@ def test_never_more_permits_than_the_limit_and_all_served_in_order(seed: int) ->
     assert violations(seed, [Permits(1), Permits(2), Permits(4)], limit=5) == ""
 
 
+# Paths
+
+PATHS = [["a"], ["a/"], ["a/b", "c"], ["a/b/"], ["c/d/"], ["c"], ["e"], [""]]
+SCOPES = st.builds(Scopes.of, st.sampled_from(PATHS), st.booleans())
+OVERLAPS = [Overlap(Scopes.of(paths, shared)) for paths in PATHS for shared in (False, True)]
+
+
+def first_of_all(entries: Sequence[Predecessor]) -> list[Predecessor]:
+    """The entries that overlap with none ahead of them; each path is compared with each."""
+    return [one for n, one in enumerate(entries) if not any(_overlap(one, other) for other in entries[:n])]
+
+
+def _overlap(one: Predecessor, other: Predecessor) -> bool:
+    mine, theirs = scopes_in(one.value), scopes_in(other.value)
+    pairs = [(a.rstrip("/"), b.rstrip("/")) for a in mine.paths for b in theirs.paths]
+    return not (mine.shared and theirs.shared) and any(
+        not a or not b or f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/") for a, b in pairs
+    )
+
+
+def entries_of(several: Sequence[Scopes]) -> list[Predecessor]:
+    return [
+        Predecessor(TREE + b"%d" % n, n + 1, f"{{{scopes.fields()[1:]}}}".encode()) for n, scopes in enumerate(several)
+    ]
+
+
+@given(st.integers(0, 2**32))
+def test_never_two_that_overlap_granted_and_all_served_in_order(seed: int) -> None:
+    assert violations(seed, OVERLAPS) == ""
+
+
+@given(st.lists(SCOPES, max_size=8))
+def test_an_entry_of_a_tree_holds_when_no_entry_ahead_overlaps(several: list[Scopes]) -> None:
+    queue = entries_of(several)
+    held = holders(queue)
+    assert [one for one, holds in zip(queue, held, strict=True) if holds] == first_of_all(queue)
+    for number, scopes in enumerate(several):
+        decision = Overlap(scopes)(View(9, queue[:number], number))
+        assert decision == (Granted() if held[number] else WaitFor(b""))
+
+
+@given(st.lists(SCOPES, max_size=8), st.lists(SCOPES, max_size=3), SCOPES, st.data())
+def test_a_grant_of_paths_stays_right(
+    ahead: list[Scopes], later: list[Scopes], own: Scopes, data: st.DataObject
+) -> None:
+    """Entries that leave from ahead and entries that join afterwards take no grant away."""
+    queue, token = entries_of([*ahead, own, *later]), len(ahead) + 1
+    rule = Overlap(own)
+    left = data.draw(st.sets(st.sampled_from(queue[:token] + queue[token:]))) - {queue[token - 1]}
+    kvs = [KV(key, value, revision, revision, 1, 7) for key, revision, value in queue]
+    before = whole(GetResult(kvs, len(kvs), 20), token)
+    after = whole(GetResult([kv for one, kv in zip(queue, kvs, strict=True) if one not in left], 0, 21), token)
+    if rule(before) == Granted():
+        assert rule(after) == Granted()
+    assert rule(after) == (
+        Granted() if not any(_overlap(queue[token - 1], one) for one in after.entries) else WaitFor(b"")
+    )
+
+
 class _Broken:
     key_suffix = b""
+    fields = ""
     needs_all = False
 
-    def __init__(self, decide: Callable[[View], Decision], key_suffix: bytes = b"", needs_all: bool = False) -> None:
-        self.decide, self.key_suffix, self.needs_all = decide, key_suffix, needs_all
+    def __init__(
+        self, decide: Callable[[View], Decision], key_suffix: bytes = b"", needs_all: bool = False, fields: str = ""
+    ) -> None:
+        self.decide, self.key_suffix, self.needs_all, self.fields = decide, key_suffix, needs_all, fields
 
     def __call__(self, view: View) -> Decision:
         return self.decide(view)
@@ -247,9 +320,41 @@ def _small_ones_first(view: View) -> Decision:
     return Granted() if largest < 4 and len(view.entries) < 3 else WaitFor(b"")
 
 
+def _equal_paths_only(view: View) -> Decision:
+    taken = {path for entry in view.entries for path in scopes_in(entry.value).points}
+    return WaitFor(b"") if "a" in taken else Granted()
+
+
+def _nothing_below(view: View) -> Decision:
+    taken = any({"a", ""} & scopes_in(entry.value).points for entry in view.entries)
+    return WaitFor(b"") if taken else Granted()
+
+
+def _nothing_above(view: View) -> Decision:
+    points = {path for entry in view.entries for path in scopes_in(entry.value).points}
+    return WaitFor(b"") if any(path == "a" or path.startswith("a/") for path in points) else Granted()
+
+
+def _shared_passes_all(view: View) -> Decision:
+    return Granted()
+
+
+def _only_the_nearest_counts(view: View) -> Decision:
+    return Overlap(Scopes.of(["a/"]))(view._replace(entries=view.entries[-1:]))
+
+
+_A = Scopes.of(["a/"]).fields()
+_A_SHARED = Scopes.of(["a/"], True).fields()
+
+
 @pytest.mark.parametrize(
     ("broken", "others", "limit"),
     [
+        (_Broken(_equal_paths_only, b"", True, _A), OVERLAPS, None),
+        (_Broken(_nothing_below, b"", True, _A), OVERLAPS, None),
+        (_Broken(_nothing_above, b"", True, _A), OVERLAPS, None),
+        (_Broken(_only_the_nearest_counts, b"", True, _A), OVERLAPS, None),
+        (_Broken(_shared_passes_all, b".r", True, _A_SHARED), OVERLAPS, None),
         (_Broken(_second_may_enter), [], None),
         (_Broken(_reader_passes_one_writer, b".r", True), [exclusive], None),
         (_Broken(_one_permit_too_many, b".2", True), [Permits(1)], 5),

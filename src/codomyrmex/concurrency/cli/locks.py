@@ -1,7 +1,8 @@
-"""``locks``: the holders and waiters of all locks, also live; one queue in full; release by force."""
+"""``locks``: the holders and waiters of all locks and trees, also live; one queue in full; release by force."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
@@ -14,8 +15,9 @@ from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Age
 from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_yes, output_format, settings, where
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
-from codomyrmex.concurrency.cli.views import live, lock_table, output, owners, queue_table, text
+from codomyrmex.concurrency.cli.views import live, lock_table, output, owners, queue_table, text, trees
 from codomyrmex.concurrency.cli.views.grid import Grid
+from codomyrmex.concurrency.models import QueueKind
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
@@ -49,6 +51,8 @@ def locks(
 
     A holder makes progress by a call of grant.progress(). --stuck times that by this command's own clock, from what it
     has seen itself; with --watch it lists the holders without progress live.
+
+    Paths of a tree have a row for each holder, with the waiters that it keeps out; see `show --tree`.
 
     \b
     Examples:
@@ -118,11 +122,17 @@ async def _list(context: click.Context, choice: _Choice) -> None:
     if note := choice.note(found):
         click.echo(f"note: {note}", err=True)
     empty = f"no locks are held {where(context, choice.prefix)}{choice.also()}"
-    output.show_list(context, choice.of(found), lock_table.locks, empty)
+    output.show_list(context, choice.of(_rows(context, found)), lock_table.locks, empty)
+
+
+def _rows(context: click.Context, infos: list[LockInfo]) -> list[LockInfo]:
+    """The rows of a table; other forms of output have a tree as one."""
+    return trees.by_holder(infos) if output_format(context) in ("table", "wide") else infos
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
     def draw(infos: list[LockInfo]) -> Grid:
+        infos = trees.by_holder(infos)
         return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", note=choice.note(infos))
 
     return await live.watch(
@@ -134,34 +144,47 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
     )
 
 
+def _names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return names_of("tree" if context.params.get("tree") else "lock")(context, param, incomplete)
+
+
+def _kind(tree: bool) -> QueueKind:
+    return "path" if tree else "lock"
+
+
 @locks.command()
-@click.argument("name", shell_complete=names_of("lock"))
+@click.argument("name", shell_complete=_names)
+@click.option("--tree", is_flag=True, is_eager=True, help="NAME is a tree: show the holders of its paths.")
 @common_options
 @click.pass_context
-def show(context: click.Context, name: str) -> None:
-    """Show the whole queue of one lock: owners, tokens, and how long each has held and waited.
+def show(context: click.Context, name: str, tree: bool) -> None:
+    """Show the whole queue of one lock or tree: owners, tokens, and how long each has held and waited.
 
     \b
-    Example:  codomyrmex concurrency locks deploy
+    Examples:
+      codomyrmex concurrency locks deploy
+      codomyrmex concurrency locks main --tree
     """
     assert context.parent
     if context.parent.params["watch"]:
         raise click.UsageError("--watch follows many locks; for one, add --prefix and its name")
-    run(_show(context, name))
+    run(_show(context, name, _kind(tree)))
 
 
-async def _show(context: click.Context, name: str) -> int:
+async def _show(context: click.Context, name: str, kind: QueueKind) -> int:
     async with Session(settings(context)) as session:
-        info = await LockManager(session).info(name)
+        info = await LockManager(session).info(name, kind)
     if info is None:
-        click.echo(f"error: nobody holds the lock {text.visible(name)} {where(context)}", err=True)
+        what = "a path of the tree" if kind == "path" else "the lock"
+        click.echo(f"error: nobody holds {what} {text.visible(name)} {where(context)}", err=True)
         return EXIT_FAILED
     output.show(context, info, _whole)
     return 0
 
 
 def _whole(info: LockInfo) -> RenderableType:
-    queue = queue_table.queue(info.name, info.holders, info.waiters)
+    name = f"tree {info.name}" if info.kind == "path" else info.name
+    queue = queue_table.queue(name, info.holders, info.waiters)
     record = info.last_forced_release
     if record is None:
         return queue
@@ -169,37 +192,58 @@ def _whole(info: LockInfo) -> RenderableType:
 
 
 @locks.command()
-@click.argument("name", shell_complete=names_of("lock"))
+@click.argument("name", shell_complete=_names)
+@click.option("--tree", is_flag=True, is_eager=True, help="NAME is a tree; needs --token.")
+@click.option("--token", type=int, metavar="N", help="Only the holder with this token, as `locks` shows it.")
 @click.option("--reason", required=True, help="Recorded, and shown to the holder.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask; needed off a terminal.")
 @click.option("--dry-run", is_flag=True, help="Show what would be released.")
 @common_options
 @click.pass_context
-def release(context: click.Context, name: str, reason: str, yes: bool, dry_run: bool) -> None:
-    """Take a lock away from its holder; the next waiter is granted.
+def release(
+    context: click.Context, name: str, tree: bool, token: int | None, reason: str, yes: bool, dry_run: bool
+) -> None:
+    """Take a lock, or the paths of a tree, away from a holder; the next waiter is granted.
 
     \b
-    Example:  codomyrmex concurrency locks release deploy --reason "runner is gone"
+    Examples:
+      codomyrmex concurrency locks release deploy --reason "runner is gone"
+      codomyrmex concurrency locks release main --tree --token 421 --reason "agent is gone"
     """
+    if tree and token is None:
+        raise click.UsageError(f"a tree may have many holders: name one by --token, which `locks {name} --tree` shows")
     if not reason.strip():
         raise click.UsageError("--reason must say something: those who find their lock gone will read it")
     needs_yes(yes or dry_run, "this takes the lock away from its holder")
-    run(_release(context, name, reason, yes, dry_run))
+    run(_release(context, name, _kind(tree), token, reason, yes, dry_run))
 
 
-async def _release(context: click.Context, name: str, reason: str, yes: bool, dry_run: bool) -> int:
+async def _release(
+    context: click.Context, name: str, kind: QueueKind, token: int | None, reason: str, yes: bool, dry_run: bool
+) -> int:
     async with Session(settings(context)) as session:
         manager = LockManager(session)
-        info = await manager.info(name)
+        info = await manager.info(name, kind)
         if info is None:
-            raise NotHeld(f"nobody holds the lock {name!r}")
-        holder = info.holders[0]
-        shown = f"{text.visible(name)}, held by {owners.owner(holder)} with token {holder.token}"
+            raise NotHeld(f"nobody holds the {'path lock' if kind == 'path' else 'lock'} {name!r}")
+        row = next((row for row in _by_token(info) if token in (None, row.holders[0].token)), None)
+        if row is None:
+            tokens = ", ".join(str(one.token) for one in info.holders)
+            raise NotHeld(f"{name!r} is held with token {tokens}, not {token}; look again")
+        holder = row.holders[0]
+        shown = f"{text.visible(trees.title(row))}, held by {owners.owner(holder)} with token {holder.token}"
         if dry_run:
-            click.echo(f"would release {shown}; {len(info.waiters)} wait")
+            click.echo(f"would release {shown}; {len(row.waiters)} wait")
             return 0
         if not await confirmed(yes, f"release {shown}?"):
             return EXIT_FAILED
-        await manager.force_release(name, reason=reason, token=holder.token)
+        await manager.force_release(name, reason=reason, token=holder.token, kind=kind)
     click.echo(f"released {shown}")
     return 0
+
+
+def _by_token(info: LockInfo) -> list[LockInfo]:
+    """The holders of a lock or tree, each with the waiters that it keeps out."""
+    if info.kind == "path":
+        return trees.by_holder([info])
+    return [replace(info, holders=(one,)) for one in info.holders]

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from codomyrmex.concurrency import clock, decode
 from codomyrmex.concurrency.affinity import current_task, running_loop
@@ -17,7 +17,7 @@ from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import LockTimeout
 from codomyrmex.concurrency.keys import Kind
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
-from codomyrmex.concurrency.recipes.metadata import encode_metadata, with_agent
+from codomyrmex.concurrency.recipes.metadata import encode_metadata, encode_note, with_agent
 from codomyrmex.concurrency.recipes.timeout_reason import timeout_reason
 from codomyrmex.concurrency.session import Session, core_of, ready
 from codomyrmex.concurrency.session_core import SessionCore
@@ -30,6 +30,10 @@ from codomyrmex.concurrency.waitqueue.rules import Rule
 
 _NO_OPTIONS = HoldOptions()
 
+T = TypeVar("T")
+Ending = Callable[[Sequence[Entry], float, bool], Awaitable[T | None]]
+"""The last step of an attempt: it joins the queues, and returns what is held; None if it was to try once only."""
+
 
 @lru_cache(maxsize=1024)
 def _quoted(text: str) -> str:
@@ -38,34 +42,33 @@ def _quoted(text: str) -> str:
 
 
 class AcquireRequest:
-    """A reusable acquire request: the names and options of one acquisition.
+    """A reusable acquire request: the queues and options of one acquisition.
 
-    ``attempt`` joins the queues and returns a ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's
-    default one is used. ``prepare`` is awaited once for each session before the request uses it, and again
-    after ``forget_session``.
+    ``queues`` are pairs of a kind and a name, which are acquired together. ``attempt`` joins them and returns a
+    ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's default one is used. ``prepare`` is awaited
+    once for each session before the request uses it, and again after ``forget_session``.
     """
 
     __slots__ = (
         "_given",
-        "_kind",
         "_metadata",
         "_options",
         "_owner",
         "_prepare",
         "_queue_refs",
         "_used",
-        "names",
         "on_loss",
+        "queues",
     )
 
     def __init__(
         self,
         *,
         session: Session | None,
-        kind: Kind,
-        names: Sequence[str],
+        queues: Sequence[tuple[Kind, str]],
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
+        note: str = "",
         options: HoldOptions = _NO_OPTIONS,
         prepare: Callable[[SessionCore], Awaitable[None]] | None = None,
     ) -> None:
@@ -75,45 +78,53 @@ class AcquireRequest:
         self._given = session
         self._prepare = prepare
         self._options = options
-        self._kind = kind
-        self.names = names
+        self.queues = queues
         self.on_loss: OnLoss = on_loss
-        self._metadata = encode_metadata(with_agent(metadata))
+        self._metadata = encode_metadata(with_agent(metadata)) + encode_note(note)
         self._used: SessionCore | None = None
         self._queue_refs: list[QueueRef] = []
         self._owner = ""
 
     async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: Requester | None = None) -> Hold:
-        """Acquire all the names, each by its rule, or none.
+        """Acquire all the queues, each by its rule, or none.
 
         ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
+        if not self.queues:
+            self._session_here()
+            return Hold((), (), self.on_loss, asyncio.current_task())
+        return await self.attempt_to(self._hold, rules, timeout, by)
+
+    async def attempt_to(
+        self, ending: Ending[T], rules: Sequence[Rule], timeout: float | None, by: Requester | None = None
+    ) -> T:
+        """The same, with another last step than to hold the names on the session's lease."""
         check_timeout(timeout)
         session, task = self._session_here(), current_task()
         by = by or Requester.of(task, users_line())
         entries: list[Entry] = []
-        hold = None
+        got = None
         if not timeout:
-            hold = await self._try(session, task, rules, by, entries, only_if_free=timeout == 0)
+            got = await self._try(ending, session, task, rules, by, entries, only_if_free=timeout == 0)
         else:
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    hold = await self._try(session, task, rules, by, entries, only_if_free=False)
+                    got = await self._try(ending, session, task, rules, by, entries, only_if_free=False)
             except TimeoutError:
                 if not limit.expired():
                     raise
-        if hold is None:
-            many = len(self.names) > 1
-            named = f"{self._kind.what}{'s' if many else ''} {', '.join(map(repr, self.names))}"
+        if got is None:
+            were = "were" if len(self.queues) > 1 else "was"
             reason = await timeout_reason(self._used, self._queue_refs, rules, entries)
-            raise LockTimeout(f"the {named} {'were' if many else 'was'} not granted within {timeout:g} s: {reason}")
-        return hold
+            raise LockTimeout(f"{self.describe()} {were} not granted within {timeout:g} s: {reason}")
+        return got
 
     async def attempt_now(self, rules: Sequence[Rule], by: Requester | None = None) -> Hold | None:
-        """Try once to acquire all the names; None if one of them is not free."""
+        """Try once to acquire all the queues; None if one of them is not free."""
         session, task = self._session_here(), current_task()
-        return await self._try(session, task, rules, by or Requester.of(task, users_line()), [], only_if_free=True)
+        by = by or Requester.of(task, users_line())
+        return await self._try(self._hold, session, task, rules, by, [], only_if_free=True)
 
     async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
@@ -121,8 +132,8 @@ class AcquireRequest:
         if session is not self._used:
             if self._prepare:
                 await self._prepare(session)
-            layout, kind = session.layout, self._kind
-            self._queue_refs = [QueueRef.of(kind, layout.queue(name, kind), name) for name in self.names]
+            layout = session.layout
+            self._queue_refs = [QueueRef.of(kind, layout.queue(name, kind), name) for kind, name in self.queues]
             self._owner = json.dumps({"host": session.host, "pid": os.getpid()})[:-1]
             self._used = session
         return session
@@ -130,6 +141,14 @@ class AcquireRequest:
     def forget_session(self) -> None:
         """Have the session prepared anew before the next attempt."""
         self._used = None
+
+    def describe(self) -> str:
+        """The queues in words, such as "the locks 'a', 'b'"."""
+        names: dict[str, list[str]] = {}
+        for kind, name in self.queues:
+            names.setdefault(kind.what, []).append(repr(name))
+        texts = [f"the {what}{'s' if len(of) > 1 else ''} {', '.join(of)}" for what, of in names.items()]
+        return " and ".join(texts)
 
     def _session_here(self) -> SessionCore | None:
         """The session of this request, or None if it is still to be opened and prepared. Raises ``UsedElsewhere``."""
@@ -142,6 +161,7 @@ class AcquireRequest:
 
     async def _try(
         self,
+        ending: Ending[T],
         session: SessionCore | None,
         task: asyncio.Task[Any] | None,
         rules: Sequence[Rule],
@@ -149,33 +169,44 @@ class AcquireRequest:
         entries: list[Entry],
         *,
         only_if_free: bool,
-    ) -> Hold | None:
+    ) -> T | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
-        if not self.names:
-            return Hold((), (), self.on_loss, task)
         session = session or await self.session()
-        queue, admission = self._queue_refs[0].queue, session.member(LocalQueues).admission
+        first, admission = self._queue_refs[0], session.member(LocalQueues).admission
+        queue = first.queue, rules[0].fields
         if admission.is_full(queue):
             if only_if_free:
                 return None
-            warn_if_it_waits_for_itself(session, self._queue_refs[0], by)
+            warn_if_it_waits_for_itself(session, first, rules[0], by)
         since, started = time.time(), clock.now()
-        await admission.enter(queue, self._kind.what)
+        await admission.enter(queue, first.what)
         try:
-            value = self._value(task, since)
-            for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
-                entries.append(Entry(session, queue_ref, value, rule, self._options, by))
-            if len(entries) > 1:
-                Group(entries)
-            grants = await acquire(entries, started, only_if_free=only_if_free)
+            self._make_entries(session, task, rules, by, entries, since)
+            return await ending(entries, started, only_if_free)
         finally:
             admission.leave(queue)
-        return Hold(entries, grants, self.on_loss, task) if grants else None
 
-    def _value(self, task: asyncio.Task[Any] | None, since: float) -> bytes:
-        """The value of an entry: an ``OwnerRecord`` as JSON, put together from parts since it is on the hot path."""
+    def _make_entries(
+        self,
+        session: SessionCore,
+        task: asyncio.Task[Any] | None,
+        rules: Sequence[Rule],
+        by: Requester,
+        entries: list[Entry],
+        since: float,
+    ) -> None:
+        # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
         name = _quoted(task.get_name()) if task else '""'
-        return f'{self._owner}{self._metadata},"task":{name},"since":{since:.3f}}}'.encode()
+        head, end = f"{self._owner}{self._metadata}", f',"task":{name},"since":{since:.3f}}}'
+        for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
+            value = f"{head}{rule.fields}{end}".encode()
+            entries.append(Entry(session, queue_ref, value, rule, self._options, by))
+        if len(entries) > 1:
+            Group(entries)
+
+    async def _hold(self, entries: Sequence[Entry], started: float, only_if_free: bool) -> Hold | None:
+        grants = await acquire(entries, started, only_if_free=only_if_free)
+        return Hold(entries, grants, self.on_loss, asyncio.current_task()) if grants else None
 
 
 def check_session(session: object) -> None:

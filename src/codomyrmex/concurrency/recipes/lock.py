@@ -65,8 +65,7 @@ class DistributedLock(AsyncOnly):
         self._session = session
         self._request = AcquireRequest(
             session=session,
-            kind=LOCK,
-            names=(self._name,),
+            queues=((LOCK, self._name),),
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay, max_idle),

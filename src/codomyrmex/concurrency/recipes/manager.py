@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,20 +12,27 @@ from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
-from codomyrmex.concurrency.keys import LOCK, check_name
-from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner
+from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
+from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
+from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.lock import DistributedLock
-from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.recipes.metadata import check_owner
+from codomyrmex.concurrency.recipes.reservation import Reservation, check_ttl
+from codomyrmex.concurrency.recipes.reservation_list import reservations
+from codomyrmex.concurrency.recipes.reserving import Reserving
+from codomyrmex.concurrency.session import Session, default_session, ready
 from codomyrmex.concurrency.waitqueue import inspect
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
 from codomyrmex.concurrency.waitqueue.hold_options import HoldOptions
-from codomyrmex.concurrency.waitqueue.rules import Rule, exclusive
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Rule, exclusive
 from codomyrmex.concurrency.waitqueue.rules import shared as shared_rule
+from codomyrmex.concurrency.waitqueue.scopes import Scopes
 
+MAX_RESERVED = 40  # each name takes three of them: its entry, its note, and the reading of notes
 MAX_TOGETHER = 60  # each name takes two of the 128 operations that etcd allows a transaction
 
 
@@ -76,7 +83,7 @@ class _Acquisition(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            named = ", ".join(map(repr, self._request.names))
+            named = ", ".join(repr(name) for _, name in self._request.queues)
             warn(self._line, f"the acquisition of {named} was never awaited: nothing was acquired", RuntimeWarning)
 
 
@@ -119,7 +126,7 @@ class LockManager:
         check_session(session)
         self._session = session
         self._locks: dict[str, DistributedLock] = {}
-        self._names: set[str] = set()
+        self._names: set[tuple[str, str]] = set()
         self._held: set[Entry] = set()  # a reference to the grant would hide that its owner dropped it
         self._acquisitions = self._releases = self._contended = 0
 
@@ -144,8 +151,7 @@ class LockManager:
         check_timeout(timeout)
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=(check_name(name),),
+            queues=((LOCK, check_name(name)),),
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay, max_idle),
@@ -179,13 +185,100 @@ class LockManager:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
         request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=tuple(rules),
+            queues=[(LOCK, name) for name in rules],
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, lock_delay, max_idle),
         )
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
+
+    def reserve(
+        self,
+        *names: str | Shared | Iterable[str | Shared],
+        ttl: float,
+        timeout: float | None = None,
+        note: str = "",
+        owner: str | None = None,
+        shared: bool = False,
+        paths: Iterable[str] = (),
+        tree: str = "default",
+        metadata: dict[str, Any] | None = None,
+        keepalive: bool = False,
+    ) -> Reserving:
+        """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process: ``reservation = await
+        manager.reserve("x", ttl=900)``, or ``async with manager.reserve("x", ttl=900) as reservation``.
+
+        It waits in order of arrival, as ``acquire`` does, for all of up to 40 ``names`` and the ``paths`` of ``tree``,
+        or none. Then nothing in this process has to live for it: ``renew`` is what keeps it. ``ttl`` is from 10 seconds
+        to 24 hours. ``note`` is shown to everyone, and told to the next holder as ``reservation.left`` if it expires
+        without a release. ``owner`` names the agent; by default ``CODOMYRMEX_AGENT`` does. With ``keepalive``, this
+        process renews it until the session ends. Raises ``LockTimeout``, ``InvalidName`` and the errors of ``acquire``.
+        """
+        check_timeout(timeout)
+        rules: dict[tuple[Kind, str], Rule] = {
+            (LOCK, name): rule for name, rule in _rules(_each(names), shared).items()
+        }
+        if isinstance(paths, str) or (paths := tuple(paths)):
+            rules[PATH, check_name(tree)] = Overlap(Scopes.of(paths, shared))
+        if not rules:
+            raise ValueError("reserve needs a name or a path at least")
+        if len(rules) > MAX_RESERVED:
+            raise ValueError(f"at most {MAX_RESERVED} names fit one reservation; {len(rules)} were given")
+        seconds = check_ttl(ttl)
+        request = AcquireRequest(
+            session=self._session,
+            queues=tuple(rules),
+            metadata=metadata if owner is None else {**(metadata or {}), "agent": check_owner(owner)},
+            note=note,
+        )
+        return Reserving(self._session, request, tuple(rules.values()), seconds, timeout, keepalive=keepalive)
+
+    def reservation(self, handle: str) -> Reservation:
+        """The reservation with this handle, in any process, on any host, at any later time. Asks etcd nothing.
+
+        Raises ``InvalidHandle`` for a text that is no handle, and for one of another namespace or a newer version.
+        """
+        session = self._session or default_session()
+        return Reservation(self._session, Handle.decode(handle, session.settings.namespace))
+
+    async def reservations(self, owner: str | None = None) -> list[ReservationInfo]:
+        """All reservations of the namespace, or those of one ``owner``, by age: with time left, note and owner."""
+        return await reservations(await ready(self._session), owner)
+
+    def acquire_paths(
+        self,
+        paths: Iterable[str],
+        tree: str = "default",
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "cancel",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Acquisition:
+        """Acquire up to 200 paths of a tree or none: ``async with manager.acquire_paths(["src/parser/", "README.md"],
+        tree="main") as grant``.
+
+        A path with a trailing slash is a directory and everything below it; ``""`` is the whole tree. Two requests
+        overlap if a path of one equals, contains or lies in a path of the other. Requests that do not overlap never
+        wait for each other. Those that do are granted in order of arrival, a waiting directory before the files that
+        come after it. ``shared`` acquires as a reader: readers of one path hold together. All paths have one token.
+
+        Paths are relative to the tree's root, in Unicode NFC, with ``/`` between their parts. A glob
+        (``src/**/*.py``) is taken as the directory of its literal beginning (``src/``). ``grant.paths`` tells the paths
+        that are held. Trees and locks of one name are apart. Raises ``InvalidName`` for ``..``, an absolute path and
+        control characters, ``ValueError`` for no path and for too many. The other arguments and the errors are those of
+        ``acquire``.
+        """
+        check_timeout(timeout)
+        request = AcquireRequest(
+            session=self._session,
+            queues=((PATH, check_name(tree)),),
+            on_loss=on_loss,
+            metadata=metadata,
+            options=HoldOptions.checked(max_hold, lock_delay),
+        )
+        return Acquisition(self, request, (Overlap(Scopes.of(paths, shared)),), timeout)
 
     async def release(self, grant: Grant) -> None:
         """Release a grant of this manager; does nothing if it was lost.
@@ -211,27 +304,34 @@ class LockManager:
         return self._locks[name]
 
     async def locks(self, prefix: str = "") -> list[LockInfo]:
-        """Every lock that is held or waited for and whose name starts with ``prefix``, by name."""
+        """Every lock and tree that is held or waited for and whose name starts with ``prefix``, by name.
+
+        A tree has the ``kind`` ``"path"``, and its owners have ``paths``.
+        """
         return await inspect.locks(await ready(self._session), prefix)
 
-    async def info(self, name: str) -> LockInfo | None:
-        """Holders and waiters of one lock, or None if there are none."""
-        return await inspect.info(await ready(self._session), name)
+    async def info(self, name: str, kind: QueueKind = "lock") -> LockInfo | None:
+        """Holders and waiters of one lock, or with ``kind="path"`` of one tree; None if there are none."""
+        return await inspect.info(await ready(self._session), name, kind)
 
     async def watch(self, prefix: str = "") -> AsyncIterator[LockEvent]:
-        """Follow every step of every lock whose name starts with ``prefix``, beginning with the entries that exist."""
+        """Follow every step of every lock and path lock whose name starts with ``prefix``, beginning with the entries
+        that exist."""
         async for event in inspect.watch(await ready(self._session), prefix):
             yield event
 
-    async def force_release(self, name: str, *, reason: str, token: int | None = None) -> Owner:
+    async def force_release(
+        self, name: str, *, reason: str, token: int | None = None, kind: QueueKind = "lock"
+    ) -> Owner:
         """Take the lock away from its holder; returns that holder.
 
         The holder loses the lock: an asyncio block is cancelled, and its fenced writes are refused. The next waiter is
         granted.
-        ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. Raises
-        ``NotHeld`` if the lock has no holder, or none with that token.
+        ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. With
+        ``kind="path"`` the name is that of a tree, and a ``token`` is needed. Raises ``NotHeld`` if the lock has no
+        holder, or none with that token.
         """
-        return await force_release(await ready(self._session), name, reason, token)
+        return await force_release(await ready(self._session), name, reason, token, kind)
 
     def stats(self) -> LockStats:
         """Counters since this manager was made; ``total_locks`` is the number of distinct names acquired."""
@@ -246,7 +346,7 @@ class LockManager:
     def _got(self, hold: Hold) -> None:
         for entry, grant in zip(hold.entries, hold.grants, strict=True):
             self._contended += entry.contended
-            self._names.add(grant.name)
+            self._names.add((entry.queue_ref.what, grant.name))
             self._acquisitions += 1
             self._held.add(entry)
             entry.on_release = self._forget
@@ -266,3 +366,12 @@ def _rules(names: Iterable[str | Shared], shared: bool) -> dict[str, Rule]:
         reads = (shared or isinstance(given, Shared)) and rules.get(name) is not exclusive
         rules[name] = shared_rule if reads else exclusive
     return rules
+
+
+def _each(names: Iterable[str | Shared | Iterable[str | Shared]]) -> Iterator[str | Shared]:
+    """The names, of which several may be given in one list."""
+    for one in names:
+        if isinstance(one, str | Shared) or not isinstance(one, Iterable):
+            yield one  # ``check_name`` refuses what is no name
+        else:
+            yield from one

@@ -1,4 +1,4 @@
-"""The metadata of an entry: checked, named after the agent, and encoded as a part of the entry's JSON value."""
+"""The metadata and the note of an entry: checked, and encoded as parts of the entry's JSON value."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 from typing import Any
 
 from codomyrmex.concurrency import decode
+from codomyrmex.concurrency.waitqueue.progress import check_note
 
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
+MAX_OWNER = 512
 _DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
 
@@ -19,6 +21,15 @@ def with_agent(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
     if not agent or not isinstance(metadata, dict | None):
         return metadata
     return {"agent": decode.storable(agent), **(metadata or {})}
+
+
+def check_owner(owner: str) -> str:
+    """Return ``owner`` if it can name an agent; raise ``TypeError`` or ``ValueError`` that says why not."""
+    if not isinstance(owner, str):
+        raise TypeError(f"owner must be a str, not {type(owner).__name__}")
+    if not owner or not decode.is_plain(owner) or len(owner.encode()) > MAX_OWNER:
+        raise ValueError(f"owner must be a text of 1 to {MAX_OWNER} bytes in UTF-8 without lone surrogates")
+    return owner
 
 
 def encode_metadata(metadata: dict[str, Any] | None) -> str:
@@ -42,3 +53,8 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
     if not decode.is_plain(json.loads(text)):
         raise ValueError(_DEEP)
     return f',"metadata":{text}'
+
+
+def encode_note(note: str) -> str:
+    """The part of an entry's JSON value that holds ``note``; empty for none. Raises as ``check_note`` does."""
+    return f',"note":{json.dumps(check_note(note))}' if note != "" else ""

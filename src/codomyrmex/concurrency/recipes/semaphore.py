@@ -132,8 +132,7 @@ class Semaphore(AsyncOnly):
         self._agreed: SessionCore | None = None  # the session in which its limit was found to be the fleet's
         self._request = AcquireRequest(
             session=session,
-            kind=SEMAPHORE,
-            names=(self._name,),
+            queues=((SEMAPHORE, self._name),),
             on_loss=on_loss,
             metadata=metadata,
             options=HoldOptions.checked(max_hold, max_idle=max_idle),

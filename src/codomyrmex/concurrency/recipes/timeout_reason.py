@@ -11,7 +11,7 @@ from codomyrmex.concurrency.models import Owner
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry, QueueRef
 from codomyrmex.concurrency.waitqueue.explain import READ, Wanted, describe, why
-from codomyrmex.concurrency.waitqueue.rules import Rule
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Rule
 from codomyrmex.concurrency.waitqueue.wait import local_predecessor
 
 _PATIENCE = 0.5  # seconds that etcd has to tell the reason
@@ -23,7 +23,10 @@ async def timeout_reason(
     """The reason, by one reading of the queues. ``entries`` is empty if the request had not joined them yet."""
     if session is None or not session.usable_here():
         return "the session was not open by then"
-    gets = [Get(queue.queue, queue.queue_end, limit=READ, oldest_first=True) for queue in queues]
+    gets = [
+        Get(queue.queue, queue.queue_end, limit=0 if isinstance(rule, Overlap) else READ, oldest_first=True)
+        for queue, rule in zip(queues, rules, strict=True)
+    ]
     try:
         async with asyncio.timeout(_PATIENCE):
             results = (await session.transport.txn((), gets)).results
@@ -32,7 +35,7 @@ async def timeout_reason(
     names = [queue.name for queue in queues]
     tokens = [entry.token for entry in entries] or [0] * len(names)
     found = [result for result in results if isinstance(result, GetResult)]
-    return why(queues[0].what, [Wanted(*one) for one in zip(names, rules, tokens, found, strict=True)])
+    return why([Wanted(*one) for one in zip(names, rules, tokens, found, strict=True)])
 
 
 def _without_etcd(entries: Sequence[Entry]) -> str:

@@ -13,6 +13,7 @@ from codomyrmex.concurrency.sync.grant import Grant, Grants
 from codomyrmex.concurrency.sync.lock import DistributedLock
 from codomyrmex.concurrency.sync.manager import LockManager
 from codomyrmex.concurrency.sync.pool import AsyncWorkerPool
+from codomyrmex.concurrency.sync.reservation import Reservation
 from codomyrmex.concurrency.sync.semaphore import Permit, Semaphore
 from codomyrmex.concurrency.sync.session import Loss, Session
 
@@ -26,6 +27,7 @@ __all__ = [
     "LockManager",
     "Loss",
     "Permit",
+    "Reservation",
     "Semaphore",
     "Session",
     "Shared",

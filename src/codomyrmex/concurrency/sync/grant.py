@@ -67,6 +67,16 @@ class Grant(BlockingOnly):
         return self._twin.key
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of a path lock, normalised, with globs widened to directories; empty for other locks."""
+        return self._twin.paths
+
+    @property
+    def tree(self) -> str:
+        """The tree of a path lock, which is also its ``name``; empty for other locks."""
+        return self._twin.tree
+
+    @property
     def acquired_at(self) -> datetime:
         """The time of the grant, in UTC."""
         return self._twin.acquired_at

@@ -47,8 +47,7 @@ class DistributedLock(BlockingOnly):
         options = HoldOptions.checked(max_hold, lock_delay, max_idle)
         self._request = AcquireRequest(
             session=self._session,
-            kind=LOCK,
-            names=(self._name,),
+            queues=((LOCK, self._name),),
             on_loss=at_loss(on_loss),
             metadata=metadata,
             options=options,

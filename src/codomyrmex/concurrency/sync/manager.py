@@ -9,10 +9,12 @@ from typing import Any
 from codomyrmex.concurrency.keys import check_name
 from codomyrmex.concurrency.recipes import manager as twin
 from codomyrmex.concurrency.recipes.hold import Hold
+from codomyrmex.concurrency.recipes.reservation import Reservation as AsyncReservation
 from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.grant import Grant, Grants, OnLoss, at_loss
 from codomyrmex.concurrency.sync.lock import DistributedLock
 from codomyrmex.concurrency.sync.portal import portal
+from codomyrmex.concurrency.sync.reservation import Reservation
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 
 
@@ -57,6 +59,63 @@ class LockManager:
             names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
         )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))
+
+    @text_of(twin.LockManager.acquire_paths)
+    def acquire_paths(
+        self,
+        paths: Iterable[str],
+        tree: str = "default",
+        timeout: float | None = None,
+        shared: bool = False,
+        metadata: dict[str, Any] | None = None,
+        on_loss: OnLoss = "raise",
+        lock_delay: float = 0.0,
+        max_hold: float | None = None,
+    ) -> Grant:
+        acquisition = self._twin.acquire_paths(
+            paths, tree, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold
+        )
+        return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
+
+    def reserve(
+        self,
+        *names: str | twin.Shared | Iterable[str | twin.Shared],
+        ttl: float,
+        timeout: float | None = None,
+        note: str = "",
+        owner: str | None = None,
+        shared: bool = False,
+        paths: Iterable[str] = (),
+        tree: str = "default",
+        metadata: dict[str, Any] | None = None,
+        keepalive: bool = False,
+    ) -> Reservation:
+        """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process. ``with manager.reserve("x",
+        ttl=60) as reservation: ...`` releases it at the block's end. The arguments and the errors are those of the
+        asyncio class."""
+        reserving = self._twin.reserve(
+            *names,
+            ttl=ttl,
+            timeout=timeout,
+            note=note,
+            owner=owner,
+            shared=shared,
+            paths=paths,
+            tree=tree,
+            metadata=metadata,
+            keepalive=keepalive,
+        )
+        made = portal().run(reserving._reserve(threading.current_thread()), AsyncReservation.release)
+        return Reservation(made)
+
+    @text_of(twin.LockManager.reservation)
+    def reservation(self, handle: str) -> Reservation:
+        return Reservation(portal().run(self._open(handle)))
+
+    async def _open(self, handle: str) -> AsyncReservation:
+        return self._twin.reservation(handle)
+
+    reservations = blocking(twin.LockManager.reservations)
 
     @text_of(twin.LockManager.release)
     def release(self, grant: Grant) -> None:

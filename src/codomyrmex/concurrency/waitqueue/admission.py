@@ -8,7 +8,7 @@ nothing. The tasks of a process are admitted in order of arrival; between proces
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -28,18 +28,22 @@ class _Line:
 
 
 class Admission:
-    """The admission of one session's tasks to its queues. Each ``enter`` that returns is followed by one ``leave``."""
+    """The admission of one session's tasks to its queues. Each ``enter`` that returns is followed by one ``leave``.
+
+    ``queue`` is the queue's prefix, and for paths the prefix with the paths: requests of different paths, which may be
+    disjoint, do not wait for each other.
+    """
 
     def __init__(self) -> None:
-        self._admitted: dict[bytes, int] = {}
-        self._lines: dict[bytes, _Line] = {}
+        self._admitted: dict[Hashable, int] = {}
+        self._lines: dict[Hashable, _Line] = {}
         self._closed: ConcurrencyError | None = None
 
-    def is_full(self, queue: bytes) -> bool:
+    def is_full(self, queue: Hashable) -> bool:
         """True if ``enter`` would have to wait now."""
         return self._admitted.get(queue, 0) >= ADMITTED
 
-    async def enter(self, queue: bytes, what: str) -> None:
+    async def enter(self, queue: Hashable, what: str) -> None:
         """Wait for admission to ``queue``; ``what`` is its kind. Raises ``SessionLost`` when the session is over."""
         admitted = self._admitted.get(queue, 0)
         if admitted < ADMITTED:  # then no task waits in line
@@ -62,7 +66,7 @@ class Admission:
         finally:
             line.waiters.pop(number, None)
 
-    def leave(self, queue: bytes) -> None:
+    def leave(self, queue: Hashable) -> None:
         """End one admission to ``queue``, and admit the task that has waited longest."""
         line = self._lines.get(queue)
         while line and line.first < line.next:

@@ -33,7 +33,7 @@ from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.own_key import KeyDeleted, OwnKey, explain_deletion
 from codomyrmex.concurrency.waitqueue.progress import Progress
 from codomyrmex.concurrency.waitqueue.record_wait import LASTING, record_wait
-from codomyrmex.concurrency.waitqueue.rules import Rule, View
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Predecessor, Rule, View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 
 log = logging.getLogger("codomyrmex.concurrency")
@@ -48,6 +48,7 @@ class State(IntEnum):
     LINGERING = auto()  # it is lost, but its key stays in etcd until the holder lets go
     LOST = auto()
     OVER = auto()  # it was released, or has stopped waiting
+    DETACHED = auto()  # it holds on a lease of its own, and this session is no longer concerned with it
 
 
 class Event(IntEnum):
@@ -61,6 +62,7 @@ class Event(IntEnum):
         auto()
     )  # the lease is untrusted, the hold is over by its options, or another entry of its group is lost
     KEY_LOST = auto()  # its key is deleted or about to be, or the session is lost
+    MOVED = auto()  # it was granted, and its key is on a lease of its own
 
 
 TRANSITIONS: dict[tuple[int, int], State] = {
@@ -68,6 +70,7 @@ TRANSITIONS: dict[tuple[int, int], State] = {
     (State.WAITING, Event.GRANTED): State.HELD,
     (State.WAITING, Event.WITHDRAWN): State.OVER,
     (State.WAITING, Event.KEY_LOST): State.LOST,
+    (State.WAITING, Event.MOVED): State.DETACHED,
     (State.HELD, Event.RELEASED): State.OVER,
     (State.HELD, Event.TRUST_ENDED): State.LINGERING,
     (State.HELD, Event.KEY_LOST): State.LOST,
@@ -119,17 +122,23 @@ class LocalSuccessor(Protocol):
         """The entry can tell no more. ``gone``: its key is no longer in etcd. ``granted``: it held exclusively."""
 
 
-def warn_if_it_waits_for_itself(session: SessionCore, queue_ref: QueueRef, by: Requester) -> None:
+def warn_if_it_waits_for_itself(session: SessionCore, queue_ref: QueueRef, rule: Rule, by: Requester) -> None:
     """Warn if the lock that ``by`` is about to wait for is held by ``by``."""
     held = session.member(LocalQueues).by_holder.get((queue_ref.queue, by.who)) if by.who else None
-    if isinstance(held, Entry) and queue_ref.what == keys.LOCK.what:
+    if isinstance(held, Entry) and _excludes(held, queue_ref, rule):
         since = f", since {held.by.line}" if held.by.line else ""
         callsite.warn(
             by.line,
-            f"the lock {queue_ref.name!r} is waited for by the very task or thread that holds it{since}: locks are not "
-            "reentrant, so it waits for itself until another one releases it",
+            f"the {queue_ref.what} {queue_ref.name!r} is waited for by the very task or thread that holds it{since}: "
+            "locks are not reentrant, so it waits for itself until another one releases it",
             RuntimeWarning,
         )
+
+
+def _excludes(held: Entry, queue_ref: QueueRef, rule: Rule) -> bool:
+    if isinstance(rule, Overlap):
+        return rule.waits_for(Predecessor(held.key, held.token, held.value))
+    return queue_ref.what == keys.LOCK.what
 
 
 class Entry:
@@ -277,6 +286,15 @@ class Entry:
         """Count a report of progress that was sent at ``sent_at`` and is answered now."""
         if self._limit and self.state is State.HELD:
             self._limit.progressed(sent_at)
+
+    def detach(self, waited: float) -> None:
+        """Leave its key, which is on a lease of its own now, to the reservation that it has become. ``waited`` is in
+        seconds. The key slot is not given back: the session cannot know when the key goes."""
+        self._finish(Event.MOVED)
+        del self.local.by_key[self.key]
+        if telemetry.observers:
+            telemetry.tell("granted", self.queue_ref.what, self.queue_ref.name, waited, self.contended)
+        self._tell_successors(gone=False)
 
     def withdraw(self) -> None:
         """Stop waiting, and leave the queue."""
@@ -486,7 +504,9 @@ class Entry:
         """The reason of its loss, with the operator's reason if the lock was released by force."""
         first = self.group.first_lost if self.group else self
         if isinstance(first, Entry) and isinstance(first.lost.reason, KeyDeleted):
-            return await explain_deletion(first.session, first.queue_ref.name, first.token, first.lost.reason)
+            kind = keys.PATH if keys.is_in_tree(first.key) else keys.LOCK
+            audit = first.session.layout.audit(first.queue_ref.name, kind)
+            return await explain_deletion(first.session, audit, first.token, first.lost.reason)
         return str(self.lost.reason)
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""The steps of locks, told from a reading of their queues and the changes that follow it. Pure.
+"""The steps of locks and path locks, told from a reading of their queues and the changes that follow it. Pure.
 
 An entry that the tracker knows waits or holds:
 
@@ -24,9 +24,9 @@ from itertools import groupby
 from typing import NamedTuple
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event
-from codomyrmex.concurrency.keys import Layout, forms, session_of
-from codomyrmex.concurrency.models import EventKind, LockEvent, Owner
-from codomyrmex.concurrency.waitqueue.rules import holding
+from codomyrmex.concurrency.keys import LOCK, PATH, Kind, Layout, forms, session_of
+from codomyrmex.concurrency.models import EventKind, LockEvent, Owner, QueueKind
+from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class _Tracked:
     outlasts by its ``lock_delay``, or None. ``session_ended`` tells that this session is over.
     """
 
+    entry: Predecessor
     owner: Owner
     enqueued_at: datetime | None = None
     holds: bool = False
@@ -55,15 +56,23 @@ class _Moment(NamedTuple):
     seen: bool
 
 
+class _Queue(NamedTuple):
+    """A queue that is followed: that of a lock, or of a tree."""
+
+    kind: Kind
+    name: str
+
+
 class EventTracker:
-    """The queues of the locks under a prefix, as far as it was told of them. ``skip`` is called with each key without a
-    lease, which is no entry. ``revision`` is that of the last reading or change; 0 before the first reading."""
+    """The queues of the locks and trees under a prefix, as far as it was told of them. ``skip`` is called with each key
+    without a lease, which is no entry; keys outside these queues are ignored. ``revision`` is that of the last reading
+    or change; 0 before the first reading."""
 
     def __init__(self, layout: Layout, prefix: str, skip: Callable[[bytes], None]) -> None:
         self._layout = layout
         self._prefixes = forms(prefix)
         self._skip = skip
-        self._queues: dict[str, dict[bytes, _Tracked]] = {}
+        self._queues: dict[_Queue, dict[bytes, _Tracked]] = {}
         self.revision = 0
 
     def read(self, entries: Iterable[KV], revision: int, now: datetime) -> list[LockEvent]:
@@ -76,9 +85,9 @@ class EventTracker:
         read = {kv.key: kv for kv in entries}
         lives = {kv.key: kv.create_revision for kv in read.values()}
         events = []
-        for name, queue in list(self._queues.items()):
-            for key in [key for key, tracked in queue.items() if lives.get(key) != tracked.owner.token]:
-                events += self._left(name, key, "released", moment)
+        for queue, entries_of in list(self._queues.items()):
+            for key in [key for key, tracked in entries_of.items() if lives.get(key) != tracked.owner.token]:
+                events += self._left(queue, key, "released", moment)
         for kv in sorted(read.values(), key=lambda kv: (kv.create_revision, kv.key)):
             events += self._put(kv, moment._replace(revision=kv.create_revision))
         return events
@@ -99,19 +108,27 @@ class EventTracker:
         events: list[LockEvent] = []
         ended = {self._layout.lease_of(change.kv.key) for change in changes if change.deleted} - {None}
         for change in changes:
-            name = self._layout.name_of(change.kv.key)
+            queue = self._queue_of(change.kv.key)
             if not change.deleted:
                 events += self._put(change.kv, moment)
-            elif name is not None:
-                kind: EventKind = "expired" if self._expired(name, change, ended) else "released"
-                events += self._left(name, change.kv.key, kind, moment)
+            elif queue is not None:
+                kind: EventKind = "expired" if self._expired(queue, change, ended) else "released"
+                events += self._left(queue, change.kv.key, kind, moment)
         if ended:
             self._end_sessions(ended)
         return events
 
-    def _expired(self, name: str, deletion: Event, ended: set[int | None]) -> bool:
+    def _queue_of(self, key: bytes) -> _Queue | None:
+        """The queue that an entry's key lies in."""
+        for kind in (LOCK, PATH):
+            name = self._layout.name_of(key, kind)
+            if name is not None:
+                return _Queue(kind, name)
+        return None
+
+    def _expired(self, queue: _Queue, deletion: Event, ended: set[int | None]) -> bool:
         lease = deletion.previous.lease if deletion.previous else 0
-        tracked = self._queues.get(name, {}).get(deletion.kv.key)
+        tracked = self._queues.get(queue, {}).get(deletion.kv.key)
         return lease in ended or (tracked is not None and tracked.session_ended)
 
     def _end_sessions(self, ended: set[int | None]) -> None:
@@ -121,24 +138,25 @@ class EventTracker:
                     tracked.session_ended = True
 
     def _put(self, kv: KV, moment: _Moment) -> list[LockEvent]:
-        name = self._layout.name_of(kv.key)
-        if name is None or not name.startswith(self._prefixes):
+        queue = self._queue_of(kv.key)
+        if queue is None or not queue.name.startswith(self._prefixes):
             return []
         if not kv.lease:
             self._skip(kv.key)
             return []
-        queue = self._queues.setdefault(name, {})
+        entries = self._queues.setdefault(queue, {})
         owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
-        known = queue.get(kv.key)
-        tracked = known or _Tracked(owner, moment.at if moment.seen else None)
+        known = entries.get(kv.key)
+        entry = Predecessor(kv.key, kv.create_revision, kv.value)
+        tracked = known or _Tracked(entry, owner, moment.at if moment.seen else None)
         session = session_of(kv.key)
-        if session and session != kv.lease:
+        if session and session != kv.lease and owner.ttl is None:  # a reservation has nothing to do with the session
             tracked.survives = session
         if known:
             self._put_again(known, owner)
             return []
-        queue[kv.key] = tracked
-        return [self._event("enqueued", name, owner, moment), *self._granted(name, moment)]
+        entries[kv.key] = tracked
+        return [self._event("enqueued", queue, owner, moment), *self._granted(queue, moment)]
 
     @staticmethod
     def _put_again(known: _Tracked, owner: Owner) -> None:
@@ -149,25 +167,25 @@ class EventTracker:
             owner = replace(owner, granted_at=granted, waited=known.owner.waited)
         known.owner = owner
 
-    def _left(self, name: str, key: bytes, kind: EventKind, moment: _Moment) -> list[LockEvent]:
-        queue = self._queues.get(name, {})
-        tracked = queue.pop(key, None)
+    def _left(self, queue: _Queue, key: bytes, kind: EventKind, moment: _Moment) -> list[LockEvent]:
+        entries = self._queues.get(queue, {})
+        tracked = entries.pop(key, None)
         if tracked is None:
             return []
-        if not queue:
-            del self._queues[name]
-        return [self._event(kind, name, tracked.owner, moment), *self._granted(name, moment)]
+        if not entries:
+            del self._queues[queue]
+        return [self._event(kind, queue, tracked.owner, moment), *self._granted(queue, moment)]
 
-    def _granted(self, name: str, moment: _Moment) -> list[LockEvent]:
+    def _granted(self, queue: _Queue, moment: _Moment) -> list[LockEvent]:
         """The grants that follow from a change of the queue."""
-        queue = self._queues.get(name, {})
-        front = list(queue.values())[: holding(list(queue))]
-        new = [tracked for tracked in front if not tracked.holds]
+        entries = list(self._queues.get(queue, {}).values())
+        held = zip(entries, holders([tracked.entry for tracked in entries]), strict=True)
+        new = [tracked for tracked, holds in held if holds and not tracked.holds]
         for tracked in new:
             tracked.holds = True
             if moment.seen:
                 tracked.owner = self._timed(tracked, moment.at)
-        return [self._event("granted", name, tracked.owner, moment) for tracked in new]
+        return [self._event("granted", queue, tracked.owner, moment) for tracked in new]
 
     @staticmethod
     def _timed(tracked: _Tracked, granted: datetime) -> Owner:
@@ -177,5 +195,6 @@ class EventTracker:
         return replace(tracked.owner, granted_at=granted, waited=waited)
 
     @staticmethod
-    def _event(kind: EventKind, name: str, owner: Owner, moment: _Moment) -> LockEvent:
-        return LockEvent(kind, name, owner, moment.revision, moment.at)
+    def _event(kind: EventKind, queue: _Queue, owner: Owner, moment: _Moment) -> LockEvent:
+        of: QueueKind = "path" if queue.kind is PATH else "lock"
+        return LockEvent(kind, queue.name, owner, moment.revision, moment.at, of)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
 from codomyrmex.concurrency.models import Owner
-from codomyrmex.concurrency.waitqueue.rules import Granted, Predecessor, Rule, View, holding
+from codomyrmex.concurrency.waitqueue.rules import Granted, Overlap, Predecessor, Rule, View, holders
 from codomyrmex.concurrency.waitqueue.view import is_entry, limit_in
 
 _TOLD = 3  # holders, and names
-READ = 32  # entries of a queue, the oldest
+READ = 32  # entries of a queue, the oldest; of a tree all are read, since any of them may overlap
 
 
 class Wanted(NamedTuple):
@@ -27,35 +27,40 @@ class Wanted(NamedTuple):
     found: GetResult
 
 
-def why(what: str, wanted: Sequence[Wanted]) -> str:
+def why(wanted: Sequence[Wanted]) -> str:
     """The holders of the names that were not granted, and the number of the waiters before this request."""
-    missing = [text for one in wanted if (text := _why(what, one, named=len(wanted) > 1))]
+    missing = [text for one in wanted if (text := _why(one, named=len(wanted) > 1))]
     if not missing:
         return "it has come free just now" if len(wanted) == 1 else "all of them have come free just now"
     return "; ".join(missing[:_TOLD]) + _and_more(len(missing) - _TOLD, "are missing too")
 
 
-def _why(what: str, wanted: Wanted, *, named: bool) -> str:
-    """The reason for one name; empty if it would have been granted."""
+def _why(wanted: Wanted, *, named: bool) -> str:
+    """The reason for one name; empty if it would have been granted. In a tree only overlapping paths count."""
     name, rule, token, found = wanted
     earlier = [kv for kv in _in_order(found) if not token or kv.create_revision < token]
     limit = limit_in(found.kvs)
-    view = View(found.revision, [Predecessor(kv.key, kv.create_revision) for kv in earlier], len(earlier), limit)
-    if isinstance(rule(view), Granted):
+    queue = [Predecessor(kv.key, kv.create_revision, kv.value) for kv in earlier]
+    if isinstance(rule(View(found.revision, queue, len(queue), limit)), Granted):
         return ""
-    held = holding([kv.key for kv in earlier], limit)
-    owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in earlier[:held]]
+    in_way = [not isinstance(rule, Overlap) or rule.waits_for(entry) for entry in queue]
+    held = holders(queue, limit)
+    owners = [
+        Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
+        for kv, holds, counts in zip(earlier, held, in_way, strict=True)
+        if holds and counts
+    ]
     subject = f"{name!r}" if named else "it"
-    holders = ", and by ".join(describe(owner, what) for owner in owners[:_TOLD])
-    text = f"{subject} is held by {holders}" if owners else f"{subject} is held by nobody"
+    told = ", and by ".join(describe(owner) for owner in owners[:_TOLD])
+    text = f"{subject} is held by {told}" if owners else f"{subject} is held by nobody"
     text += _and_more(len(owners) - _TOLD, "hold it too")
     if not token:
         return text + "; this request had not joined the queue yet"
-    waiting = len(earlier) - held
+    waiting = sum(in_way) - len(owners)
     return text + f"; {_standing(waiting, more=found.total > len(found.kvs) and len(earlier) == len(found.kvs))}"
 
 
-def describe(owner: Owner, what: str = "lock") -> str:
+def describe(owner: Owner) -> str:
     """An owner in words for a person. Texts that others have written are shown with escapes."""
     if not owner.host:
         text = f"a client that does not say who it is (lease {owner.session})"
@@ -66,6 +71,10 @@ def describe(owner: Owner, what: str = "lock") -> str:
         text = ", ".join(told)
     if owner.since:
         text += f", who joined the queue at {owner.since:%Y-%m-%d %H:%M:%S %Z} by its own clock"
+    if owner.paths:
+        paths = ", ".join(repr(path[:80]) if path else "the whole tree" for path in owner.paths[:_TOLD])
+        more = len(owner.paths) - _TOLD
+        text += f" ({paths} and {more} more)" if more > 0 else f" ({paths})"
     text += f" (note: {owner.note[:80]!r})" if owner.note else ""
     return f"{text} ({owner.permits} permits)" if owner.permits > 1 else text
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from codomyrmex.concurrency.keys import LOCK, SEMAPHORE, check_name
+from codomyrmex.concurrency.keys import LOCK, PATH, SEMAPHORE, check_name, prefix_end
 from codomyrmex.concurrency.models import LockInfo, SemaphoreInfo
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import inspect
@@ -21,8 +21,10 @@ Q = TypeVar("Q", bound=LockInfo | SemaphoreInfo)
 
 
 def locks(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[LockInfo], None]:
-    """Every lock whose name starts with ``prefix``, by name."""
-    return _timed(session, session.layout.under(LOCK), lambda: inspect.locks(session, prefix))
+    """Every lock and tree whose name starts with ``prefix``, by name."""
+    layout = session.layout
+    end = prefix_end(layout.under(PATH))
+    return _timed(session, layout.under(LOCK), lambda: inspect.locks(session, prefix), end)
 
 
 def semaphores(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[SemaphoreInfo], None]:
@@ -40,11 +42,11 @@ def semaphore(session: SessionCore, name: str) -> AsyncGenerator[list[SemaphoreI
 
 
 def _timed(
-    session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[list[Q]]]
+    session: SessionCore, prefix: bytes, read: Callable[[], Awaitable[list[Q]]], end: bytes = b""
 ) -> AsyncGenerator[list[Q], None]:
     sightings = Sightings()
 
     async def timed() -> list[Q]:
         return sightings.timed(await read(), datetime.now(UTC))
 
-    return snapshots(session, prefix, timed)
+    return snapshots(session, prefix, timed, end)

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import getpass
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from codomyrmex.concurrency import decode
-from codomyrmex.concurrency.errors import EtcdQuotaExceeded, NotHeld
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Put, Target
-from codomyrmex.concurrency.keys import LOCK
-from codomyrmex.concurrency.models import ForcedRelease, Owner
+from codomyrmex.concurrency.models import ForcedRelease, Owner, QueueKind
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.inspect import by_age, owners_of, read_one
-from codomyrmex.concurrency.waitqueue.rules import holding
+from codomyrmex.concurrency.waitqueue.inspect import KINDS, by_age, is_reservation, owners_of, read_one
+from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders
 
 
-async def force_release(session: SessionCore, name: str, reason: str, token: int | None) -> Owner:
+async def force_release(
+    session: SessionCore, name: str, reason: str, token: int | None, kind: QueueKind = "lock"
+) -> Owner:
     """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``."""
     if not reason.strip():
         raise ValueError("a forced release needs a reason, for those who find their lock gone")
-    name, entries = await read_one(session, name, LOCK)
+    if kind == "path" and token is None:
+        raise ValueError("a tree may have many holders; name one of them by its token")
+    name, entries = await read_one(session, name, KINDS[kind])
     queue = sorted(entries, key=by_age)
-    holders = queue[: holding([kv.key for kv in queue])]
-    if not holders:
-        raise NotHeld(f"nobody holds the lock {name!r}")
-    held = next((kv for kv in holders if token in (None, kv.create_revision)), None)
+    holds = holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in queue])
+    holding = [kv for kv, held in zip(queue, holds, strict=True) if held]
+    what = KINDS[kind].what
+    if not holding:
+        raise NotHeld(f"nobody holds the {what} {name!r}")
+    held = next((kv for kv in holding if token in (None, kv.create_revision)), None)
     if held is None:
-        tokens = ", ".join(str(kv.create_revision) for kv in holders)
-        raise NotHeld(f"the lock {name!r} is held with token {tokens} by now, not {token}; look again")
+        tokens = ", ".join(str(kv.create_revision) for kv in holding)
+        raise NotHeld(f"the {what} {name!r} is held with token {tokens} by now, not {token}; look again")
     (holder,) = owners_of([held])
     by = f"{_user()}@{session.host}"
     record = ForcedRelease(name, holder.token, decode.storable(reason), decode.storable(by), datetime.now(UTC))
-    audit = Put(session.layout.audit(name), record.encode())
+    audit = Put(session.layout.audit(name, KINDS[kind]), record.encode())
     try:
         reply = await _delete_entry(session, held.key, holder.token, (audit,))
     except EtcdQuotaExceeded:
@@ -40,6 +46,9 @@ async def force_release(session: SessionCore, name: str, reason: str, token: int
         reply = await _delete_entry(session, held.key, holder.token, ())
     if not reply.succeeded:
         raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
+    if is_reservation(held):
+        with suppress(ConcurrencyError):  # then the rest of the reservation ends when it is used, or by itself
+            await session.transport.revoke(held.lease)
     return holder
 
 

@@ -21,7 +21,9 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
 )
 from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.waitqueue.entry import Entry, State
+from codomyrmex.concurrency.waitqueue.fenced import check_keys, in_bytes, run_fenced
 from codomyrmex.concurrency.waitqueue.progress import check_note
+from codomyrmex.concurrency.waitqueue.rules import Overlap
 
 
 class Grant:
@@ -67,6 +69,17 @@ class Grant:
         return self._waited
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of a path lock, normalised, with globs widened to directories; empty for other locks."""
+        rule = self._entry.rule
+        return rule.scopes.paths if isinstance(rule, Overlap) else ()
+
+    @property
+    def tree(self) -> str:
+        """The tree of a path lock, which is also its ``name``; empty for other locks."""
+        return self.name if self.paths else ""
+
+    @property
     def lost(self) -> Loss:
         """An event, awaitable, that is set when the grant can no longer be trusted."""
         return self._entry.lost
@@ -83,19 +96,19 @@ class Grant:
 
     async def put(self, key: str | bytes, value: str | bytes) -> int:
         """Write ``value`` if the grant still holds; returns the revision written."""
-        result = await _fenced(self._entry, (Put(_bytes(key), _bytes(value)),))
+        result = await _fenced(self._entry, (Put(in_bytes(key), in_bytes(value)),))
         return result.revision
 
     async def get(self, key: str | bytes) -> bytes | None:
         """The value of ``key``, read only if the grant still holds; None if there is none."""
-        result = await _fenced(self._entry, (Get(_bytes(key)),))
+        result = await _fenced(self._entry, (Get(in_bytes(key)),))
         found = result.results[0]
         assert isinstance(found, GetResult)
         return found.kvs[0].value if found.kvs else None
 
     async def delete(self, key: str | bytes) -> bool:
         """Delete ``key`` if the grant still holds; returns whether it existed."""
-        result = await _fenced(self._entry, (Delete(_bytes(key)),))
+        result = await _fenced(self._entry, (Delete(in_bytes(key)),))
         deleted = result.results[0]
         assert isinstance(deleted, Deleted)
         return deleted.keys > 0
@@ -131,23 +144,17 @@ class Grant:
 async def _fenced(entry: Entry, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
     """Run ``ops`` in a transaction that commits only if ``entry`` still holds."""
     entry.check_here()
-    _check_keys(entry, ops)
+    check_keys(entry.session, ops)
     if entry.state is not State.HELD:
         raise _rejected(entry) from entry.lost.reason
-    holds = Compare(entry.key, Target.CREATE_REVISION, entry.token)
-    request = Request((entry.key,), ops, compares=(holds, *compares), otherwise=(Get(entry.key),), alone=True)
     try:
-        reply = await entry.session.committer.commit(request)
+        result = await run_fenced(entry.session, (entry.key,), entry.token, ops, compares)
     except SessionLost as error:
         raise _rejected(entry) from error
-    if reply.succeeded:
-        return TxnResult(True, reply.revision, reply.results)
-    own = reply.results[0]
-    assert isinstance(own, GetResult)
-    if not any(kv.create_revision == entry.token for kv in own.kvs):
+    if result is None:
         entry.key_deleted()
         raise _rejected(entry)
-    return TxnResult(False, reply.revision, ())
+    return result
 
 
 async def _report(entry: Entry, note: str) -> None:
@@ -189,24 +196,8 @@ async def _reported(entries: Sequence[Entry], note: str) -> bool:
     return reply.succeeded
 
 
-def _check_keys(entry: Entry, ops: Sequence[Op]) -> None:
-    layout = entry.session.layout
-    for op in ops:
-        end = op.end if isinstance(op, Delete) else b""
-        if not isinstance(op, Get) and layout.is_ours(op.key, end):
-            raise ValueError(f"{op.key!r} is among the library's own keys; write outside {layout.root!r}")
-
-
 def _rejected(entry: Entry, outcome: str = "nothing was written") -> FencedWriteRejected:
     name = entry.queue_ref.name
     if telemetry.observers:
         telemetry.tell("write_rejected", entry.queue_ref.what, name)
     return FencedWriteRejected(f"{name!r} is no longer held with token {entry.token}; {outcome}")
-
-
-def _bytes(text: str | bytes) -> bytes:
-    if isinstance(text, str):
-        return text.encode()
-    if not isinstance(text, bytes):
-        raise TypeError(f"keys and values are str or bytes, not {type(text).__name__}")
-    return text

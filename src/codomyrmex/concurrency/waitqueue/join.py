@@ -32,34 +32,51 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
 
     If this ends otherwise, by an error or a cancel, no key stays in etcd.
     """
-    if only_if_free and not await _all_grantable(entries):
+    if not await join_and_wait(entries, only_if_free=only_if_free):
         return None
+    try:
+        if entries[0].hold_options.lock_delay:
+            await _keep_after_session(entries)
+            await _trusted(entries[0].session, _patience(entries, only_if_free))
+        for entry in entries:
+            entry.raise_if_lost()
+    except BaseException:
+        withdraw(entries)
+        raise
+    waited = clock.now() - started
+    return [_grant(entry, waited) for entry in entries]
+
+
+async def join_and_wait(entries: Sequence[Entry], *, only_if_free: bool) -> bool:
+    """Join the queues, and wait until each entry may be granted and the session is trusted; False if ``only_if_free``
+    and one was not free. If this ends otherwise, by an error or a cancel, no key stays in etcd."""
+    if only_if_free and not await _all_grantable(entries):
+        return False
     actions = await _join(entries)
-    patience = entries[0].session.settings.request_timeout if only_if_free else None
+    patience = _patience(entries, only_if_free)
     try:
         for entry, action in zip(entries, actions, strict=True):
             if action is Action.GRANT:
                 continue
             if not only_if_free:
                 entry.contended = True
-                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.by)
+                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.rule, entry.by)
                 await wait_until_granted(entry, action)
             elif not await _granted_now(entry, patience):  # another client was quicker
-                _withdraw(entries)
-                return None
+                withdraw(entries)
+                return False
         session = entries[0].session
         if not session.alive:
             await _trusted(session, patience)
-        if entries[0].hold_options.lock_delay:
-            await _keep_after_session(entries)
-            await _trusted(session, patience)
-        for entry in entries:
-            entry.raise_if_lost()
     except BaseException:
-        _withdraw(entries)
+        withdraw(entries)
         raise
-    waited = clock.now() - started
-    return [_grant(entry, waited) for entry in entries]
+    return True
+
+
+def _patience(entries: Sequence[Entry], only_if_free: bool) -> float | None:
+    """The seconds for which the session's trust is waited for."""
+    return entries[0].session.settings.request_timeout if only_if_free else None
 
 
 def _grant(entry: Entry, waited: float) -> Grant:
@@ -186,7 +203,8 @@ async def _grantable(entry: Entry) -> bool:
     return Turn(entry.rule).seen(view) is Action.GRANT
 
 
-def _withdraw(entries: Sequence[Entry]) -> None:
+def withdraw(entries: Sequence[Entry]) -> None:
+    """Leave every queue."""
     for entry in entries:
         entry.withdraw()
 

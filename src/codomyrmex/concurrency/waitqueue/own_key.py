@@ -60,10 +60,11 @@ class OwnKey:
             self._deleted()
 
 
-async def explain_deletion(session: SessionCore, name: str, token: int, reason: KeyDeleted) -> str:
-    """``reason`` as text, with the operator's reason if the lock was released by force."""
+async def explain_deletion(session: SessionCore, audit: bytes, token: int, reason: KeyDeleted) -> str:
+    """``reason`` as text, with the operator's reason if the lock was released by force, of which the key ``audit``
+    tells."""
     try:
-        found = await session.transport.get(Get(session.layout.audit(name)))
+        found = await session.transport.get(Get(audit))
     except ConcurrencyError:
         return str(reason)
     record = ForcedRelease.decode(found.kvs[0].value) if found.kvs else None

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from codomyrmex.concurrency.keys import READER_SUFFIX, is_reader, permits_of, permits_suffix
+from codomyrmex.concurrency.keys import READER_SUFFIX, is_in_tree, is_reader, permits_of, permits_suffix
+from codomyrmex.concurrency.waitqueue.scopes import Occupied, Scopes, scopes_in
 
 
 class Predecessor(NamedTuple):
-    """An entry ahead of another one in its queue."""
+    """An entry ahead of another one in its queue. Its ``value`` counts in a tree only, where it tells the paths."""
 
     key: bytes
     create_revision: int
+    value: bytes = b""
 
 
 class View(NamedTuple):
@@ -66,10 +68,13 @@ _GRANTED = Granted()
 
 
 class Rule(Protocol):
-    """A grant rule. ``key_suffix`` is the end of the keys of its entries."""
+    """A grant rule. ``key_suffix`` is the end of the keys of its entries, ``fields`` a part of their JSON values."""
 
     @property
     def key_suffix(self) -> bytes: ...
+
+    @property
+    def fields(self) -> str: ...
 
     @property
     def needs_all(self) -> bool:
@@ -80,6 +85,7 @@ class Rule(Protocol):
 
 class _Exclusive:
     key_suffix = b""
+    fields = ""
     needs_all = False
 
     def __call__(self, view: View) -> Decision:
@@ -93,6 +99,7 @@ class _Exclusive:
 
 class _Shared:
     key_suffix = READER_SUFFIX
+    fields = ""
     needs_all = True
 
     def __call__(self, view: View) -> Decision:
@@ -114,6 +121,7 @@ class Permits:
 
     permits: int
     needs_all: bool = True
+    fields: str = ""
 
     @property
     def key_suffix(self) -> bytes:
@@ -128,8 +136,52 @@ class Permits:
         return _GRANTED if taken + self.permits <= view.limit else WaitFor(b"")
 
 
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Granted when no entry ahead asks for a path that overlaps one of ``scopes``. Disjoint requests never wait for
+    each other. Overlapping ones are served in order of arrival, so a directory's waiter keeps later files out."""
+
+    scopes: Scopes
+    needs_all: bool = True
+
+    @property
+    def key_suffix(self) -> bytes:
+        return READER_SUFFIX if self.scopes.shared else b""
+
+    @property
+    def fields(self) -> str:
+        return self.scopes.fields()
+
+    def __call__(self, view: View) -> Decision:
+        return WaitFor(b"") if any(map(self.waits_for, view.entries)) else _GRANTED
+
+    def waits_for(self, entry: Predecessor) -> bool:
+        """True if ``entry`` must leave before this request is granted."""
+        return self.scopes.overlaps(scopes_in(entry.value))
+
+
+def holders(queue: Sequence[Predecessor], limit: int | None = None) -> list[bool]:
+    """For each entry of a whole queue, in its order, True if it holds. ``limit`` is None unless the queue is a
+    semaphore's.
+
+    In a tree an entry holds when no entry ahead of it overlaps; elsewhere the first few hold.
+    """
+    if not queue or not is_in_tree(queue[0].key):
+        held = holding([entry.key for entry in queue], limit)
+        return [number < held for number in range(len(queue))]
+    occupied, found = Occupied(), []
+    for entry in queue:
+        scopes = scopes_in(entry.value)
+        found.append(not occupied.overlaps(scopes))
+        occupied.add(scopes)
+    return found
+
+
 def holding(keys: Sequence[bytes], limit: int | None = None) -> int:
-    """The number of a whole queue's entries, from its front, that hold. ``limit`` is None for a lock's queue."""
+    """The number of a whole queue's entries, from its front, that hold. ``limit`` is None for a lock's queue.
+
+    In a tree, others hold too: see ``holders``.
+    """
     if limit is None:
         readers = next((n for n, key in enumerate(keys) if not is_reader(key)), len(keys))
         return readers or min(1, len(keys))

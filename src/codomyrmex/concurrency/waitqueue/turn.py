@@ -63,6 +63,10 @@ class Turn:
         """True if its view has every entry ahead."""
         return self._view.complete
 
+    def seen_ahead(self) -> frozenset[int]:
+        """The tokens of the entries ahead that live on beside it, as its view has them."""
+        return frozenset(entry.create_revision for entry in self._view.entries) if self._rule.needs_all else frozenset()
+
     @property
     def predecessor(self) -> Predecessor | None:
         """The entry whose end it waits for; None if it waits for any change of the queue."""

@@ -17,7 +17,7 @@ def entries_in(found: GetResult) -> list[Predecessor]:
     entries = []
     for kv in found.kvs:
         if is_entry(kv):
-            entries.append(Predecessor(kv.key, kv.create_revision))
+            entries.append(Predecessor(kv.key, kv.create_revision, kv.value))
         elif not is_limit(kv):
             skip(kv.key)
     return entries

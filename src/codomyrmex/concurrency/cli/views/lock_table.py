@@ -20,6 +20,7 @@ from codomyrmex.concurrency.cli.views.owners import (
     waited_for,
 )
 from codomyrmex.concurrency.cli.views.text import count, span, stamp, visible
+from codomyrmex.concurrency.cli.views.trees import event_title, title
 from codomyrmex.concurrency.models import LockEvent, LockInfo
 
 _COLUMNS = (
@@ -38,11 +39,12 @@ _EVENTS = {"granted": "green", "enqueued": "cyan", "released": "dim", "expired":
 
 
 def locks(infos: Sequence[LockInfo], *, wide: bool = False, note: str = "") -> Grid:
-    """One row a lock: its first holder, the times of its hold and of its wait, its waiters. ``note`` ends the foot."""
+    """One row a lock, or a holder of paths: its first holder, the times of its hold and of its wait, its waiters.
+    ``note`` ends the foot."""
     grid = Grid(_WIDE if wide else _COLUMNS)
     for info in infos:
         _add(grid, info, wide)
-    waiting = sum(len(info.waiters) for info in infos)
+    waiting = len({(info.kind, info.name, one.key) for info in infos for one in info.waiters})
     states = Counter(map(lock_state, infos))
     trouble = ", ".join(f"{states[word]} {word}" for word in ("stuck", "lost") if states[word])
     grid.foot = "; ".join(filter(None, [f"{count(len(infos), 'lock')}, {waiting} waiting", trouble, note]))
@@ -52,7 +54,7 @@ def locks(infos: Sequence[LockInfo], *, wide: bool = False, note: str = "") -> G
 def _add(grid: Grid, info: LockInfo, wide: bool) -> None:
     first = info.holders[0]
     readers = f" +{count(len(info.holders) - 1, 'reader')}" if len(info.holders) > 1 else ""
-    row = [info.name, state_cell(lock_state(info)), owner(first) + readers, agent(first), first.token]
+    row = [title(info), state_cell(lock_state(info)), owner(first) + readers, agent(first), first.token]
     row += [time_cell(held_for(first), longest(info)), time_cell(waited_for(first), first.waited)]
     row += [len(info.waiters), owners(info.waiters)]
     if wide:
@@ -76,7 +78,7 @@ def lock_event(event: LockEvent) -> Text:
     one = event.owner
     line = stamp(event.at)
     line.append(f"{event.kind:9}", style=_EVENTS[event.kind])
-    line.append(f"{visible(event.name)}  ", style="bold")
+    line.append(f"{visible(event_title(event))}  ", style="bold")
     named = agent(one)
     line.append(f"token {one.token}  {owner(one)}{'' if named == '-' else '  ' + visible(named)}", style="none")
     if event.kind == "granted" and one.waited is not None:

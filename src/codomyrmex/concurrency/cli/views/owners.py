@@ -73,6 +73,14 @@ def note(one: Owner) -> str:
     return short(one.note, MOST) or "-"
 
 
+def paths(one: Owner) -> str:
+    """The first few paths of a path lock; ``-`` for an owner without paths."""
+    if not one.paths:
+        return "-"
+    more = f" +{len(one.paths) - _SHOWN}" if len(one.paths) > _SHOWN else ""
+    return ", ".join(short(path, 200) or "(all)" for path in one.paths[:_SHOWN]) + more
+
+
 def metadata(one: Owner) -> str:
     """An owner's metadata as JSON; ``-`` if it has none."""
     return short(json.dumps(one.metadata), MOST) if one.metadata else "-"

@@ -1,0 +1,394 @@
+"""``Reservation``: a hold on a lease of its own, which ends when it is released or when its time is over.
+
+A reservation waits as a lock does, and is granted as a lock is. Then its entries move to a lease of their own
+(``waitqueue/detach.py``), and the session is no longer concerned with them. Whoever has the handle renews, writes and
+releases it, from any process. Every write compares the create revision of every entry: one lost, all lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any
+
+from codomyrmex.concurrency import clock
+from codomyrmex.concurrency.affinity import Home
+from codomyrmex.concurrency.context_managers import AsyncOnly
+from codomyrmex.concurrency.durations import check_number
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, InvalidHandle, LockLost, fresh
+from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.transports.protocol import (
+    KV,
+    Compare,
+    Delete,
+    Deleted,
+    Get,
+    GetResult,
+    Op,
+    Put,
+    TxnResult,
+)
+from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, place_of
+from codomyrmex.concurrency.loss import Loss
+from codomyrmex.concurrency.models import LeftNote, Owner
+from codomyrmex.concurrency.recipes.handle import Handle
+from codomyrmex.concurrency.recipes.reservation_end import explain_end
+from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR, lease_put, left_puts
+from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced, still_there
+from codomyrmex.concurrency.waitqueue.progress import check_note
+
+SHORTEST, LONGEST = 10, 24 * 3600  # seconds
+_ATTEMPTS = 2  # at a release whose answer is lost
+
+
+def check_ttl(ttl: float) -> int:
+    """The TTL in whole seconds. Raises ``TypeError`` or ``ValueError`` for one that cannot be."""
+    check_number("ttl", ttl)
+    if not SHORTEST <= ttl <= LONGEST:
+        raise ValueError(f"ttl must be from {SHORTEST} seconds to 24 hours ({LONGEST} seconds), not {ttl:g}")
+    return math.ceil(ttl)
+
+
+class Reservation(AsyncOnly):
+    """Names and paths that are held until they are released or their time is over, whatever becomes of this process.
+
+    It has no keepalive of its own: ``renew`` gives it its whole time again. Each call that finds it gone raises
+    ``LockLost``, which says when it expired, if this process knows, and who holds its names now. An ``EtcdError`` says
+    nothing about the reservation: ask again.
+    """
+
+    def __init__(self, session: Session | None, handle: Handle) -> None:
+        self._session = session
+        self._handle = handle
+        self._text = handle.encode()
+        self._places = [place for key in handle.keys if (place := place_of(key))]
+        self._lease = handle.lease
+        self._ttl = handle.ttl
+        self._until: float | None = None  # the time on ``clock`` at which it expires; None while that is not known
+        self._note = ""
+        self._paths: tuple[str, ...] = ()
+        self._left: LeftNote | None = None
+        self._released = self._release_in_doubt = False
+        self._lost = Loss(Home())
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def handle(self) -> str:
+        """The text with which any process may renew, write under and release it. Keep it secret: it is a capability."""
+        return self._text
+
+    @property
+    def token(self) -> int:
+        """The fencing token, one for all names and paths: it is higher than that of every earlier holder of them."""
+        return self._handle.token
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that it holds, in the order in which they were given."""
+        return tuple(name for kind, name in self._places if kind is LOCK)
+
+    @property
+    def tree(self) -> str | None:
+        """The tree of its paths; None if it holds no paths."""
+        return next((name for kind, name in self._places if kind is PATH), None)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths that it holds, normalised. One opened from a handle knows them after ``check`` or ``renew``."""
+        return self._paths
+
+    @property
+    def ttl(self) -> int:
+        """The seconds that a renewal gives it."""
+        return self._ttl
+
+    @property
+    def shared(self) -> bool:
+        """True if it holds everything as a reader."""
+        return all(is_reader(key) for key in self._handle.keys)
+
+    @property
+    def note(self) -> str:
+        """Its last note. One opened from a handle knows it after ``check`` or ``renew``."""
+        return self._note
+
+    @property
+    def left(self) -> str:
+        """The note of the last predecessor that expired without a release; empty if there is none, and for a
+        reservation that was opened from a handle."""
+        return self._left.note if self._left else ""
+
+    @property
+    def left_by(self) -> str:
+        """The owner who left that note: the agent's name, else its host and pid; empty if there is none."""
+        return self._left.by if self._left else ""
+
+    @property
+    def lost(self) -> Loss:
+        """An event, awaitable, that is set when a call, or the renewal of ``keepalive=True``, finds it gone."""
+        return self._lost
+
+    def expires_in(self) -> float:
+        """The seconds until it expires, counted from when the last answered renewal was sent; 0 if it has expired,
+        and for one opened from a handle, until ``check`` or ``renew`` has asked etcd."""
+        return 0.0 if self._until is None else max(0.0, self._until - clock.now())
+
+    async def check(self) -> float:
+        """Ask etcd if it is held, without renewing it; returns ``expires_in()``. Raises ``LockLost``."""
+        core = await self._core()
+        lease, asked_at = self._lease, clock.now()
+        left, found = await asyncio.gather(core.transport.time_to_live(lease), self._read(core))
+        if found[0].lease != lease:
+            asked_at = clock.now()
+            left = await core.transport.time_to_live(found[0].lease)
+        self._learn(found)
+        until = asked_at + left
+        self._until = until if self._until is None or found[0].lease != lease else max(self._until, until)
+        return self.expires_in()
+
+    async def renew(self, note: str | None = None, ttl: float | None = None) -> float:
+        """Give it its whole time again, from now; returns ``expires_in()``.
+
+        ``note`` replaces its note; it has at most 4 KiB. ``ttl`` gives it another TTL, in seconds, from now on. The
+        handle stays valid. Raises ``LockLost``.
+        """
+        if note is not None:
+            check_note(note)
+        longer = None if ttl is None else check_ttl(ttl)
+        core = await self._core()
+        lease, asked_at = self._lease, clock.now()
+        left, found = await asyncio.gather(core.transport.keep_alive(lease), self._read(core))
+        if found[0].lease != lease:  # it was given another TTL, and with it another lease
+            lease, asked_at = found[0].lease, clock.now()
+            left = await core.transport.keep_alive(lease)
+        if not left:
+            raise await self._gone(core)
+        self._learn(found)
+        self._until, self._ttl = asked_at + left, left
+        if note is not None or longer not in (None, left):
+            await _to_its_end(core, self._rewrite(core, found, note, longer))
+        return self.expires_in()
+
+    async def put(self, key: str | bytes, value: str | bytes) -> int:
+        """Write ``value`` if it is still held; returns the revision written. Raises ``LockLost``, and then nothing was
+        written."""
+        return (await self._fenced((Put(in_bytes(key), in_bytes(value)),))).revision
+
+    async def get(self, key: str | bytes) -> bytes | None:
+        """The value of ``key``, read only if it is still held; None if there is none. Raises ``LockLost``."""
+        found = (await self._fenced((Get(in_bytes(key)),))).results[0]
+        assert isinstance(found, GetResult)
+        return found.kvs[0].value if found.kvs else None
+
+    async def delete(self, key: str | bytes) -> bool:
+        """Delete ``key`` if it is still held; returns whether the key existed. Raises ``LockLost``."""
+        deleted = (await self._fenced((Delete(in_bytes(key)),))).results[0]
+        assert isinstance(deleted, Deleted)
+        return deleted.keys > 0
+
+    async def txn(self, *ops: Op, compare: Sequence[Compare] = ()) -> TxnResult:
+        """Run ``Put``, ``Get`` and ``Delete`` operations in one transaction if it is still held, as ``Grant.txn`` does.
+        Raises ``LockLost``."""
+        if not ops:
+            raise ValueError("a transaction needs at least one Put, Get or Delete")
+        return await self._fenced(ops, compare)
+
+    async def release(self, note: str | None = None) -> None:
+        """Give everything back, and return when etcd has confirmed it; does nothing if this object has released it.
+
+        ``note`` is told to those who watch. Raises ``LockLost`` if it was gone before, and ``EtcdError`` if etcd does
+        not confirm in time; then call it again.
+        """
+        if note is not None:
+            check_note(note)
+        if not self._released:
+            core = await self._core()
+            await _to_its_end(core, self._release(core, note))
+
+    def __repr__(self) -> str:
+        named = ", ".join(map(repr, [*self.names, *self.paths])) or f"paths in the tree {self.tree!r}"
+        state = "released" if self._released else "lost" if self._lost.is_set() else f"{self.expires_in():.0f} s left"
+        return f"<Reservation of {named} with token {self.token}, {state}>"
+
+    # For the code that makes it
+
+    def _begun(self, asked_at: float, values: Sequence[bytes], left: Sequence[LeftNote]) -> None:
+        """It was granted with these values of its entries, and its lease was asked for at ``asked_at``. ``left`` are
+        the notes of predecessors, the newest last."""
+        self._until = asked_at + self._ttl
+        self._learn_from(values)
+        self._left = left[-1] if left else None
+
+    def _keep_alive(self, core: SessionCore) -> None:
+        """Renew it every third of its TTL, until it ends or the session does."""
+        self._keeping = asyncio.create_task(self._keep_renewing())
+        core.keep(self._keeping)
+
+    async def _keep_renewing(self) -> None:
+        pause = self._ttl / 3
+        while not self._released:
+            await asyncio.sleep(pause)
+            try:
+                await self.renew()
+                pause = self._ttl / 3
+            except LockLost:
+                return  # ``lost`` tells it
+            except ConcurrencyError as error:
+                pause = min(1.0, self._ttl / 10)
+                if not self.expires_in():
+                    self._lost.tell(LockLost(f"{self._described()} was not renewed in time: {error}"))
+                    return
+
+    # The parts of its calls
+
+    async def _core(self) -> SessionCore:
+        if self._released:
+            raise LockLost(f"{self._described()} was released by this object")
+        core = await ready(self._session)
+        if core.layout.namespace != self._handle.namespace:
+            raise InvalidHandle(
+                f"this handle is of the namespace {self._handle.namespace!r}, not of {core.layout.namespace!r}"
+            )
+        return core
+
+    async def _read(self, core: SessionCore) -> list[KV]:
+        """Its entries, all of them; raises ``LockLost`` if one is gone."""
+        found = await self._survivors(core)
+        if len(found) < len(self._handle.keys):
+            raise await self._gone(core)
+        return found
+
+    async def _survivors(self, core: SessionCore) -> list[KV]:
+        results = (await core.transport.txn((), [Get(key) for key in self._handle.keys])).results
+        kvs = [kv for one in results if isinstance(one, GetResult) for kv in one.kvs]
+        return [kv for kv in kvs if kv.create_revision == self.token]
+
+    def _learn(self, found: Sequence[KV]) -> None:
+        """Keep what its entries tell of it."""
+        self._lease = found[0].lease
+        self._learn_from([kv.value for kv in found])
+
+    def _learn_from(self, values: Sequence[bytes]) -> None:
+        entries = zip(self._handle.keys, values, strict=True)
+        owners = [Owner.from_entry(key, value, self.token, self._lease) for key, value in entries]
+        self._note = owners[0].note
+        self._ttl = owners[0].ttl or self._ttl
+        self._paths = tuple(path for owner in owners for path in owner.paths)
+
+    async def _rewrite(self, core: SessionCore, found: Sequence[KV], note: str | None, ttl: int | None) -> None:
+        """Put its entries again, with another note, or on a lease of another TTL, which counts from now on."""
+        keys, lease, asked_at = self._handle.keys, self._lease, clock.now()
+        if ttl is not None and ttl != self._ttl:
+            granted = await core.transport.grant(ttl)
+            lease, ttl = granted.id, granted.ttl
+        changes: dict[str, Any] = {"note": note} if note is not None else {}
+        changes |= {"ttl": ttl} if ttl is not None else {}
+        puts = [Put(kv.key, _with(kv.value, changes), lease) for kv in found]
+        note = self._note if note is None else note
+        ops: list[Op] = [*puts]
+        if note:
+            left = await core.transport.grant((ttl or self._ttl) + LEFT_FOR)
+            ops += left_puts(core, puts, self.token, left.id)
+        else:
+            ops += [Delete(core.layout.left(key)) for key in keys]
+        if lease != self._lease:
+            ops.append(lease_put(core, lease))
+        size = sum(len(put.value) for put in puts)
+        request = Request(keys, ops, compares=still_there(keys, self.token), again=(), alone=True, size=size)
+        try:
+            reply = await core.committer.commit(request)
+        except EtcdError:
+            await self._read(core)  # its lease may have ended just now
+            raise
+        if not reply.succeeded:
+            raise await self._gone(core)
+        self._note = note
+        if lease != self._lease:
+            old, self._lease, self._ttl, self._until = self._lease, lease, ttl or self._ttl, asked_at + (ttl or 0)
+            self._revoke(core, old)
+
+    async def _fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
+        core = await self._core()
+        result = await run_fenced(core, self._handle.keys, self.token, ops, compares)
+        if result is None:
+            raise await self._gone(core)
+        return result
+
+    async def _release(self, core: SessionCore, note: str | None) -> None:
+        if note:
+            await self._rewrite(core, await self._read(core), note, None)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                reply = await core.committer.commit(self._removal(core))
+                break
+            except EtcdError as error:
+                self._release_in_doubt |= error.applied == "unknown"
+                if error.applied != "unknown" or attempt == _ATTEMPTS:
+                    raise
+        if not reply.succeeded and not (self._release_in_doubt and _all_gone(reply)):
+            raise await self._gone(core)
+        self._released, self._until = True, None
+        if self._keeping:
+            self._keeping.cancel()
+        self._revoke(core, self._lease)
+
+    def _removal(self, core: SessionCore) -> Request:
+        keys = self._handle.keys
+        deletes = [Delete(key) for entry in keys for key in (entry, core.layout.left(entry))]
+        gets = [Get(key) for key in keys]
+        return Request(keys, deletes, compares=still_there(keys, self.token), otherwise=gets, alone=True)
+
+    def _revoke(self, core: SessionCore, lease: int) -> None:
+        """Revoke a lease that serves no more, in the background. If that fails, the lease ends by itself."""
+        core.remover.remove(core.layout.lease(lease))
+        core.keep(asyncio.create_task(_revoked(core, lease)))
+
+    async def _gone(self, core: SessionCore) -> LockLost:
+        """The error that says how it ended and by whom its names are held now. What is left of it is given up."""
+        with suppress(ConcurrencyError):
+            for kv in await self._survivors(core):
+                self._lease = kv.lease
+        self._revoke(core, self._lease)
+        text = await explain_end(core, self._described(), self._handle.keys, self.token, self._until, self._paths)
+        error = LockLost(text)
+        self._lost.tell(error)
+        return fresh(error)
+
+    def _described(self) -> str:
+        named = ", ".join(map(repr, self.names))
+        tree = f"paths in the tree {self.tree!r}" if self.tree is not None else ""
+        return f"the reservation of {' and '.join(filter(None, (named, tree)))} (token {self.token})"
+
+
+def _with(value: bytes, changes: dict[str, Any]) -> bytes:
+    """An entry's value with other fields. A report of progress comes with each."""
+    try:
+        record = json.loads(value)
+    except ValueError:
+        record = None
+    known = record if isinstance(record, dict) else {}
+    progress = known.get("progress", 0)
+    counted = {"progress": progress + 1} if isinstance(progress, int) else {}
+    return json.dumps({**known, **changes, **counted}).encode()
+
+
+def _all_gone(reply: Reply) -> bool:
+    return not any(result.kvs for result in reply.results if isinstance(result, GetResult))
+
+
+async def _revoked(core: SessionCore, lease: int) -> None:
+    with suppress(ConcurrencyError):
+        await core.transport.revoke(lease)
+
+
+async def _to_its_end(core: SessionCore, work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work``, which goes on if the caller is cancelled, until the session ends."""
+    task = asyncio.create_task(work)
+    core.keep(task)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # its caller may be gone
+    await asyncio.shield(task)

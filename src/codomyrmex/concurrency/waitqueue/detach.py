@@ -1,0 +1,133 @@
+"""Granted entries move from their session's lease to one of their own: they become a reservation.
+
+One transaction moves all of them, so they keep one token and end together. It is fenced by the session, so a session
+that is lost cannot move them any more. A ``LeaseAhead`` is taken while the entries join, so that an uncontended
+reservation takes two round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from codomyrmex.concurrency import clock
+from codomyrmex.concurrency.errors import LockLost
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Op, Put
+from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.models import LeftNote, Owner
+from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.entry import Entry
+from codomyrmex.concurrency.waitqueue.fenced import still_there
+from codomyrmex.concurrency.waitqueue.join import join_and_wait, withdraw
+from codomyrmex.concurrency.waitqueue.lease_ahead import LeaseAhead, TakenLease
+from codomyrmex.concurrency.waitqueue.rules import Overlap
+from codomyrmex.concurrency.waitqueue.scopes import scopes_in
+
+LEFT_FOR = 24 * 3600  # seconds for which a note is left after the reservation has expired
+
+
+class Detached(NamedTuple):
+    """A reservation that holds now: its lease, its entries, and the notes that predecessors left."""
+
+    lease: TakenLease
+    token: int
+    keys: tuple[bytes, ...]
+    values: tuple[bytes, ...]
+    left: tuple[LeftNote, ...]
+
+
+async def detach(entries: Sequence[Entry], started: float, ttl: int, *, only_if_free: bool = False) -> Detached | None:
+    """Join the queues, wait until each entry is granted, and move all of them to a lease of ``ttl`` seconds; None if
+    ``only_if_free`` and one was not free.
+
+    If this ends otherwise, by an error or a cancel, no key stays in etcd.
+    """
+    session = entries[0].session
+    noted = bool(_owner(entries[0]).note)
+    own, left = LeaseAhead(session, ttl), LeaseAhead(session, ttl + LEFT_FOR) if noted else None
+    moved = None
+    try:
+        if await join_and_wait(entries, only_if_free=only_if_free):
+            moved = await _move(entries, started, own, left)
+        return moved
+    finally:
+        if moved is None:
+            for lease in filter(None, (own, left)):
+                session.keep(asyncio.create_task(lease.revoke()))
+
+
+async def _move(entries: Sequence[Entry], started: float, own: LeaseAhead, left: LeaseAhead | None) -> Detached:
+    session, token = entries[0].session, entries[0].token
+    keys = tuple(entry.key for entry in entries)
+    try:
+        lease, left_lease = await own.ready(), await left.ready() if left else None
+        values = [_with_ttl(entry.value, lease.ttl) for entry in entries]
+        puts = [Put(key, value, lease.id) for key, value in zip(keys, values, strict=True)]
+        notes = [] if left_lease is None else left_puts(session, puts, token, left_lease.id)
+        ranges = [session.layout.left(entry.queue_ref.queue) for entry in entries]
+        found = [Get(prefix, prefix_end(prefix)) for prefix in ranges]
+        ops: list[Op] = [*found, *puts, lease_put(session, lease.id), *notes]
+        request = Request(
+            keys, ops, compares=still_there(keys, token), again=(), alone=True, size=sum(map(len, values))
+        )
+        reply = await session.committer.commit(request)
+        if not reply.succeeded:
+            raise LockLost(f"the entry of {entries[0].queue_ref.name!r} in its queue was deleted by another client")
+        for entry in entries:
+            entry.raise_if_lost()
+    except BaseException:
+        withdraw(entries)
+        raise
+    waited = clock.now() - started
+    for entry in entries:
+        entry.detach(waited)
+    results = [one for one in reply.results if isinstance(one, GetResult)]
+    return Detached(lease, token, keys, tuple(values), _left(entries, results, token))
+
+
+def lease_put(session: SessionCore, lease: int) -> Put:
+    """The put of the key that ends with a reservation's lease, by which its end is told from a release."""
+    value = json.dumps({"host": session.host, "pid": os.getpid(), "reservation": True}).encode()
+    return Put(session.layout.lease(lease), value, lease)
+
+
+def left_puts(session: SessionCore, puts: Sequence[Put], token: int, lease: int) -> list[Put]:
+    """The puts of the note in each of ``puts``, which are those of entries, for the next holder of each queue."""
+    owners = [(put.key, Owner.from_entry(put.key, put.value, token, lease)) for put in puts]
+    return [
+        Put(
+            session.layout.left(key), LeftNote(one.note, one.agent, one.host, one.pid, token, one.paths).encode(), lease
+        )
+        for key, one in owners
+    ]
+
+
+def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) -> tuple[LeftNote, ...]:
+    """The notes of predecessors that have expired, the oldest first. Their keys are removed: they are told once."""
+    found: dict[int, LeftNote] = {}
+    for entry, result in zip(entries, results, strict=True):
+        alive = entry.turn.seen_ahead()
+        for kv in result.kvs:
+            left = LeftNote.decode(kv.value)
+            if left and left.token < token and left.token not in alive and _concerns(entry, kv.value):
+                found[left.token] = left
+                entry.session.remover.remove(kv.key)
+    return tuple(left for _, left in sorted(found.items()))
+
+
+def _concerns(entry: Entry, left: bytes) -> bool:
+    """False for a note that was left in other paths of a tree than those of ``entry``."""
+    return not isinstance(entry.rule, Overlap) or entry.rule.scopes.overlaps(scopes_in(left))
+
+
+def _owner(entry: Entry) -> Owner:
+    return Owner.from_entry(entry.key, entry.value, 0, entry.lease)
+
+
+def _with_ttl(value: bytes, ttl: int) -> bytes:
+    """An entry's value with the TTL that marks a reservation that holds."""
+    return f'{value[:-1].decode()},"ttl":{ttl}}}'.encode()
