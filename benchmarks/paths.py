@@ -13,6 +13,11 @@ from statistics import median
 
 from benchmarks.ours import NAMESPACE
 from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
+from codomyrmex.concurrency.etcd.transports.protocol import Put
+from codomyrmex.concurrency.keys import PATH
+from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.scopes import Scopes
 
 SIZES = (10, 100, 1_000)
 CYCLES = 200
@@ -27,13 +32,7 @@ async def cost(endpoint: str, entries: int) -> dict[str, float]:
         Session(endpoints=endpoint, namespace=NAMESPACE) as holders,
         Session(endpoints=endpoint, namespace=NAMESPACE) as session,
     ):
-        several = LockManager(holders)
-        held = await asyncio.gather(
-            *(
-                several.acquire_paths([f"src/package_{n}/", f"tests/test_{n}.py"], tree=tree)._first()
-                for n in range(entries)
-            )
-        )
+        await _hold(core_of(holders), tree, entries)
         manager = LockManager(session)
         rounds = []
         for _ in range(ROUNDS):
@@ -42,8 +41,16 @@ async def cost(endpoint: str, entries: int) -> dict[str, float]:
                 async with manager.acquire_paths([f"docs/page_{number}.md"], tree=tree):
                     pass
             rounds.append((time.perf_counter() - began, _cpu() - used))
-        await asyncio.gather(*(several.release(grant) for grant in held))
     return {name: median(one[n] for one in rounds) * 1000 / CYCLES for n, name in enumerate(("wall ms", "cpu ms"))}
+
+
+async def _hold(core: SessionCore, tree: str, entries: int) -> None:
+    """Put the entries as holders do. Real ones would do work of their own in this process."""
+    queue = core.layout.queue(tree, PATH)
+    for number in range(entries):
+        fields = Scopes.of([f"src/package_{number}/", f"tests/test_{number}.py"]).fields()
+        value = f'{{"host":"{core.host}","pid":1{fields},"task":"Task-1","since":{time.time():.3f}}}'
+        await core.transport.txn((), (Put(core.layout.entry(queue, core.id, number), value.encode(), core.id),))
 
 
 def _cpu() -> float:

@@ -1223,15 +1223,15 @@ MUTANTS = (
     Mutant(
         "miss the files in a directory that is held",
         "waitqueue/scopes.py",
-        "and points.isdisjoint(scopes.ancestors)",
-        "",
+        "if self.points.isdisjoint(other.reach) and",
+        "if self.points.isdisjoint(other.points) and",
         "tests/unit/waitqueue/test_scopes.py -k missed",
     ),
     Mutant(
         "miss the directories of a file that is held",
         "waitqueue/scopes.py",
-        " and above.isdisjoint(scopes.points)",
-        "",
+        "if self.points.isdisjoint(other.reach) and self.ancestors.isdisjoint(other.points):",
+        "if self.points.isdisjoint(other.reach):",
         "tests/unit/waitqueue/test_scopes.py -k missed",
     ),
     Mutant(
@@ -1268,6 +1268,20 @@ MUTANTS = (
         "if any(scopes.overlaps(other) for other in first):",
         "if first:",
         "tests/integration/test_cli_paths.py -k row",
+    ),
+    Mutant(
+        "know an entry again whose deletion was told",
+        "waitqueue/known.py",
+        "if entry.create_revision > self._deleted.get(entry.key, 0):",
+        "if True:",
+        "tests/unit/waitqueue/test_known.py -k none_told_gone",
+    ),
+    Mutant(
+        "read the whole tree at each join",
+        "waitqueue/join.py",
+        "        reading = reading._replace(after=after)\n",
+        "        pass\n",
+        "tests/integration/test_paths.py -k only_what_is_new",
     ),
     Mutant(
         "release by force by the key as it is shown",
@@ -1404,7 +1418,7 @@ MUTANTS = (
     Mutant(
         "take a name as it is spelled",
         "keys.py",
-        "    name = nfc(name)\n    try:\n        size",
+        "    text = nfc(text)\n    try:\n        size",
         "    try:\n        size",
         "tests/unit/test_keys.py tests/integration/test_names.py",
     ),
@@ -1656,7 +1670,7 @@ MUTANTS = (
     Mutant(
         "take a holder that died for one that released, in the events of locks",
         "waitqueue/events.py",
-        'kind: EventKind = "expired" if self._expired(name, change, ended) else "released"',
+        'kind: EventKind = "expired" if self._expired(queue, change, ended) else "released"',
         'kind: EventKind = "released"',
         "tests/unit/waitqueue/test_events.py",
     ),
@@ -1775,14 +1789,14 @@ MUTANTS = (
     Mutant(
         "name all names as missing",
         "waitqueue/explain.py",
-        '    if isinstance(rule(view), Granted):\n        return ""\n',
+        '    if isinstance(rule(View(found.revision, queue, len(queue), limit)), Granted):\n        return ""\n',
         "",
         "tests/integration/test_refusals.py -k several_names",
     ),
     Mutant(
         "warn no waiter for itself",
         "waitqueue/join.py",
-        "                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.by)\n",
+        "                warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.rule, entry.by)\n",
         "",
         "tests/integration/test_warnings.py -k 'that_it_holds or own_lock'",
     ),

@@ -20,7 +20,7 @@ from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, GetResult, Op, OpResult, Put, Target
 from codomyrmex.concurrency.waitqueue.entry import Entry, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.rules import View
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Predecessor, View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 from codomyrmex.concurrency.waitqueue.view import nearest, whole
 from codomyrmex.concurrency.waitqueue.wait import look, wait_until_granted
@@ -67,22 +67,29 @@ def _grant(entry: Entry, waited: float) -> Grant:
 
 async def _join(entries: Sequence[Entry]) -> list[Action]:
     """The first step of each entry's turn."""
-    reply = await _put(entries)
+    afters = [_known_up_to(entry) for entry in entries]
+    reply = await _put(entries, afters)
     if reply.succeeded:
         results = reply.results[::2]  # of each entry's reading; the others are those of the puts
-        return [_joined(entry, reply.revision, found) for entry, found in zip(entries, results, strict=True)]
-    found = zip(entries, reply.results, strict=True)
-    actions = [action for entry, result in found if (action := _joined_before(entry, result))]
+        found = zip(entries, results, afters, strict=True)
+        return [_joined(entry, reply.revision, result, after) for entry, result, after in found]
+    whole_queues = zip(entries, reply.results, strict=True)
+    actions = [action for entry, result in whole_queues if (action := _joined_before(entry, result))]
     if len(actions) < len(entries):
         _remove(entries)
         raise LockLost(f"the entry of {entries[0].queue_ref.name!r} in its queue was deleted by another client")
     return actions
 
 
-async def _put(entries: Sequence[Entry]) -> Reply:
+def _known_up_to(entry: Entry) -> int:
+    """The revision up to which the session knows the entries of the queue; 0 if it does not."""
+    return entry.local.trees.after(entry.queue_ref.queue) if isinstance(entry.rule, Overlap) else 0
+
+
+async def _put(entries: Sequence[Entry], afters: Sequence[int]) -> Reply:
     request = Request(
         [entry.queue_ref.queue for entry in entries],
-        [op for entry in entries for op in _operations(entry)],
+        [op for entry, after in zip(entries, afters, strict=True) for op in _operations(entry, after)],
         otherwise=[entry.queue_ref.whole for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
@@ -100,15 +107,22 @@ async def _put(entries: Sequence[Entry]) -> Reply:
         raise
 
 
-def _operations(entry: Entry) -> tuple[Op, Op]:
-    """Read the queue, then join it. The read comes first, so it shows the queue ahead."""
+def _operations(entry: Entry, after: int) -> tuple[Op, Op]:
+    """Read the queue, then join it. The read comes first, so it shows the queue ahead. Entries created up to the
+    revision ``after`` are known."""
     reading = entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
+    if after:
+        reading = reading._replace(after=after)
     return reading, Put(entry.key, entry.value, entry.session.id)
 
 
-def _joined(entry: Entry, revision: int, found: OpResult) -> Action:
-    """The entry's put was applied at ``revision``, behind the entries that were found."""
+def _joined(entry: Entry, revision: int, found: OpResult, after: int) -> Action:
+    """The entry's put was applied at ``revision``, behind the entries that were found or are known up to ``after``."""
     assert isinstance(found, GetResult)
+    if isinstance(entry.rule, Overlap):
+        queue_ref, own = entry.queue_ref, Predecessor(entry.key, revision, entry.value)
+        view = entry.local.trees.joined(queue_ref.queue, queue_ref.queue_end, own, found, after)
+        return entry.joined(revision, view)
     view = whole(found, revision) if entry.rule.needs_all else nearest(found, revision)
     return entry.joined(revision, view)
 

@@ -36,6 +36,8 @@ def range_request(get: Get) -> pb.RangeRequest:
         revision=get.revision,
         serializable=get.serializable,
     )
+    if get.after:
+        request.min_create_revision = get.after + 1
     if get.before:
         request.max_create_revision = get.before - 1
     if get.newest_first or get.oldest_first:
