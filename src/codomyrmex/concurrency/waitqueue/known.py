@@ -5,7 +5,8 @@ then on the session follows the deletions in the tree, and a join reads only the
 reading. An entry whose deletion is not told yet is taken for one that lives: the joining entry then waits for that
 deletion as for any other, or reads the queue.
 
-``Known`` decides, without I/O. ``KnownTrees`` follows the deletions; it lets go of a tree that was not used for some seconds.
+``Known`` decides, without I/O. ``KnownTrees`` follows the deletions; it lets go of a tree that was not used for some
+seconds.
 """
 
 from __future__ import annotations
