@@ -371,6 +371,7 @@ class Entry:
             self.free_key_slot()
         if self.local.by_key.get(self.key) is self:
             del self.local.by_key[self.key]
+        self.local.trees.removed(self.queue_ref.queue, self.key, self.token)
         self._tell_successors(gone=True)
 
     def free_key_slot(self) -> None:

@@ -20,7 +20,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, GetRes
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.rules import View
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Predecessor, View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 from codomyrmex.concurrency.waitqueue.view import nearest, whole
 from codomyrmex.concurrency.waitqueue.wait import look, wait_until_granted
@@ -86,7 +86,8 @@ def _grant(entry: Entry, waited: float) -> Grant:
 
 async def _join(entries: Sequence[Entry]) -> list[Action]:
     """The first step of each entry's turn."""
-    request = _request(entries)
+    afters = [_known_up_to(entry) for entry in entries]
+    request = _request(entries, afters)
     try:
         reply = await entries[0].session.committer.commit(request)
     except BaseException as error:
@@ -94,20 +95,30 @@ async def _join(entries: Sequence[Entry]) -> list[Action]:
         raise
     if reply.succeeded:
         results = reply.results[::2]  # of each entry's reading; the others are those of the puts
-        return [_joined(entry, reply.revision, found) for entry, found in zip(entries, results, strict=True)]
-    found = zip(entries, reply.results, strict=True)
-    actions = [action for entry, result in found if (action := _joined_before(entry, result))]
+        found = zip(entries, results, afters, strict=True)
+        return [_joined(entry, reply.revision, result, after) for entry, result, after in found]
+    whole_queues = zip(entries, reply.results, strict=True)
+    actions = [action for entry, result in whole_queues if (action := _joined_before(entry, result))]
     if len(actions) < len(entries):
         _remove(entries)
         raise LockLost(f"the entry of {entries[0].queue_ref.name!r} in its queue was deleted by another client")
     return actions
 
 
-def _request(entries: Sequence[Entry]) -> Request:
+def _known_up_to(entry: Entry) -> int:
+    """The revision up to which the session knows the entries of the queue; 0 if it does not."""
+    return entry.local.trees.after(entry.queue_ref.queue) if isinstance(entry.rule, Overlap) else 0
+
+
+def _request(entries: Sequence[Entry], afters: Sequence[int]) -> Request:
     """Read the queues, then join them. The reading comes first, so it shows the queue ahead."""
     return Request(
         [entry.queue_ref.queue for entry in entries],
-        [op for entry in entries for op in (_reading(entry), Put(entry.key, entry.value, entry.lease))],
+        [
+            op
+            for entry, after in zip(entries, afters, strict=True)
+            for op in (_reading(entry, after), Put(entry.key, entry.value, entry.lease))
+        ],
         otherwise=[entry.queue_ref.whole for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
@@ -116,8 +127,10 @@ def _request(entries: Sequence[Entry]) -> Request:
     )
 
 
-def _reading(entry: Entry) -> Get:
-    return entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
+def _reading(entry: Entry, after: int) -> Get:
+    """The reading of the queue; entries created up to the revision ``after`` are known."""
+    reading = entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
+    return reading._replace(after=after) if after else reading
 
 
 def _not_joined(entries: Sequence[Entry], request: Request, error: BaseException) -> None:
@@ -130,9 +143,13 @@ def _not_joined(entries: Sequence[Entry], request: Request, error: BaseException
         _remove(entries)
 
 
-def _joined(entry: Entry, revision: int, found: OpResult) -> Action:
-    """The entry's put was applied at ``revision``, behind the entries that were found."""
+def _joined(entry: Entry, revision: int, found: OpResult, after: int) -> Action:
+    """The entry's put was applied at ``revision``, behind the entries that were found or are known up to ``after``."""
     assert isinstance(found, GetResult)
+    if isinstance(entry.rule, Overlap):
+        queue_ref, own = entry.queue_ref, Predecessor(entry.key, revision, entry.value)
+        view = entry.local.trees.joined(queue_ref.queue, queue_ref.queue_end, own, found, after)
+        return entry.joined(revision, view)
     view = whole(found, revision) if entry.rule.needs_all else nearest(found, revision)
     return entry.joined(revision, view)
 

@@ -36,6 +36,8 @@ def range_request(get: Get) -> pb.RangeRequest:
         revision=get.revision,
         serializable=get.serializable,
     )
+    if get.after:
+        request.min_create_revision = get.after + 1
     if get.before:
         request.max_create_revision = get.before - 1
     if get.newest_first or get.oldest_first:
@@ -51,7 +53,8 @@ def delete_request(delete: Delete) -> pb.DeleteRangeRequest:
 
 # Operations are encoded one by one, and results decoded one by one. Protobuf joins and splits a transaction's bytes in
 # C. Each message that Python touches costs far more, so what recurs is looked up here: reads of a queue, compares of a
-# fence, and the equal results within one answer, such as those of all puts.
+# fence, and the equal results within one answer, such as those of all puts. A compare of a value is not kept, for
+# values are large.
 
 
 def _field(tag: bytes, data: bytes) -> bytes:
@@ -77,15 +80,16 @@ def _op(op: Op) -> bytes:
     if isinstance(op, Delete):
         key = _field(b"\x0a", op.key)
         return _field(b"\x1a", key + _field(b"\x12", op.end) if op.end else key)
-    return _read(op)
+    return _read(op) if op.after else _known_read(op)
 
 
-@lru_cache(maxsize=1024)
 def _read(get: Get) -> bytes:
     return pb.RequestOp(request_range=range_request(get)).SerializeToString()
 
 
-@lru_cache(maxsize=1024)
+_known_read = lru_cache(maxsize=1024)(_read)
+
+
 def _compare(compare: Compare) -> bytes:
     key, target, value, end, less = compare
     message = pb.Compare(key=key, target=target, range_end=end)  # type: ignore[arg-type]
@@ -102,10 +106,15 @@ def _compare(compare: Compare) -> bytes:
     return message.SerializeToString()
 
 
+_known_compare = lru_cache(maxsize=1024)(_compare)
+
+
 def txn_request(compares: Iterable[Compare], then: Iterable[Op], otherwise: Iterable[Op]) -> pb.SplitTxnRequest:
     """The message of a transaction."""
     return pb.SplitTxnRequest(
-        compare=[_compare(compare) for compare in compares],
+        compare=[
+            _compare(compare) if isinstance(compare.value, bytes) else _known_compare(compare) for compare in compares
+        ],
         success=[_op(op) for op in then],
         failure=[_op(op) for op in otherwise],
     )
