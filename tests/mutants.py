@@ -2320,7 +2320,7 @@ MUTANTS = (
     ),
     Mutant(
         "use a lease that was taken long before the grant",
-        "waitqueue/lease_ahead.py",
+        "waitqueue/early_lease.py",
         "<= min(_FRESH, self._ttl / 3)",
         ">= 0",
         "tests/integration/test_reservations.py -k long_wait",

@@ -31,7 +31,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     Put,
     TxnResult,
 )
-from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, place_of
+from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, kind_and_name
 from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.models import LeftNote, Owner
 from codomyrmex.concurrency.recipes.handle import Handle
@@ -58,7 +58,7 @@ class Reservation(AsyncOnly):
     """Names and paths that are held until they are released or their time is over, whatever becomes of this process.
 
     It has no keepalive of its own: ``renew`` gives it its whole time again. Each call that finds it gone raises
-    ``LockLost``, which says when it expired, if this process knows, and who holds its names now. An ``EtcdError`` says
+    ``LockLost``, which says when it expired, if this process knows, and names the present holder. An ``EtcdError`` says
     nothing about the reservation: ask again.
     """
 
@@ -66,7 +66,7 @@ class Reservation(AsyncOnly):
         self._session = session
         self._handle = handle
         self._text = handle.encode()
-        self._places = [place for key in handle.keys if (place := place_of(key))]
+        self._queues = [queue for key in handle.keys if (queue := kind_and_name(key))]
         self._lease = handle.lease
         self._ttl = handle.ttl
         self._until: float | None = None  # the time on ``clock`` at which it expires; None while that is not known
@@ -90,12 +90,12 @@ class Reservation(AsyncOnly):
     @property
     def names(self) -> tuple[str, ...]:
         """The names that it holds, in the order in which they were given."""
-        return tuple(name for kind, name in self._places if kind is LOCK)
+        return tuple(name for kind, name in self._queues if kind is LOCK)
 
     @property
     def tree(self) -> str | None:
         """The tree of its paths; None if it holds no paths."""
-        return next((name for kind, name in self._places if kind is PATH), None)
+        return next((name for kind, name in self._queues if kind is PATH), None)
 
     @property
     def paths(self) -> tuple[str, ...]:
