@@ -2430,7 +2430,7 @@ MUTANTS = (
         "waitqueue/detach.py",
         "puts = [Put(key, value, lease.id)",
         "puts = [Put(key, value, session.id)",
-        "tests/integration/test_reservations.py -k outlives",
+        "tests/integration/test_reservations.py -k keeps_its_token",
     ),
     Mutant(
         "leave the lease of a reserve that was cancelled",
@@ -2455,7 +2455,7 @@ MUTANTS = (
     ),
     Mutant(
         "use a lease that was taken long before the grant",
-        "waitqueue/lease_ahead.py",
+        "waitqueue/early_lease.py",
         "<= min(_FRESH, self._ttl / 3)",
         ">= 0",
         "tests/integration/test_reservations.py -k long_wait",
@@ -2463,8 +2463,8 @@ MUTANTS = (
     Mutant(
         "believe a reservation of which one entry is gone",
         "recipes/reservation.py",
-        "if len(found) < len(self._handle.keys):",
-        "if not found:",
+        "if len(found.entries) < len(self._handle.keys):",
+        "if not found.entries:",
         "tests/integration/test_reservations.py -k takes_the_others",
     ),
     Mutant(
@@ -2493,7 +2493,7 @@ MUTANTS = (
         "waitqueue/inspect.py",
         "moved and Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease).ttl is not None",
         "False",
-        "tests/integration/test_reservations.py -k outlives_its_session",
+        "tests/integration/test_reservations.py -k keeps_its_token",
         also=(("waitqueue/inspect.py", " and one.ttl is None", ""),),
     ),
     Mutant(
@@ -2513,9 +2513,16 @@ MUTANTS = (
     Mutant(
         "leave the names of a reservation that has lost one",
         "recipes/reservation.py",
-        "self._lease = kv.lease\n        self._revoke",
-        "pass\n        self._revoke",
+        "self._lease = (await self._survivors(core)).lease or self._lease",
+        "pass",
         "tests/integration/test_reservations.py -k takes_the_others",
+    ),
+    Mutant(
+        "put a reservation back on a lease that another process is about to revoke",
+        "recipes/reservation.py",
+        "Compare(kv.key, Target.MOD_REVISION, kv.mod_revision)",
+        "Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)",
+        "tests/integration/test_reservations.py -k give_it_other_times",
     ),
 )
 

@@ -444,6 +444,22 @@ async def test_two_sessions_that_renew_and_release_one_handle_at_once_harm_nobod
     await eventually(lambda: _nothing(session))
 
 
+async def test_sessions_that_give_it_other_times_and_notes_at_once_keep_it(session: Session, other: Session) -> None:
+    mine = await LockManager(session).reserve("x", "y", ttl=60, note="n")
+    theirs = LockManager(other).reservation(mine.handle)
+
+    async def rewrite(reservation: Reservation, first: int) -> None:
+        for number in range(25):
+            await reservation.renew(note=f"{first} {number}", ttl=first + number % 3)
+
+    await asyncio.gather(
+        rewrite(mine, 60), rewrite(theirs, 70), rewrite(LockManager(other).reservation(mine.handle), 80)
+    )
+    assert await mine.check() > 50 and await theirs.put("/app/x", "") > mine.token
+    await theirs.release()
+    await eventually(lambda: _nothing(session))
+
+
 async def test_the_wire_carries_two_round_trips_to_reserve_one_to_renew_and_one_to_release(session: Session) -> None:
     manager = LockManager(session)
     with counting(session) as calls:
@@ -455,6 +471,12 @@ async def test_the_wire_carries_two_round_trips_to_reserve_one_to_renew_and_one_
     with counting(session) as calls:
         await mine.put("/app/x", "")
     assert sent(calls) == {"txn": 1}
+    await mine.renew(note="n")
+    with counting(session) as calls:
+        await mine.renew(note="half done")
+        await eventually(lambda: calls["renew"] == 2)
+    assert sent(calls) == {"txn": 2, "renew": 2}  # the lease of the note is renewed in the background
+    await mine.renew(note="")
     with counting(session) as calls:
         await mine.release()
         assert calls["txn"] == 1

@@ -225,13 +225,13 @@ SEMAPHORE = Kind("semaphore", "semaphore")
 PATH = Kind("path lock", "path")  # its queues are trees
 
 
-_PLACE = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]*")
+_LISTED_KEY = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]*")
 _LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH)}
 
 
-def place_of(key: bytes) -> tuple[Kind, str] | None:
+def kind_and_name(key: bytes) -> tuple[Kind, str] | None:
     """The kind and the name of the queue of locks or paths with this prefix, or with this entry; None for others."""
-    found = _PLACE.fullmatch(key)
+    found = _LISTED_KEY.fullmatch(key)
     name = text_in(found[2]) if found else None
     return (_LISTED[found[1]], name) if found and name is not None else None
 

@@ -99,7 +99,7 @@ class AcquireRequest:
     async def attempt_to(
         self, ending: Ending[T], rules: Sequence[Rule], timeout: float | None, by: Requester | None = None
     ) -> T:
-        """The same, with another last step than to hold the names on the session's lease."""
+        """As ``attempt``, with another last step than to hold the queues on the session's lease."""
         check_timeout(timeout)
         session, task = self._session_here(), current_task()
         by = by or Requester.of(task, users_line())

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.affinity import Home
@@ -29,9 +29,10 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     GetResult,
     Op,
     Put,
+    Target,
     TxnResult,
 )
-from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, place_of
+from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, kind_and_name
 from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.models import LeftNote, Owner
 from codomyrmex.concurrency.recipes.handle import Handle
@@ -39,11 +40,12 @@ from codomyrmex.concurrency.recipes.reservation_end import explain_end
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR, lease_put, left_puts
+from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced, still_there
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
 SHORTEST, LONGEST = 10, 24 * 3600  # seconds
-_ATTEMPTS = 2  # at a release whose answer is lost
+_ATTEMPTS = 2  # of a release whose answer is lost
 
 
 def check_ttl(ttl: float) -> int:
@@ -54,11 +56,27 @@ def check_ttl(ttl: float) -> int:
     return math.ceil(ttl)
 
 
+class _Reading(NamedTuple):
+    """The entries of a reservation at one revision, and the lease of the note that it leaves; 0 if there is none."""
+
+    entries: list[KV]
+    left_lease: int
+
+    @property
+    def lease(self) -> int:
+        """The lease of its entries; 0 if none is left."""
+        return self.entries[0].lease if self.entries else 0
+
+    @property
+    def leases(self) -> tuple[int, int]:
+        return self.lease, self.left_lease
+
+
 class Reservation(AsyncOnly):
     """Names and paths that are held until they are released or their time is over, whatever becomes of this process.
 
     It has no keepalive of its own: ``renew`` gives it its whole time again. Each call that finds it gone raises
-    ``LockLost``, which says when it expired, if this process knows, and who holds its names now. An ``EtcdError`` says
+    ``LockLost``, which says when it expired, if this process knows, and names the present holder. An ``EtcdError`` says
     nothing about the reservation: ask again.
     """
 
@@ -66,7 +84,7 @@ class Reservation(AsyncOnly):
         self._session = session
         self._handle = handle
         self._text = handle.encode()
-        self._places = [place for key in handle.keys if (place := place_of(key))]
+        self._queues = [queue for key in handle.keys if (queue := kind_and_name(key))]
         self._lease = handle.lease
         self._ttl = handle.ttl
         self._until: float | None = None  # the time on ``clock`` at which it expires; None while that is not known
@@ -90,12 +108,12 @@ class Reservation(AsyncOnly):
     @property
     def names(self) -> tuple[str, ...]:
         """The names that it holds, in the order in which they were given."""
-        return tuple(name for kind, name in self._places if kind is LOCK)
+        return tuple(name for kind, name in self._queues if kind is LOCK)
 
     @property
     def tree(self) -> str | None:
         """The tree of its paths; None if it holds no paths."""
-        return next((name for kind, name in self._places if kind is PATH), None)
+        return next((name for kind, name in self._queues if kind is PATH), None)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -143,12 +161,12 @@ class Reservation(AsyncOnly):
         core = await self._core()
         lease, asked_at = self._lease, clock.now()
         left, found = await asyncio.gather(core.transport.time_to_live(lease), self._read(core))
-        if found[0].lease != lease:
+        if found.lease != lease:
             asked_at = clock.now()
-            left = await core.transport.time_to_live(found[0].lease)
+            left = await core.transport.time_to_live(found.lease)
         self._learn(found)
         until = asked_at + left
-        self._until = until if self._until is None or found[0].lease != lease else max(self._until, until)
+        self._until = until if self._until is None or found.lease != lease else max(self._until, until)
         return self.expires_in()
 
     async def renew(self, note: str | None = None, ttl: float | None = None) -> float:
@@ -163,13 +181,15 @@ class Reservation(AsyncOnly):
         core = await self._core()
         lease, asked_at = self._lease, clock.now()
         left, found = await asyncio.gather(core.transport.keep_alive(lease), self._read(core))
-        if found[0].lease != lease:  # it was given another TTL, and with it another lease
-            lease, asked_at = found[0].lease, clock.now()
+        if found.lease != lease:  # it was given another TTL, and with it another lease
+            lease, asked_at = found.lease, clock.now()
             left = await core.transport.keep_alive(lease)
         if not left:
             raise await self._gone(core)
         self._learn(found)
         self._until, self._ttl = asked_at + left, left
+        if found.left_lease:
+            _in_background(core, core.transport.keep_alive(found.left_lease))
         if note is not None or longer not in (None, left):
             await _to_its_end(core, self._rewrite(core, found, note, longer))
         return self.expires_in()
@@ -256,22 +276,31 @@ class Reservation(AsyncOnly):
             )
         return core
 
-    async def _read(self, core: SessionCore) -> list[KV]:
+    async def _read(self, core: SessionCore) -> _Reading:
         """Its entries, all of them; raises ``LockLost`` if one is gone."""
         found = await self._survivors(core)
-        if len(found) < len(self._handle.keys):
+        if len(found.entries) < len(self._handle.keys):
             raise await self._gone(core)
         return found
 
-    async def _survivors(self, core: SessionCore) -> list[KV]:
-        results = (await core.transport.txn((), [Get(key) for key in self._handle.keys])).results
-        kvs = [kv for one in results if isinstance(one, GetResult) for kv in one.kvs]
-        return [kv for kv in kvs if kv.create_revision == self.token]
+    async def _survivors(self, core: SessionCore) -> _Reading:
+        """The entries that are left, and the lease of its note."""
+        keys = self._handle.keys
+        gets = [Get(key) for key in (core.layout.left(keys[0]), *keys)]
+        try:
+            results = (await core.transport.txn((), gets)).results
+        except EtcdError as error:
+            if not error.retryable:
+                raise
+            results = (await core.transport.txn((), gets)).results  # a reading may be repeated
+        left, *entries = [one.kvs for one in results if isinstance(one, GetResult)]
+        alive = [kv for kvs in entries for kv in kvs if kv.create_revision == self.token]
+        return _Reading(alive, left[0].lease if left else 0)
 
-    def _learn(self, found: Sequence[KV]) -> None:
+    def _learn(self, found: _Reading) -> None:
         """Keep what its entries tell of it."""
-        self._lease = found[0].lease
-        self._learn_from([kv.value for kv in found])
+        self._lease = found.lease
+        self._learn_from([kv.value for kv in found.entries])
 
     def _learn_from(self, values: Sequence[bytes]) -> None:
         entries = zip(self._handle.keys, values, strict=True)
@@ -280,37 +309,55 @@ class Reservation(AsyncOnly):
         self._ttl = owners[0].ttl or self._ttl
         self._paths = tuple(path for owner in owners for path in owner.paths)
 
-    async def _rewrite(self, core: SessionCore, found: Sequence[KV], note: str | None, ttl: int | None) -> None:
-        """Put its entries again, with another note, or on a lease of another TTL, which counts from now on."""
-        keys, lease, asked_at = self._handle.keys, self._lease, clock.now()
-        if ttl is not None and ttl != self._ttl:
-            granted = await core.transport.grant(ttl)
-            lease, ttl = granted.id, granted.ttl
-        changes: dict[str, Any] = {"note": note} if note is not None else {}
-        changes |= {"ttl": ttl} if ttl is not None else {}
-        puts = [Put(kv.key, _with(kv.value, changes), lease) for kv in found]
-        note = self._note if note is None else note
+    async def _rewrite(self, core: SessionCore, found: _Reading, note: str | None, ttl: int | None) -> None:
+        """Put its entries again, with another note, or on a lease of another TTL, which counts from now on.
+
+        Another process may do the same at this moment. So its entries must be as they were read, or are read again: to
+        put them on a lease that the other one is about to revoke would end the reservation.
+        """
+        moved = None if ttl in (None, self._ttl) else await EarlyLease(core, ttl or 0).ready()
+        left_ttl = (moved.ttl if moved else self._ttl) + LEFT_FOR
+        new_left = 0
+        while True:
+            text = self._note if note is None else note
+            left = 0 if moved else found.left_lease
+            if text and not left:
+                left = new_left = new_left or (await core.transport.grant(left_ttl)).id
+            try:
+                reply = await core.committer.commit(self._rewriting(core, found.entries, text, moved, left))
+            except EtcdError as error:
+                again = await self._read(core)
+                if error.applied != "no" or again.leases == found.leases:
+                    raise
+            else:
+                if reply.succeeded:
+                    break
+                again = await self._read(core)
+            self._learn(again)
+            found = again
+        self._note = text
+        if moved:
+            self._lease, self._ttl, self._until = moved.id, moved.ttl, moved.asked_at + moved.ttl
+            self._revoke(core, found.lease)
+            if found.left_lease:
+                _in_background(core, core.transport.revoke(found.left_lease))
+
+    def _rewriting(
+        self, core: SessionCore, entries: Sequence[KV], note: str, moved: TakenLease | None, left: int
+    ) -> Request:
+        """The request that puts its entries again, with its note, and on the lease ``moved`` if there is one."""
+        changes: dict[str, Any] = {"note": note, "ttl": moved.ttl if moved else self._ttl}
+        puts = [Put(kv.key, _with(kv.value, changes), moved.id if moved else kv.lease) for kv in entries]
         ops: list[Op] = [*puts]
         if note:
-            left = await core.transport.grant((ttl or self._ttl) + LEFT_FOR)
-            ops += left_puts(core, puts, self.token, left.id)
+            ops += left_puts(core, puts, self.token, left)
         else:
-            ops += [Delete(core.layout.left(key)) for key in keys]
-        if lease != self._lease:
-            ops.append(lease_put(core, lease))
+            ops += [Delete(core.layout.left(kv.key)) for kv in entries]
+        if moved:
+            ops.append(lease_put(core, moved.id))
+        same = [Compare(kv.key, Target.MOD_REVISION, kv.mod_revision) for kv in entries]
         size = sum(len(put.value) for put in puts)
-        request = Request(keys, ops, compares=still_there(keys, self.token), again=(), alone=True, size=size)
-        try:
-            reply = await core.committer.commit(request)
-        except EtcdError:
-            await self._read(core)  # its lease may have ended just now
-            raise
-        if not reply.succeeded:
-            raise await self._gone(core)
-        self._note = note
-        if lease != self._lease:
-            old, self._lease, self._ttl, self._until = self._lease, lease, ttl or self._ttl, asked_at + (ttl or 0)
-            self._revoke(core, old)
+        return Request(self._handle.keys, ops, compares=same, again=(), alone=True, size=size)
 
     async def _fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         core = await self._core()
@@ -336,23 +383,26 @@ class Reservation(AsyncOnly):
         if self._keeping:
             self._keeping.cancel()
         self._revoke(core, self._lease)
+        left = reply.results[0]
+        if reply.succeeded and isinstance(left, GetResult) and left.kvs:
+            _in_background(core, core.transport.revoke(left.kvs[0].lease))
 
     def _removal(self, core: SessionCore) -> Request:
         keys = self._handle.keys
         deletes = [Delete(key) for entry in keys for key in (entry, core.layout.left(entry))]
+        ops: list[Op] = [Get(core.layout.left(keys[0])), *deletes]
         gets = [Get(key) for key in keys]
-        return Request(keys, deletes, compares=still_there(keys, self.token), otherwise=gets, alone=True)
+        return Request(keys, ops, compares=still_there(keys, self.token), otherwise=gets, alone=True)
 
     def _revoke(self, core: SessionCore, lease: int) -> None:
         """Revoke a lease that serves no more, in the background. If that fails, the lease ends by itself."""
         core.remover.remove(core.layout.lease(lease))
-        core.keep(asyncio.create_task(_revoked(core, lease)))
+        _in_background(core, core.transport.revoke(lease))
 
     async def _gone(self, core: SessionCore) -> LockLost:
         """The error that says how it ended and by whom its names are held now. What is left of it is given up."""
         with suppress(ConcurrencyError):
-            for kv in await self._survivors(core):
-                self._lease = kv.lease
+            self._lease = (await self._survivors(core)).lease or self._lease
         self._revoke(core, self._lease)
         text = await explain_end(core, self._described(), self._handle.keys, self.token, self._until, self._paths)
         error = LockLost(text)
@@ -381,9 +431,14 @@ def _all_gone(reply: Reply) -> bool:
     return not any(result.kvs for result in reply.results if isinstance(result, GetResult))
 
 
-async def _revoked(core: SessionCore, lease: int) -> None:
-    with suppress(ConcurrencyError):
-        await core.transport.revoke(lease)
+def _in_background(core: SessionCore, call: Coroutine[Any, Any, object]) -> None:
+    """Make a call on a lease that does no harm if it fails: the lease ends by itself."""
+
+    async def made() -> None:
+        with suppress(ConcurrencyError):
+            await call
+
+    core.keep(asyncio.create_task(made()))
 
 
 async def _to_its_end(core: SessionCore, work: Coroutine[Any, Any, None]) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult
-from codomyrmex.concurrency.keys import LOCK, is_in_tree, place_of, prefix_end, queue_of
+from codomyrmex.concurrency.keys import LOCK, is_in_tree, kind_and_name, prefix_end, queue_of
 from codomyrmex.concurrency.models import ForcedRelease, Owner
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.explain import READ, describe
@@ -33,7 +33,7 @@ async def explain_end(
     the paths that it held, as far as this process knows."""
     first = [_how_it_ended(described, until, clock.now(), datetime.now(UTC))]
     queues = list(dict.fromkeys(queue_of(key) for key in keys))[:_TOLD]
-    audits = [session.layout.audit(place[1], place[0]) for queue in queues if (place := place_of(queue))]
+    audits = [session.layout.audit(of[1], of[0]) for queue in queues if (of := kind_and_name(queue))]
     gets = [Get(queue, prefix_end(queue), limit=READ, oldest_first=True) for queue in queues]
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -62,7 +62,7 @@ def _by_force(found: GetResult, token: int) -> str:
 
 
 def _holders(queue: bytes, found: GetResult, paths: tuple[str, ...]) -> str:
-    """The present holders of a queue in words; in a tree, those who hold some of ``paths``."""
+    """The present holders of a queue in words; in a tree, the holders of some of ``paths``."""
     entries: list[KV] = sorted((kv for kv in found.kvs if is_entry(kv)), key=lambda kv: (kv.create_revision, kv.key))
     seen = holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in entries])
     held = [kv for kv, holds in zip(entries, seen, strict=True) if holds]
@@ -70,7 +70,7 @@ def _holders(queue: bytes, found: GetResult, paths: tuple[str, ...]) -> str:
         mine = scopes_of(paths, shared=False)
         held = [kv for kv in held if mine.overlaps(scopes_in(kv.value))]
     owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in held[:_TOLD]]
-    kind, name = place_of(queue) or (LOCK, "it")
+    kind, name = kind_and_name(queue) or (LOCK, "it")
     subject = f"{name!r}" if kind is LOCK else f"{'its part of ' if paths else ''}the tree {name!r}"
     if not owners:
         return f"{subject} is free now"

@@ -40,12 +40,12 @@ def _owner(kv: KV) -> Owner:
 
 def _info(lease: int, entries: Sequence[KV], left: int) -> ReservationInfo:
     owners = [_owner(kv) for kv in entries]
-    places = [place for kv in entries if (place := keys.place_of(kv.key))]
+    queues = [queue for kv in entries if (queue := keys.kind_and_name(kv.key))]
     first = owners[0]
     return ReservationInfo(
-        names=tuple(sorted(name for kind, name in places if kind is LOCK)),
+        names=tuple(sorted(name for kind, name in queues if kind is LOCK)),
         paths=tuple(path for owner in owners for path in owner.paths),
-        tree=next((name for kind, name in places if kind is PATH), None),
+        tree=next((name for kind, name in queues if kind is PATH), None),
         owner=first.agent,
         note=first.note,
         token=first.token,

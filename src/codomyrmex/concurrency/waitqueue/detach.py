@@ -1,7 +1,7 @@
 """Granted entries move from their session's lease to one of their own: they become a reservation.
 
 One transaction moves all of them, so they keep one token and end together. It is fenced by the session, so a session
-that is lost cannot move them any more. A ``LeaseAhead`` is taken while the entries join, so that an uncontended
+that is lost cannot move them any more. A ``EarlyLease`` is taken while the entries join, so that an uncontended
 reservation takes two round trips.
 """
 
@@ -20,10 +20,10 @@ from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Op, 
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.models import LeftNote, Owner
 from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.fenced import still_there
 from codomyrmex.concurrency.waitqueue.join import join_and_wait, withdraw
-from codomyrmex.concurrency.waitqueue.lease_ahead import LeaseAhead, TakenLease
 from codomyrmex.concurrency.waitqueue.rules import Overlap
 from codomyrmex.concurrency.waitqueue.scopes import scopes_in
 
@@ -48,7 +48,7 @@ async def detach(entries: Sequence[Entry], started: float, ttl: int, *, only_if_
     """
     session = entries[0].session
     noted = bool(_owner(entries[0]).note)
-    own, left = LeaseAhead(session, ttl), LeaseAhead(session, ttl + LEFT_FOR) if noted else None
+    own, left = EarlyLease(session, ttl), EarlyLease(session, ttl + LEFT_FOR) if noted else None
     moved = None
     try:
         if await join_and_wait(entries, only_if_free=only_if_free):
@@ -60,7 +60,7 @@ async def detach(entries: Sequence[Entry], started: float, ttl: int, *, only_if_
                 session.keep(asyncio.create_task(lease.revoke()))
 
 
-async def _move(entries: Sequence[Entry], started: float, own: LeaseAhead, left: LeaseAhead | None) -> Detached:
+async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left: EarlyLease | None) -> Detached:
     session, token = entries[0].session, entries[0].token
     keys = tuple(entry.key for entry in entries)
     try:
@@ -110,7 +110,7 @@ def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) ->
     """The notes of predecessors that have expired, the oldest first. Their keys are removed: they are told once."""
     found: dict[int, LeftNote] = {}
     for entry, result in zip(entries, results, strict=True):
-        alive = entry.turn.seen_ahead()
+        alive = entry.turn.living_predecessors()
         for kv in result.kvs:
             left = LeftNote.decode(kv.value)
             if left and left.token < token and left.token not in alive and _concerns(entry, kv.value):

@@ -63,7 +63,7 @@ class Turn:
         """True if its view has every entry ahead."""
         return self._view.complete
 
-    def seen_ahead(self) -> frozenset[int]:
+    def living_predecessors(self) -> frozenset[int]:
         """The tokens of the entries ahead that live on beside it, as its view has them."""
         return frozenset(entry.create_revision for entry in self._view.entries) if self._rule.needs_all else frozenset()
 

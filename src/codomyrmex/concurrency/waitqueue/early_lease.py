@@ -21,7 +21,7 @@ class TakenLease(NamedTuple):
     asked_at: float
 
 
-class LeaseAhead:
+class EarlyLease:
     """A lease of ``ttl`` seconds, asked for at once. It has no key until its user gives it one, so one that nobody
     uses or revokes ends by itself and does no harm."""
 
