@@ -1,4 +1,4 @@
-"""A generated workload of reservations, with processes killed and stopped, judged from etcd's history."""
+"""A generated workload of reservations, judged from etcd's history: processes killed and stopped, answers lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -21,15 +23,17 @@ from tests.chaos.documents.gateway import Gateway
 from tests.chaos.documents.history import Follower
 from tests.chaos.documents.journal import Journal, read
 from tests.chaos.documents.judge import report
-from tests.chaos.documents.servers import Servers, servers
+from tests.chaos.documents.servers import Server, Servers, servers
 from tests.chaos.reservations.agent import NAMESPACE, SESSION_TTL, TTLS
 from tests.chaos.reservations.drive import begin
 from tests.chaos.reservations.judge import judge
 from tests.chaos.reservations.run import Run
+from tests.proxy import TcpProxy
 
 AGENTS = 4
 LATE = 4.0  # seconds after its time to live in which etcd ends a lease while its leader stands
 ELECTION = 20.0  # the same where leaders are killed: etcd gives every lease its whole time again
+ANSWERS = (b"/v1/lock/", b"/v1/path/", b"/v1/left/", b"/files/")  # in the requests whose answers are lost
 SECONDS = int(os.environ.get("CHAOS_SECONDS", "60"))
 
 
@@ -59,7 +63,9 @@ async def _run(cluster: Servers, folder: Path, seconds: int, seed: int) -> Run:
     follower = Follower([member.endpoint for member in cluster.members])
     follower.start()
     try:
-        with _agents(cluster, folder, seed) as fleet:
+        async with AsyncExitStack() as stack:
+            proxies = [await stack.enter_async_context(_proxy(member)) for member in cluster.members]
+            fleet = stack.enter_context(_agents(proxies, folder, seed))
             until = time.monotonic() + seconds
             if len(cluster.members) > 1:
                 leaders = asyncio.create_task(_kill_leaders(cluster, until))
@@ -92,14 +98,15 @@ async def _kill_leaders(cluster: Servers, until: float) -> None:
 def _leases(gateway: Gateway) -> dict[int, int]:
     """The leases that etcd has, and for how many seconds each was granted."""
     ids = [int(one["ID"]) for one in gateway.call("lease/leases").get("leases", ())]
-    return {lease: int(gateway.call("lease/timetolive", ID=str(lease)).get("grantedTTL", 0)) for lease in ids}
+    granted = {lease: int(gateway.call("lease/timetolive", ID=str(lease)).get("grantedTTL", 0)) for lease in ids}
+    return {lease: seconds for lease, seconds in granted.items() if seconds}  # without: it ended meanwhile
 
 
 class _Fleet:
     """The agents that run: started, killed, stopped past every time to live."""
 
-    def __init__(self, endpoints: str, folder: Path, seed: int) -> None:
-        self.endpoints, self.folder, self.chance = endpoints, folder, random.Random(seed)
+    def __init__(self, proxies: list[TcpProxy], folder: Path, seed: int) -> None:
+        self.proxies, self.folder, self.chance = proxies, folder, random.Random(seed)
         self.journal = Journal(folder, "driver")
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.stopped: dict[str, float] = {}
@@ -110,7 +117,7 @@ class _Fleet:
         name = f"agent{self.made}"
         command = [sys.executable, "-m", "tests.chaos.reservations.agent", f"--name={name}"]
         command += [
-            f"--endpoints={self.endpoints}",
+            "--endpoints=" + ",".join(proxy.endpoint for proxy in self.proxies),
             f"--folder={self.folder}",
             f"--seed={self.chance.randrange(1 << 30)}",
         ]
@@ -118,11 +125,13 @@ class _Fleet:
             self.running[name] = subprocess.Popen(command, stderr=told, preexec_fn=begin)
 
     async def fault(self) -> None:
-        """Kill one, stop one, or let one go on that was stopped past its time to live."""
+        """Lose an answer, kill one, stop one, or let one go on that was stopped past its time to live."""
         for name, since in list(self.stopped.items()):
             if time.monotonic() > since:
                 del self.stopped[name]
                 self.running[name].send_signal(signal.SIGCONT)
+        for proxy in self.proxies:
+            proxy.drop_next_answer(self.chance.choice(ANSWERS))
         name = self.chance.choice(sorted(self.running))
         if name in self.stopped or self.running[name].poll() is not None:
             return
@@ -156,9 +165,14 @@ class _Fleet:
         self.journal.say("exit", of=name, code=process.wait(), killed=killed, stderr=told)
 
 
+def _proxy(member: Server) -> TcpProxy:
+    address = urlsplit(member.endpoint)
+    return TcpProxy(str(address.hostname), int(address.port or 0))
+
+
 @contextlib.contextmanager
-def _agents(cluster: Servers, folder: Path, seed: int) -> Iterator[_Fleet]:
-    fleet = _Fleet(cluster.endpoints, folder, seed)
+def _agents(proxies: list[TcpProxy], folder: Path, seed: int) -> Iterator[_Fleet]:
+    fleet = _Fleet(proxies, folder, seed)
     try:
         for _ in range(AGENTS):
             fleet.start()
