@@ -2378,13 +2378,13 @@ MUTANTS = (
     Mutant(
         "leave the names of a reservation that has lost one",
         "recipes/reservation.py",
-        "self._lease = (await self._survivors(core)).lease or self._lease",
+        "self._lease = found.lease or self._lease",
         "pass",
         "tests/integration/test_reservations.py -k takes_the_others",
     ),
     Mutant(
         "put a reservation back on a lease that another process is about to revoke",
-        "recipes/reservation.py",
+        "recipes/reservation_entries.py",
         "Compare(kv.key, Target.MOD_REVISION, kv.mod_revision)",
         "Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)",
         "tests/integration/test_reservations.py -k give_it_other_times",
