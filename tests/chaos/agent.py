@@ -2,10 +2,9 @@
 
     python -m tests.chaos.agent ENDPOINT NAMESPACE ROLE...
 
-Roles, all at the same time: ``lock`` and ``semaphore`` take turns and write fenced; ``reserve`` does the same under
-reservations, which it renews and releases by their handles; ``add`` adds dead letters;
-``retry`` retries them, with a clock that is ``ahead=SECONDS`` if so asked. The handlers of ``deadly`` entries kill
-their process.
+Roles, all at the same time: ``lock``, ``semaphore`` and ``paths`` take turns and write fenced; ``reserve`` does the
+same under reservations, which it renews and releases by their handles; ``add`` adds dead letters; ``retry`` retries
+them, with a clock that is ``ahead=SECONDS`` if so asked. The handlers of ``deadly`` entries kill their process.
 """
 
 from __future__ import annotations
@@ -37,6 +36,15 @@ from codomyrmex.concurrency.session import core_of
 from tests.helpers import begin_at_the_first
 
 LIMIT = 3
+PATHS = (
+    ["src/"],
+    ["src/a.py", "docs/"],
+    ["src/parser/"],
+    ["src/parser/b.py"],
+    ["docs/x", "README.md"],
+    ["tests/"],
+    [""],
+)
 POLICY = RetryPolicy(max_attempts=4, initial=0.4, jitter=0)
 
 
@@ -81,6 +89,19 @@ async def reserve(session: Session) -> None:
         await later.release()
 
 
+async def paths(session: Session) -> None:
+    """Paths that are disjoint, or overlap, at random."""
+    manager = LockManager(session)
+    while True:
+        wanted, shared = random.choice(PATHS), random.random() < 0.3
+        async with manager.acquire_paths(wanted, tree="t", shared=shared) as grant:
+            since = time.monotonic()
+            await asyncio.sleep(random.uniform(0, 0.03))
+            await grant.put(f"/{core_of(session).layout.namespace}/paths", str(grant.token))
+            until = time.monotonic()
+            say("paths", token=grant.token, since=since, until=until, paths=grant.paths, shared=shared)
+
+
 async def add(session: Session) -> None:
     queue = DeadLetterQueue("q", session=session)
     while True:
@@ -120,6 +141,9 @@ def set_clock(offset: timedelta) -> None:
     record.now = lambda: right() + offset
 
 
+_WORK = {"lock": lock, "semaphore": semaphore, "paths": paths, "reserve": reserve, "add": add, "retry": retry}
+
+
 async def main() -> None:
     endpoint, namespace, *roles = sys.argv[1:]
     begin_at_the_first()  # a test may want all agents at one member
@@ -133,13 +157,7 @@ async def main() -> None:
                 asyncio.TaskGroup() as group,
             ):
                 for role in roles:
-                    if work := {
-                        "lock": lock,
-                        "semaphore": semaphore,
-                        "reserve": reserve,
-                        "add": add,
-                        "retry": retry,
-                    }.get(role):
+                    if work := _WORK.get(role):
                         group.create_task(work(session))
         await asyncio.sleep(0.1)
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 
 class Change(NamedTuple):
     """One event of a queue: ``token`` is the create revision of an entry, or the token written into the register.
-    ``permits``: what a semaphore's entry asks for, or, for "limit", the limit."""
+    ``permits``: what a semaphore's entry asks for, or, for "limit", the limit. ``paths`` are those of an entry in a
+    tree, and ``shared`` marks its readers."""
 
     revision: int
     kind: str  # "joined" | "left" | "wrote" | "limit"
     token: int
     key: bytes = b""
     permits: int = 1
+    paths: tuple[str, ...] = ()
+    shared: bool = False
 
 
 class Hold(NamedTuple):
@@ -30,6 +33,8 @@ class Hold(NamedTuple):
     since: float
     until: float
     permits: int = 1
+    paths: tuple[str, ...] = ()
+    shared: bool = False
 
 
 class Step(NamedTuple):
@@ -96,6 +101,46 @@ def semaphore_violations(history: Iterable[Change]) -> list[str]:
                 granted.add(entry.token)
     found += [f"token {entry.token} stayed behind" for entry in queue.values()]
     return found
+
+
+def path_violations(history: Iterable[Change]) -> list[str]:
+    """The violations in the history of a tree: a writer must be there, and no entry ahead of it may have a path that
+    equals, contains or lies in one of its own, unless both are readers."""
+    queue: dict[bytes, Change] = {}
+    found: list[str] = []
+    for change in history:
+        if change.kind == "joined":
+            queue[change.key] = change
+        elif change.kind == "left":
+            queue.pop(change.key, None)
+        else:
+            writer = next((entry for entry in queue.values() if entry.token == change.token), None)
+            if writer is None:
+                found.append(f"revision {change.revision}: wrote with token {change.token}, which had gone")
+                continue
+            for entry in queue.values():
+                if entry.token < writer.token and exclude_each_other(entry, writer):
+                    found.append(f"revision {change.revision}: {change.token} wrote, but {entry.token} is ahead")
+    return found + [f"token {entry.token} stayed behind" for entry in queue.values()]
+
+
+def exclude_each_other(one: Change | Hold, other: Change | Hold) -> bool:
+    """True if two requests of paths must not hold at the same time. Each path is compared with each, part by part."""
+    if one.shared and other.shared:
+        return False
+    pairs = [(mine.strip("/").split("/"), theirs.strip("/").split("/")) for mine in one.paths for theirs in other.paths]
+    return any("" in a or "" in b or all(x == y for x, y in zip(a, b, strict=False)) for a, b in pairs)
+
+
+def overlapping_paths(holds: Iterable[Hold]) -> list[str]:
+    """Holds of paths that two holders believed in at the same time, though they exclude each other."""
+    ordered = sorted(holds, key=lambda hold: hold.since)
+    return [
+        f"at {later.since:.4f}: {later.paths} held with token {later.token} beside {one.paths} with {one.token}"
+        for number, one in enumerate(ordered)
+        for later in takewhile(lambda later, until=one.until: later.since < until, ordered[number + 1 :])
+        if exclude_each_other(one, later)
+    ]
 
 
 def overlaps(holds: Iterable[Hold]) -> list[str]:

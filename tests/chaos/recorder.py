@@ -7,19 +7,22 @@ import json
 from codomyrmex.concurrency import Session
 from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
-from codomyrmex.concurrency.keys import SEMAPHORE, Layout, limit_of, permits_of, prefix_end
+from codomyrmex.concurrency.keys import LOCK, PATH, SEMAPHORE, Layout, is_reader, limit_of, permits_of, prefix_end
 from codomyrmex.concurrency.session import core_of
 from tests.chaos.checker import Change, Step
 
 
 class Recorder:
-    """One lock, one semaphore, one reserved name and one dead letter queue of a namespace. Fenced writes go to
-    ``/<namespace>/lock``, ``/<namespace>/semaphore`` and ``/<namespace>/reserved``."""
+    """One lock, one semaphore, one reserved name, one tree and one dead letter queue of a namespace.
+
+    Fenced writes go to ``/<namespace>/lock``, and to ``semaphore``, ``reserved`` and ``paths`` beside it.
+    """
 
     def __init__(self, session: Session, namespace: str) -> None:
         self.lock: list[Change] = []
         self.semaphore: list[Change] = []
         self.reserved: list[Change] = []
+        self.paths: list[Change] = []
         self.dead_letters: list[Step] = []
         self.gaps = 0
         self._layout = Layout(namespace)
@@ -43,8 +46,14 @@ class Recorder:
             self.semaphore.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif kv.key == self._root + b"reserved":
             self.reserved.append(Change(kv.mod_revision, "wrote", int(kv.value)))
-        elif told and (layout.name_of(kv.key) or layout.name_of(kv.key, SEMAPHORE)):
+        elif kv.key == self._root + b"paths":
+            self.paths.append(Change(kv.mod_revision, "wrote", int(kv.value)))
+        elif told and any(layout.name_of(kv.key, kind) for kind in (LOCK, PATH, SEMAPHORE)):
             return
+        elif layout.name_of(kv.key, PATH):
+            paths = () if event.deleted else tuple(json.loads(kv.value)["paths"])
+            shared = is_reader(kv.key)
+            self.paths.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key, paths=paths, shared=shared))
         elif name := layout.name_of(kv.key):
             history = self.reserved if name == "r" else self.lock
             history.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))

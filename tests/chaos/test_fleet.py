@@ -21,7 +21,15 @@ from codomyrmex.concurrency import EmbeddedEtcd, Session
 from codomyrmex.concurrency.health import renews_wrongly
 from codomyrmex.concurrency.session import core_of
 from tests.chaos.agent import LIMIT
-from tests.chaos.checker import crowds, dead_letter_violations, overlaps, semaphore_violations, violations
+from tests.chaos.checker import (
+    crowds,
+    dead_letter_violations,
+    overlapping_paths,
+    overlaps,
+    path_violations,
+    semaphore_violations,
+    violations,
+)
 from tests.chaos.members import Members, members
 from tests.chaos.recorder import Recorder
 from tests.cluster import Cluster, cluster
@@ -29,7 +37,7 @@ from tests.helpers import eventually
 
 _TTL = 2
 _RESERVED = 10  # seconds, the shortest that a reservation may have
-_ROLES = [("lock", "semaphore")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
+_ROLES = [("lock", "semaphore", "paths")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
 
 
 async def _hurt_one(etcd: EmbeddedEtcd, chance: random.Random) -> str:
@@ -120,17 +128,23 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
     counts = Counter(change.kind for change in recorder.lock)
     permits = Counter(change.kind for change in recorder.semaphore)
     print(f"etcd {version} under {faults.total()} faults: {dict(faults)}")
-    print(f"{counts['wrote']} writes under the lock, {permits['wrote']} under the semaphore")
+    paths = Counter(change.kind for change in recorder.paths)
     reserved = Counter(change.kind for change in recorder.reserved)
     left = sum(bool(said["left"]) for said in fleet.said("reserve"))
+    print(
+        f"{counts['wrote']} writes under the lock, {permits['wrote']} under the semaphore, {paths['wrote']} under paths"
+    )
     print(f"{reserved['wrote']} writes under reservations, {left} of which found the note of an expired one")
     print(f"{len(added)} dead letters, {len(started)} attempts")
-    assert min(counts["wrote"], permits["wrote"]) > 2 * seconds and len(added) > seconds and not recorder.gaps
+    assert min(counts["wrote"], permits["wrote"], paths["wrote"]) > 2 * seconds
+    assert len(added) > seconds and not recorder.gaps
     assert violations(recorder.lock) == [] and reserved["wrote"] > 2
     assert violations(recorder.reserved) == []
     assert semaphore_violations(recorder.semaphore) == []
+    assert path_violations(recorder.paths) == []
     assert dead_letter_violations(recorder.dead_letters, added, started) == []
     if not (faults["stop a member"] and renews_wrongly(version)):  # see SPEC.md, servers
         assert overlaps(fleet.holds("lock")) == []
         assert overlaps(fleet.holds("reserve")) == []
         assert crowds(fleet.holds("semaphore"), LIMIT) == []
+        assert overlapping_paths(fleet.holds("paths")) == []

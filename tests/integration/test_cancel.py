@@ -44,6 +44,11 @@ async def reader(session: Session) -> None:
         await asyncio.sleep(0)
 
 
+async def paths(session: Session) -> None:
+    async with LockManager(session).acquire_paths(["src/", "README.md"]):
+        await asyncio.sleep(0)
+
+
 async def guarded_task(session: Session) -> None:
     async with AsyncWorkerPool(2, session=session, report=False) as pool:
         provider = Semaphore("s", max_concurrent=2, session=session)
@@ -75,13 +80,18 @@ async def until_cancelled(session: Session, cycle: Cycle, after: Callable[[], Aw
     raise AssertionError("endless")
 
 
-@pytest.mark.parametrize(("cycle", "least"), [(semaphore, 3), (joint, 2), (reader, 2), (guarded_task, 1)])
+@pytest.mark.parametrize(("cycle", "least"), [(semaphore, 3), (joint, 2), (reader, 2), (paths, 2), (guarded_task, 1)])
 @pytest.mark.parametrize("contended", [False, True])
 async def test_nothing_is_held_after_a_cancel_at_any_step(
     session: Session, other: Session, cycle: Cycle, least: int, contended: bool
 ) -> None:
     async def hold_for_a_moment() -> None:
-        async with Semaphore("s", max_concurrent=2, session=other).hold(2), LockManager(other).acquire_all(["a", "b"]):
+        manager = LockManager(other)
+        async with (
+            Semaphore("s", max_concurrent=2, session=other).hold(2),
+            manager.acquire_all(["a", "b"]),
+            manager.acquire_paths(["src/a.py"]),
+        ):
             held.set()
             await asyncio.sleep(0.03)
 

@@ -16,9 +16,12 @@ from codomyrmex.concurrency import (
     NotHeld,
     Session,
 )
-from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, Put
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Put
 from codomyrmex.concurrency.keys import PATH, prefix_end
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.waitqueue.known import KnownTrees
+from codomyrmex.concurrency.waitqueue.local import LocalQueues
+from codomyrmex.concurrency.waitqueue.rules import Predecessor, View
 from tests.helpers import eventually
 
 
@@ -238,3 +241,52 @@ async def test_a_holder_of_paths_is_released_by_force_by_its_token(session: Sess
         info = await manager.info("main", "path")
         assert info and [one.paths for one in info.holders] == [("docs/",)]
         assert info.last_forced_release and info.last_forced_release.reason == "the agent is gone"
+
+
+# Its cost
+
+
+async def test_later_joins_read_only_what_is_new(
+    session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, rival = LockManager(session), LockManager(other)
+    held = [await rival.acquire_paths([f"src/{n}"]) for n in range(20)]
+    trees = core_of(session).member(LocalQueues).trees
+    read: list[int] = []
+
+    def counted(queue: bytes, end: bytes, own: Predecessor, found: GetResult, after: int) -> View:
+        read.append(len(found.kvs))
+        return KnownTrees.joined(trees, queue, end, own, found, after)
+
+    monkeypatch.setattr(trees, "joined", counted)
+    for _ in range(3):
+        async with manager.acquire_paths(["docs/"], timeout=5):
+            await asyncio.sleep(0.05)
+    newer = await rival.acquire_paths(["new/"])
+    async with manager.acquire_paths(["docs/"], timeout=5):
+        pass
+    assert read[0] == 20 and read[2:] == [0, 1]
+    with pytest.raises(LockTimeout, match="'new/'"):
+        await manager.acquire_paths(["new/a"], timeout=0.2)
+    waiter = asyncio.ensure_future(manager.acquire_paths(["src/7", "new/"], timeout=5)._first())
+    await eventually(lambda: _waiting(session, 22))
+    await newer.release()
+    await held[7].release()
+    await (await waiter).release()
+    async with manager.acquire_paths(["src/7/x", "new/a"], timeout=2):
+        pass
+    for grant in held:
+        await grant.release()
+
+
+async def test_one_session_takes_one_path_again_and_again(session: Session) -> None:
+    manager = LockManager(session)
+
+    async def cycle() -> None:
+        for _ in range(30):
+            async with manager.acquire_paths(["src/"], timeout=10):
+                pass
+
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(*(cycle() for _ in range(4)))
+    assert asyncio.get_running_loop().time() - began < 9  # no wait ended only by the look after ten seconds

@@ -156,17 +156,26 @@ async def test_readers_and_permits_report_too(session: Session, other: Session) 
         assert (await inspect.semaphore(core_of(other), "s")).holders[0].note == "computing"
 
 
-async def test_a_cancel_at_any_step_of_progress_leaves_a_whole_value(session: Session, other: Session) -> None:
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "behind another"])
+async def test_a_cancel_at_any_step_of_progress_leaves_a_whole_value(
+    session: Session, other: Session, busy: bool
+) -> None:
     lock = DistributedLock("x", session, max_idle=30)
     grant = await lock.acquire()
     noted = 0
+    first: list[asyncio.Task[None]] = []
 
     async def report(_: Session) -> None:
         nonlocal noted
         noted += 1
+        if busy:
+            first.append(asyncio.create_task(grant.progress()))
+            await asyncio.sleep(0)
         await grant.progress(f"note {noted}")
 
     async def whole() -> None:
+        await asyncio.gather(*first)
+        first.clear()
         found = await holder(other)
         assert found.host and found.token == grant.token and grant.deadline() > 0
         assert found.note in ("", f"note {noted}", f"note {noted - 1}")
@@ -177,13 +186,32 @@ async def test_a_cancel_at_any_step_of_progress_leaves_a_whole_value(session: Se
     assert await entries(other, "x") == []
 
 
+async def test_a_watcher_is_told_of_no_progress_but_of_the_last_note(session: Session, other: Session) -> None:
+    told: list[tuple[str, str]] = []
+
+    async def follow() -> None:
+        async for event in LockManager(other).watch():
+            told.append((event.kind, event.owner.note))
+
+    following = asyncio.create_task(follow())
+    async with DistributedLock("before", session):
+        await eventually(lambda: len(told) == 2)
+    await eventually(lambda: len(told) == 3)
+    async with DistributedLock("x", session) as grant:
+        for note in ("one", "two"):
+            await grant.progress(note)
+    await eventually(lambda: len(told) >= 6)
+    following.cancel()
+    assert told[3:] == [("enqueued", ""), ("granted", ""), ("released", "two")]
+
+
 # max_idle
 
 
 async def test_a_holder_that_reports_keeps_its_lock_and_a_silent_one_loses_it(session: Session, other: Session) -> None:
     started = time.monotonic()
     reported = 0.0
-    with pytest.raises(LockLost, match=r"without progress for longer than its max_idle of 0\.5 s; call grant.progress"):
+    with pytest.raises(LockLost, match=r"without progress for longer than its max_idle of 0\.5 s; report progress"):
         async with DistributedLock("x", session, max_idle=IDLE) as grant:
             while time.monotonic() - started < 10 * IDLE:
                 await asyncio.sleep(IDLE / 2)
@@ -216,14 +244,24 @@ async def test_a_silent_holder_that_does_not_let_go_is_put_out(session: Session,
 
 async def test_a_call_that_is_not_answered_does_not_count(etcd: EmbeddedEtcd, namespace: str) -> None:
     async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=0.3) as (proxy, session):
-        grant = await DistributedLock("x", session, on_loss="notify", max_idle=1).acquire()
+        grant = await DistributedLock("x", session, on_loss="notify", max_idle=1.5).acquire()
         until = time.monotonic() + grant.deadline()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
         proxy.blackhole()
         with pytest.raises(EtcdError):
             await grant.progress()
         await asyncio.wait_for(grant.lost.wait(), 3)
         assert abs(time.monotonic() - until) < 0.5
+
+
+async def test_an_answer_that_comes_after_the_end_brings_nothing_back(session: Session) -> None:
+    grant = await DistributedLock("x", session, on_loss="notify", max_idle=IDLE).acquire()
+    reporting = asyncio.create_task(grant.progress("just in time"))
+    await asyncio.sleep(0)
+    time.sleep(IDLE + 0.1)  # the answer is there, but the event loop is blocked
+    with pytest.raises(FencedWriteRejected, match="this progress does not count"):
+        await reporting
+    assert grant.deadline() == 0 and grant.lost.is_set()
 
 
 @pytest.mark.parametrize("blocks", [False, True], ids=["asleep", "blocked"])

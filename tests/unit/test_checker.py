@@ -12,7 +12,9 @@ from tests.chaos.checker import (
     Step,
     crowds,
     dead_letter_violations,
+    overlapping_paths,
     overlaps,
+    path_violations,
     semaphore_violations,
     violations,
 )
@@ -90,6 +92,45 @@ def test_a_semaphore_s_bad_history_is_rejected(history: list[Change], verdict: s
 
 def test_more_permits_than_the_limit_are_rejected() -> None:
     assert len(crowds([Hold(1, 0, 2, 2), Hold(2, 1, 3, 2)], 3)) == 1
+
+
+TREE = [
+    Change(1, "joined", 1, b"a", paths=("src/",)),
+    Change(2, "joined", 2, b"b", paths=("docs/", "src.py")),
+    Change(3, "joined", 3, b"c.r", paths=("src/a",), shared=True),
+    Change(4, "joined", 4, b"d.r", paths=("src/a/b",), shared=True),
+    Change(5, "wrote", 2),
+    Change(6, "wrote", 1),
+    Change(7, "left", 1, b"a"),
+    Change(8, "wrote", 4),
+    *(Change(9, "left", token, key) for token, key in ((2, b"b"), (3, b"c.r"), (4, b"d.r"))),
+]
+
+
+def test_a_tree_s_good_history_passes() -> None:
+    assert path_violations(TREE) == []
+    assert (
+        overlapping_paths([Hold(1, 0, 2, paths=("a/",)), Hold(2, 1, 2, paths=("b",)), Hold(3, 2, 3, paths=("a",))])
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("history", "verdict"),
+    [
+        ([*TREE[:5], Change(6, "wrote", 3), *TREE[6:]], "3 wrote, but 1 is ahead"),
+        ([*TREE, Change(10, "wrote", 4)], "4, which had gone"),
+        ([*TREE[:1], Change(2, "joined", 2, b"b", paths=("",)), Change(3, "wrote", 2)], "2 wrote, but 1 is ahead"),
+        (TREE[:-1], "token 4 stayed behind"),
+    ],
+)
+def test_a_tree_s_bad_history_is_rejected(history: list[Change], verdict: str) -> None:
+    assert any(verdict in text for text in path_violations(history))
+
+
+def test_overlapping_beliefs_are_rejected() -> None:
+    holds = [Hold(1, 0, 2, paths=("a/",)), Hold(2, 1, 3, paths=("a/b",)), Hold(3, 0, 9, paths=("c",), shared=True)]
+    assert len(overlapping_paths(holds)) == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 6)), min_size=1, max_size=20), st.data())

@@ -37,6 +37,12 @@ class Home:
     def in_process(self) -> bool:
         return self.pid == _process
 
+    def future(self) -> asyncio.Future[Any]:
+        """A future of the object's event loop, which must be settled. Before Python 3.12 it costs a system call to find
+        the running loop, as ``asyncio.Future()`` does."""
+        assert self.loop
+        return self.loop.create_future()
+
     def is_here(self) -> bool:
         """True in the process of the object and, once it has one, in its event loop."""
         return self.pid == _process and (self.loop is None or self.loop is asyncio.get_running_loop())

@@ -187,7 +187,7 @@ class World:
     # The I/O around the ledger, as in commit.py
 
     def _start(self, batch: Sequence[LedgerRequest | Deletion], own: Caller | None = None) -> None:
-        self.ledger.queue.begin()
+        self.ledger.queue.begin(0.0)
         requests = [item for item in batch if isinstance(item, Caller)]
         erasures = [item for item in batch if isinstance(item, Erasure)]
         self._check_that_none_is_in_doubt(requests)
@@ -398,7 +398,7 @@ class World:
 
     def flush(self) -> None:
         queue = self.ledger.queue
-        while queue.items and queue.has_room:
+        while queue.items and queue.has_room(0.0):
             batch, actions = self.ledger.take()
             self._execute(actions)
             if not batch:
@@ -494,7 +494,7 @@ class World:
                 self.answer()
             elif self._may_settle():
                 self.settle()
-            elif self.ledger.queue.items and self.ledger.queue.has_room:
+            elif self.ledger.queue.items and self.ledger.queue.has_room(0.0):
                 self.flush()
             else:
                 break

@@ -6,16 +6,17 @@ import asyncio
 
 from codomyrmex.concurrency.etcd.batching import Batcher
 from codomyrmex.concurrency.etcd.send_queue import SendQueue
+from tests.helpers import eventually
 
 
 class Sender:
     """Takes up to three items a batch; each batch is under way until it is let go."""
 
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self, depth: int = 2, enough: int = 1, late: float = 60.0) -> None:
         self.sent: list[list[int]] = []
         self.under_way: list[asyncio.Event] = []
         self.failures: list[tuple[str, BaseException]] = []
-        self.queue: SendQueue[int] = SendQueue(depth)
+        self.queue: SendQueue[int] = SendQueue(depth, enough, late)
         self.batcher: Batcher[int] = Batcher(self.queue, self._take, self._send, self._broken)
 
     def _broken(self, name: str, error: BaseException) -> None:
@@ -64,6 +65,48 @@ async def test_no_more_than_depth_batches_are_under_way_and_order_holds() -> Non
     await sender.let_go()
     await sender.batcher.idle()
     assert [item for batch in sender.sent for item in batch] == list(range(10))
+    await sender.batcher.close()
+
+
+async def test_few_items_wait_for_the_batch_under_way_and_enough_do_not() -> None:
+    sender = Sender(enough=2)
+    sender.batcher.submit(0)
+    await turns()
+    sender.batcher.submit(1)
+    await turns()
+    assert sender.sent == [[0]]
+    sender.batcher.submit(2)
+    await turns()
+    assert sender.sent == [[0], [1, 2]]
+    sender.batcher.submit(3)
+    await sender.let_go()
+    assert sender.sent == [[0], [1, 2], [3]]
+    await sender.let_go()
+    await sender.batcher.close()
+
+
+async def test_few_items_do_not_wait_for_an_answer_that_takes_long() -> None:
+    sender = Sender(enough=2, late=0.01)
+    sender.batcher.submit(0)
+    await turns()
+    sender.batcher.submit(1)
+    await turns()
+    assert sender.sent == [[0]]
+    await eventually(lambda: sender.sent == [[0], [1]])
+    sender.batcher.submit(2)
+    await asyncio.sleep(0.03)
+    assert sender.sent == [[0], [1]], "two are under way"
+    await sender.let_go()
+    assert sender.sent == [[0], [1], [2]]
+    await sender.let_go()
+    await sender.batcher.close()
+
+
+async def test_a_wake_without_items_takes_nothing() -> None:
+    sender = Sender()
+    sender.batcher.wake()
+    await turns()
+    assert not sender.sent and sender.batcher.free
     await sender.batcher.close()
 
 

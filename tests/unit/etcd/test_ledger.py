@@ -224,7 +224,7 @@ def test_an_impossible_event_raises() -> None:
 def test_the_fence_is_not_moved_while_a_transaction_is_under_way() -> None:
     ledger, request = Ledger(FENCE), caller()
     ledger.submitted(request)
-    ledger.queue.begin()
+    ledger.queue.begin(0.0)
     ledger.sent(request)
     ledger.failed([request], EtcdUnavailable("lost", applied="unknown"))
     with pytest.raises(ImpossibleEvent, match="under way"):

@@ -9,6 +9,7 @@ import click
 from rich.console import Group, RenderableType
 
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
+from codomyrmex.concurrency.cli import stuck as stuck_holders
 from codomyrmex.concurrency.cli.command_classes import NamedGroup
 from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Age
@@ -28,6 +29,9 @@ from codomyrmex.concurrency.waitqueue import follow, inspect
     "--held-longer-than", type=Age(), metavar="5m", help="Only locks held for longer, counted from their grant."
 )
 @click.option(
+    "--stuck", type=Age(), metavar="10m", help="Watch for so long, then list the holders without progress meanwhile."
+)
+@click.option(
     "--sort",
     type=click.Choice(["name", "held", "waited", "waiters", "age"]),
     default="name",
@@ -36,12 +40,17 @@ from codomyrmex.concurrency.waitqueue import follow, inspect
 )
 @common_options
 @click.pass_context
-def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: float | None, sort: str) -> None:
+def locks(
+    context: click.Context, watch: bool, prefix: str, held_longer_than: float | None, stuck: float | None, sort: str
+) -> None:
     """Show holders, waiters and fencing tokens of all locks, with the times of holding and waiting; or the whole queue
     of one lock.
 
     HELD counts from the grant. A holder records the time of its grant half a second to a second later. Until then HELD
     is `?`; it stays `?` for clients that record nothing. A live view times the grants that it sees by its own clock.
+
+    A holder makes progress by a call of grant.progress(). --stuck times that by this command's own clock, from what it
+    has seen itself; with --watch it lists the holders without progress live.
 
     Paths of a tree have a row for each holder, with the waiters that it keeps out; see `show --tree`.
 
@@ -50,11 +59,24 @@ def locks(context: click.Context, watch: bool, prefix: str, held_longer_than: fl
       codomyrmex concurrency locks --prefix file_edit: --sort held
       codomyrmex concurrency locks deploy
       codomyrmex concurrency locks --watch
+      codomyrmex concurrency locks --stuck 10m
       codomyrmex concurrency locks -o json | jq '.[].name'
     """
+    if stuck is not None:
+        _check_stuck(context, stuck, held_longer_than)
+        run(stuck_holders.watch(context, stuck, prefix) if watch else stuck_holders.show(context, stuck, prefix))
     if context.invoked_subcommand is None:
         choice = _Choice(prefix, held_longer_than, sort)
         run(_watch(context, choice) if watch else _list(context, choice))
+
+
+def _check_stuck(context: click.Context, stuck: float, held_longer_than: float | None) -> None:
+    if context.invoked_subcommand is not None:
+        raise click.UsageError("--stuck lists the holders of many locks; for one, add --prefix and its name")
+    if not stuck:
+        raise click.UsageError("--stuck must be more than 0")
+    if held_longer_than is not None:
+        raise click.UsageError("give --stuck or --held-longer-than, not both")
 
 
 class _Choice:

@@ -16,6 +16,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Duration
+from codomyrmex.concurrency.cli.notify import reports
 from codomyrmex.concurrency.cli.options import common_options, possible_limit, settings
 from codomyrmex.concurrency.cli.process import Command
 from codomyrmex.concurrency.cli.run_request import RunRequest, acquire
@@ -53,6 +54,9 @@ _MARGIN = 0.8  # of the third of a TTL between the end of trust and the end of t
 )
 @click.option("--max-hold", type=Duration(), metavar="TIME", help="Release everything, and end CMD, after this time.")
 @click.option(
+    "--max-idle", type=Duration(), metavar="TIME", help="Do so after this time without a report of progress from CMD."
+)
+@click.option(
     "--lock-delay",
     type=Duration(),
     default=0.0,
@@ -83,6 +87,7 @@ def run(
     semaphore: str | None,
     limit: int | None,
     max_hold: float | None,
+    max_idle: float | None,
     lock_delay: float,
     metadata: tuple[str, ...],
     timeout: float | None,
@@ -96,6 +101,9 @@ def run(
     CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one name a line) in its environment. When a lock or the permit is
     lost, CMD and its whole process group are ended. If the session can no longer be trusted, they have ended before
     another waiter is granted; after a forced release they may overlap with the next holder.
+
+    With --max-idle, CMD reports progress to NOTIFY_SOCKET, as `systemd-notify WATCHDOG=1` does, or with a note as
+    `systemd-notify --status=TEXT` does.
 
     Others see the holder as --metadata agent=NAME, else as CODOMYRMEX_AGENT. A time without a unit is in seconds.
 
@@ -113,10 +121,12 @@ def run(
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
     if max_hold == 0:
         raise click.UsageError("--max-hold must be more than 0")
+    if max_idle == 0:
+        raise click.UsageError("--max-idle must be more than 0")
     if limit is not None:
         possible_limit(limit)
     told = {"command": " ".join(command)[:200], **_pairs(metadata)}
-    wanted = RunRequest(locks, shared, semaphore, limit, max_hold, lock_delay, told)
+    wanted = RunRequest(locks, shared, semaphore, limit, max_hold, max_idle, lock_delay, told)
     run_main(_run(context, wanted, timeout, kill_after, command))
 
 
@@ -148,7 +158,13 @@ async def _hold(
         "CODOMYRMEX_ETCD_ENDPOINTS": ",".join(session.settings.endpoints),
         "CODOMYRMEX_ETCD_NAMESPACE": session.settings.namespace,
     }
-    command = Command(argv, environment, may_continue=lambda: all(grant.deadline() > 0 for grant in grants))
+    async with reports(_apart(wanted, grants), wanted.max_idle, environment) as told:
+        command = Command(argv, told, may_continue=lambda: all(grant.deadline() > 0 for grant in grants))
+        return await _see_through(session, grants, command, kill_after)
+
+
+async def _see_through(session: Session, grants: Sequence[Grant], command: Command, kill_after: float) -> int:
+    """Run the command to its end, or end it when a grant is lost; returns the exit code."""
     running = asyncio.create_task(command.run())
     losses = [asyncio.create_task(grant.lost.wait()) for grant in grants]
     try:
@@ -163,6 +179,11 @@ async def _hold(
         for task in (running, *losses):
             task.cancel()
         await asyncio.gather(running, *losses, return_exceptions=True)
+
+
+def _apart(wanted: RunRequest, grants: Sequence[Grant]) -> Sequence[Grant]:
+    """One grant of each acquisition: progress counts for all grants that were acquired together."""
+    return (grants[0], grants[-1]) if wanted.locks and wanted.semaphore is not None else grants[:1]
 
 
 def _lost(grants: Sequence[Grant]) -> ConcurrencyError | None:

@@ -25,6 +25,7 @@ class RunRequest(NamedTuple):
     semaphore: str | None
     limit: int | None
     max_hold: float | None
+    max_idle: float | None
     lock_delay: float
     metadata: dict[str, str]
 
@@ -48,6 +49,7 @@ async def _acquire_all(
             on_loss="notify",
             lock_delay=wanted.lock_delay,
             max_hold=wanted.max_hold,
+            max_idle=wanted.max_idle,
         )
         for grant in await acquiring:
             held.push_async_callback(_release, manager.release, grant)
@@ -64,6 +66,7 @@ async def _acquire_all(
             session=session,
             on_loss="notify",
             max_hold=wanted.max_hold,
+            max_idle=wanted.max_idle,
             metadata=wanted.metadata,
         )
         permit = await semaphore.acquire(timeout=patience)
@@ -120,4 +123,5 @@ def _holder(one: Owner) -> str:
     named = text.visible(owners.agent(one))
     who = owners.owner(one) + ("" if named == "-" else f" ({named})")
     seconds = owners.held(one)
-    return f"{who} for {text.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+    told = f"{who} for {text.span(seconds)}" if seconds is not None else f"{who}, since when is not known"
+    return f"{told} (note: {text.visible(text.short(one.note, 80))})" if one.note else told

@@ -6,11 +6,12 @@ Items that are submitted in one turn of the event loop, or while calls are under
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from codomyrmex.concurrency.etcd.send_queue import SendQueue
-from codomyrmex.concurrency.etcd.supervision import Broken, guarded, supervise
+from codomyrmex.concurrency.etcd.supervision import Broken, supervise
 
 T = TypeVar("T")
 
@@ -33,10 +34,10 @@ class Batcher(Generic[T]):
         self._take = take
         self._send = send
         self._broken = broken
-        self._flush_soon = guarded(self._flush, "gathering batches", broken)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._scheduled = False
+        self._late: asyncio.TimerHandle | None = None  # the next look at a batch whose answer takes long
 
     @property
     def free(self) -> bool:
@@ -48,7 +49,7 @@ class Batcher(Generic[T]):
 
         ``send`` settles the item's fate if the caller is cancelled.
         """
-        self._queue.begin()
+        self._queue.begin(time.monotonic())
         try:
             await self._send([item])
         finally:
@@ -60,10 +61,22 @@ class Batcher(Generic[T]):
         self.wake()
 
     def wake(self) -> None:
-        """Send soon if the queue has room."""
-        if not self._scheduled and self._queue.has_room:
+        """Send a batch soon if the queue has room. It takes the items that are submitted in this turn of the event loop
+        too."""
+        if self._scheduled:
+            return
+        if self._queue.has_room(time.monotonic()):
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_soon)
+            task = supervise(self._run(), "sending a batch", self._broken)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._late is None and not self._queue.paused and self._queue.active < self._queue.depth:
+            self._late = asyncio.get_running_loop().call_later(self._queue.late, self._wake_late)
+
+    def _wake_late(self) -> None:
+        self._late = None
+        if self._queue.items:
+            self.wake()
 
     async def quiet(self) -> None:
         """Wait until no batch is under way."""
@@ -81,24 +94,23 @@ class Batcher(Generic[T]):
     async def close(self) -> None:
         """Cancel the batches under way and send nothing more. Returns when their tasks have ended."""
         self._queue.paused = True
+        if self._late:
+            self._late.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _flush(self) -> None:
+    async def _run(self) -> None:
         self._scheduled = False
-        while self._queue.items and self._queue.has_room:
-            batch = self._take()
-            if not batch:
-                return
-            self._queue.begin()
-            task = supervise(self._run(batch), "sending a batch", self._broken)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, batch: list[T]) -> None:
+        now = time.monotonic()
+        batch = self._take() if self._queue.items and self._queue.has_room(now) else []
+        if not batch:
+            return
+        self._queue.begin(now)
         try:
+            if self._queue.items:
+                self.wake()
             await self._send(batch)
         finally:
             self._ended()

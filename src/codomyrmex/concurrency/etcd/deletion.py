@@ -42,7 +42,7 @@ class Removal(Deletion):
     """A deletion with its caller. ``done`` becomes true if the key was still there."""
 
     gone: Gone | None = None
-    done: asyncio.Future[bool] = field(default_factory=asyncio.Future)
+    done: asyncio.Future[bool] = field(kw_only=True)
 
     def answer(self, result: bool) -> None:
         """Tell the caller; ``result`` is true if etcd found the key."""
@@ -80,10 +80,11 @@ class Remover:
         self._limit = limit
         self._broken = broken
         self._closed: ConcurrencyError | None = None
+        self._loop = asyncio.get_running_loop()
 
     def remove(self, key: bytes, gone: Gone | None = None, marker: Put | None = None) -> asyncio.Future[bool]:
         """Delete ``key`` in the background. The result is true if the key was still there."""
-        removal = Removal(key, marker, time.monotonic(), gone=gone)
+        removal = self._removal(key, gone, marker)
         self._line_up(removal)
         return removal.done
 
@@ -91,9 +92,12 @@ class Remover:
         """Delete ``key`` and wait until it is gone. If nothing else is under way the caller's own task sends it."""
         if self._closed or not self._lane.free:
             return await self.remove(key, gone, marker)
-        removal = Removal(key, marker, time.monotonic(), gone=gone)
+        removal = self._removal(key, gone, marker)
         await self._lane.send_now(removal)
         return await removal.done
+
+    def _removal(self, key: bytes, gone: Gone | None, marker: Put | None) -> Removal:
+        return Removal(key, marker, time.monotonic(), gone=gone, done=self._loop.create_future())
 
     def abandon(self, error: ConcurrencyError) -> None:
         """Delete nothing more: the session is gone, and its lease takes every key along."""
@@ -144,7 +148,7 @@ class Remover:
                 )
                 removal.fail(error)
         again = guarded(partial(self._again, batch), "removing keys", self._broken)
-        asyncio.get_running_loop().call_later(pause(batch), again)
+        self._loop.call_later(pause(batch), again)
 
     def _again(self, batch: Sequence[Removal]) -> None:
         for removal in batch:

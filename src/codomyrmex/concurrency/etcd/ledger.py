@@ -64,13 +64,14 @@ from codomyrmex.concurrency.etcd.send_queue import SendQueue
 from codomyrmex.concurrency.etcd.transports.protocol import TxnResult
 
 DEPTH = 2  # batches under way at a time
+ENOUGH = 16  # items for a second one: a batch costs this process and etcd as much as some ten items
 
 
 class Ledger:
     """The requests of a session that are not settled, and the version of its fence."""
 
     def __init__(self, fence: Fence, depth: int = DEPTH) -> None:
-        self.queue: SendQueue[LedgerRequest | Deletion] = SendQueue(depth)
+        self.queue: SendQueue[LedgerRequest | Deletion] = SendQueue(depth, ENOUGH)
         self.phase = Phase.OPEN
         self.closed: ConcurrencyError | None = None  # the reason why the session is over
         self.version = 1

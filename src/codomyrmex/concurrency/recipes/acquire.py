@@ -92,7 +92,7 @@ class AcquireRequest:
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
         if not self.queues:
-            self._check_here()
+            self._session_here()
             return Hold((), (), self.on_loss, asyncio.current_task())
         return await self.attempt_to(self._hold, rules, timeout, by)
 
@@ -101,16 +101,16 @@ class AcquireRequest:
     ) -> T:
         """As ``attempt``, with another last step than to hold the queues on the session's lease."""
         check_timeout(timeout)
-        self._check_here()
-        by = by or Requester.of(current_task(), users_line())
+        session, task = self._session_here(), current_task()
+        by = by or Requester.of(task, users_line())
         entries: list[Entry] = []
         got = None
         if not timeout:
-            got = await self._try(ending, rules, by, entries, only_if_free=timeout == 0)
+            got = await self._try(ending, session, task, rules, by, entries, only_if_free=timeout == 0)
         else:
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    got = await self._try(ending, rules, by, entries, only_if_free=False)
+                    got = await self._try(ending, session, task, rules, by, entries, only_if_free=False)
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -122,9 +122,9 @@ class AcquireRequest:
 
     async def attempt_now(self, rules: Sequence[Rule], by: Requester | None = None) -> Hold | None:
         """Try once to acquire all the queues; None if one of them is not free."""
-        self._check_here()
-        by = by or Requester.of(current_task(), users_line())
-        return await self._try(self._hold, rules, by, [], only_if_free=True)
+        session, task = self._session_here(), current_task()
+        by = by or Requester.of(task, users_line())
+        return await self._try(self._hold, session, task, rules, by, [], only_if_free=True)
 
     async def session(self) -> SessionCore:
         """The session of this request, open and prepared."""
@@ -150,16 +150,28 @@ class AcquireRequest:
         texts = [f"the {what}{'s' if len(of) > 1 else ''} {', '.join(of)}" for what, of in names.items()]
         return " and ".join(texts)
 
-    def _check_here(self) -> None:
+    def _session_here(self) -> SessionCore | None:
+        """The session of this request, or None if it is still to be opened and prepared. Raises ``UsedElsewhere``."""
+        if self._used and self._used.usable_here():
+            return self._used
         if self._given:
             core_of(self._given).home.check("session")
         running_loop()
+        return None
 
     async def _try(
-        self, ending: Ending[T], rules: Sequence[Rule], by: Requester, entries: list[Entry], *, only_if_free: bool
+        self,
+        ending: Ending[T],
+        session: SessionCore | None,
+        task: asyncio.Task[Any] | None,
+        rules: Sequence[Rule],
+        by: Requester,
+        entries: list[Entry],
+        *,
+        only_if_free: bool,
     ) -> T | None:
         """One attempt. It fills ``entries``, from which the reason of a timeout is told."""
-        session = await self.session()
+        session = session or await self.session()
         first, admission = self._queue_refs[0], session.member(LocalQueues).admission
         queue = first.queue, rules[0].fields
         if admission.is_full(queue):
@@ -169,16 +181,21 @@ class AcquireRequest:
         since, started = time.time(), clock.now()
         await admission.enter(queue, first.what)
         try:
-            self._make_entries(session, rules, by, entries, since)
+            self._make_entries(session, task, rules, by, entries, since)
             return await ending(entries, started, only_if_free)
         finally:
             admission.leave(queue)
 
     def _make_entries(
-        self, session: SessionCore, rules: Sequence[Rule], by: Requester, entries: list[Entry], since: float
+        self,
+        session: SessionCore,
+        task: asyncio.Task[Any] | None,
+        rules: Sequence[Rule],
+        by: Requester,
+        entries: list[Entry],
+        since: float,
     ) -> None:
         # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
-        task = asyncio.current_task()
         name = _quoted(task.get_name()) if task else '""'
         head, end = f"{self._owner}{self._metadata}", f',"task":{name},"since":{since:.3f}}}'
         for queue_ref, rule in zip(self._queue_refs, rules, strict=True):

@@ -16,8 +16,7 @@ import asyncio
 import logging
 import sys
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from enum import IntEnum, auto
 from typing import NamedTuple, Protocol
 
@@ -316,14 +315,14 @@ class Entry:
             if removal := self.begin_release():
                 await self.confirmed(removal)
         elif self._let_go():
-            with suppress(SessionLost):  # then the lease took the key along
-                await self.session.remover.remove_and_wait(self.key, self._removed, self._release_marker())
+            removing = self.session.remover.remove_and_wait(self.key, self._removed, self._release_marker())
+            await self.confirmed(removing)
 
     def begin_release(self) -> asyncio.Future[bool] | None:
         """Begin to give the hold back, for a group or after a loss. Returns the removal; None if there was no hold."""
         return self.remove() if self._let_go() else None
 
-    async def confirmed(self, removal: asyncio.Future[bool]) -> None:
+    async def confirmed(self, removal: Awaitable[bool]) -> None:
         """Wait until etcd has confirmed ``removal``.
 
         The caller knows of a loss already, so after a loss errors are passed over; and if the session is untrusted too,
@@ -372,6 +371,7 @@ class Entry:
             self.free_key_slot()
         if self.local.by_key.get(self.key) is self:
             del self.local.by_key[self.key]
+        self.local.trees.removed(self.queue_ref.queue, self.key, self.token)
         self._tell_successors(gone=True)
 
     def free_key_slot(self) -> None:
@@ -456,7 +456,7 @@ class Entry:
             return f"was held for longer than its max_hold of {self.hold_options.max_hold:g} s"
         return (
             f"was held without progress for longer than its max_idle of {self.hold_options.max_idle:g} s; "
-            "call grant.progress() more often, or give a longer max_idle"
+            "report progress more often (grant.progress), or give a longer max_idle"
         )
 
     def notice_loss(self) -> None:

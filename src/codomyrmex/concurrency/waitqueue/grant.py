@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import FencedWriteRejected, SessionLost
@@ -27,7 +26,6 @@ from codomyrmex.concurrency.waitqueue.progress import check_note
 from codomyrmex.concurrency.waitqueue.rules import Overlap
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Grant:
     """A granted lock.
 
@@ -38,12 +36,37 @@ class Grant:
     ``EtcdUnavailable`` says in ``applied`` whether it may have been.
     """
 
-    name: str
-    token: int
-    key: str
-    acquired_at: datetime
-    waited: float
-    _entry: Entry
+    __slots__ = ("_acquired_at", "_entry", "_waited")
+
+    def __init__(self, entry: Entry, waited: float) -> None:
+        self._entry = entry
+        self._waited = waited
+        self._acquired_at = datetime.now(UTC)
+
+    @property
+    def name(self) -> str:
+        """The lock's name."""
+        return self._entry.queue_ref.name
+
+    @property
+    def token(self) -> int:
+        """The fencing token."""
+        return self._entry.token
+
+    @property
+    def key(self) -> str:
+        """The key of the holder's entry in etcd."""
+        return self._entry.key.decode()
+
+    @property
+    def acquired_at(self) -> datetime:
+        """The time of the grant, in UTC."""
+        return self._acquired_at
+
+    @property
+    def waited(self) -> float:
+        """The seconds for which the acquisition waited."""
+        return self._waited
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -103,9 +126,9 @@ class Grant:
         """Report progress, so that ``max_idle`` counts anew from this call, for all grants that were acquired together.
 
         ``note`` is text for people, shown with the holder, of at most 4 KiB in UTF-8. Without one the last note stays.
-        Returns when etcd has confirmed it. Raises ``FencedWriteRejected``, as a fenced write does, when the grant no
-        longer holds; an ``EtcdError`` if etcd does not confirm it in time, and then it does not count; ``TypeError`` or
-        ``ValueError`` for another note.
+        It costs one write, and returns when etcd has confirmed it. Raises ``FencedWriteRejected``, as a fenced write
+        does, when the grant no longer holds; an ``EtcdError`` if etcd does not confirm it in time, and then it does not
+        count; ``TypeError`` or ``ValueError`` for another note.
         """
         check_note(note)
         self._entry.check_here()
@@ -141,12 +164,15 @@ async def _report(entry: Entry, note: str) -> None:
         if entry.state is not State.HELD:
             raise _rejected(entry) from entry.lost.reason
         together = entry.held_together()
-        if await _reported(together, note):
-            break
+        try:
+            if await _reported(together, note):
+                break
+        except SessionLost as error:
+            raise _rejected(entry) from error
     for one in together:
         one.progressed(sent_at)
-    if entry.is_lost:  # it was lost meanwhile, or the answer came too late
-        raise _rejected(entry) from entry.lost.reason
+    if entry.is_lost:  # it was lost before the answer came
+        raise _rejected(entry, "this progress does not count") from entry.lost.reason
 
 
 async def _reported(entries: Sequence[Entry], note: str) -> bool:
@@ -161,10 +187,7 @@ async def _reported(entries: Sequence[Entry], note: str) -> bool:
         alone=True,
         size=sum(len(put.value) for put in puts),
     )
-    try:
-        reply = await entries[0].session.committer.commit(request)
-    except SessionLost as error:
-        raise _rejected(entries[0]) from error
+    reply = await entries[0].session.committer.commit(request)
     if not reply.succeeded:
         for one, own in zip(entries, reply.results, strict=True):
             assert isinstance(own, GetResult)
@@ -173,8 +196,8 @@ async def _reported(entries: Sequence[Entry], note: str) -> bool:
     return reply.succeeded
 
 
-def _rejected(entry: Entry) -> FencedWriteRejected:
+def _rejected(entry: Entry, outcome: str = "nothing was written") -> FencedWriteRejected:
     name = entry.queue_ref.name
     if telemetry.observers:
         telemetry.tell("write_rejected", entry.queue_ref.what, name)
-    return FencedWriteRejected(f"{name!r} is no longer held with token {entry.token}; nothing was written")
+    return FencedWriteRejected(f"{name!r} is no longer held with token {entry.token}; {outcome}")

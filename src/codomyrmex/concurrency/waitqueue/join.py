@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
-from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transports.protocol import Compare, GetResult, Op, OpResult, Put, Target
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, Get, GetResult, OpResult, Put, Target
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry, warn_if_it_waits_for_itself
 from codomyrmex.concurrency.waitqueue.grant import Grant
-from codomyrmex.concurrency.waitqueue.rules import View
+from codomyrmex.concurrency.waitqueue.rules import Overlap, Predecessor, View
 from codomyrmex.concurrency.waitqueue.turn import Action, Turn
 from codomyrmex.concurrency.waitqueue.view import nearest, whole
 from codomyrmex.concurrency.waitqueue.wait import look, wait_until_granted
@@ -37,7 +37,7 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
     try:
         if entries[0].hold_options.lock_delay:
             await _keep_after_session(entries)
-            await _trusted(entries, _patience(entries, only_if_free))
+            await _trusted(entries[0].session, _patience(entries, only_if_free))
         for entry in entries:
             entry.raise_if_lost()
     except BaseException:
@@ -65,7 +65,9 @@ async def join_and_wait(entries: Sequence[Entry], *, only_if_free: bool) -> bool
             elif not await _granted_now(entry, patience):  # another client was quicker
                 withdraw(entries)
                 return False
-        await _trusted(entries, patience)
+        session = entries[0].session
+        if not session.alive:
+            await _trusted(session, patience)
     except BaseException:
         withdraw(entries)
         raise
@@ -79,53 +81,75 @@ def _patience(entries: Sequence[Entry], only_if_free: bool) -> float | None:
 
 def _grant(entry: Entry, waited: float) -> Grant:
     entry.grant(waited)
-    return Grant(entry.queue_ref.name, entry.token, entry.key.decode(), datetime.now(UTC), waited, entry)
+    return Grant(entry, waited)
 
 
 async def _join(entries: Sequence[Entry]) -> list[Action]:
     """The first step of each entry's turn."""
-    reply = await _put(entries)
+    afters = [_known_up_to(entry) for entry in entries]
+    request = _request(entries, afters)
+    try:
+        reply = await entries[0].session.committer.commit(request)
+    except BaseException as error:
+        _not_joined(entries, request, error)
+        raise
     if reply.succeeded:
         results = reply.results[::2]  # of each entry's reading; the others are those of the puts
-        return [_joined(entry, reply.revision, found) for entry, found in zip(entries, results, strict=True)]
-    found = zip(entries, reply.results, strict=True)
-    actions = [action for entry, result in found if (action := _joined_before(entry, result))]
+        found = zip(entries, results, afters, strict=True)
+        return [_joined(entry, reply.revision, result, after) for entry, result, after in found]
+    whole_queues = zip(entries, reply.results, strict=True)
+    actions = [action for entry, result in whole_queues if (action := _joined_before(entry, result))]
     if len(actions) < len(entries):
         _remove(entries)
         raise LockLost(f"the entry of {entries[0].queue_ref.name!r} in its queue was deleted by another client")
     return actions
 
 
-async def _put(entries: Sequence[Entry]) -> Reply:
-    request = Request(
+def _known_up_to(entry: Entry) -> int:
+    """The revision up to which the session knows the entries of the queue; 0 if it does not."""
+    return entry.local.trees.after(entry.queue_ref.queue) if isinstance(entry.rule, Overlap) else 0
+
+
+def _request(entries: Sequence[Entry], afters: Sequence[int]) -> Request:
+    """Read the queues, then join them. The reading comes first, so it shows the queue ahead."""
+    return Request(
         [entry.queue_ref.queue for entry in entries],
-        [op for entry in entries for op in _operations(entry)],
+        [
+            op
+            for entry, after in zip(entries, afters, strict=True)
+            for op in (_reading(entry, after), Put(entry.key, entry.value, entry.lease))
+        ],
         otherwise=[entry.queue_ref.whole for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
         unsent=lambda: _free_key_slots(entries),
+        reply=entries[0].session.home.future(),
     )
-    reply = request.reply
-    try:
-        return await entries[0].session.committer.commit(request)
-    except BaseException as error:
-        if isinstance(error, EtcdError) and error.applied == "no":
-            _free_key_slots(entries)
-        # Cancelled just as the answer arrived: the committer thinks it was taken.
-        if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
-            _remove(entries)
-        raise
 
 
-def _operations(entry: Entry) -> tuple[Op, Op]:
-    """Read the queue, then join it. The read comes first, so it shows the queue ahead."""
+def _reading(entry: Entry, after: int) -> Get:
+    """The reading of the queue; entries created up to the revision ``after`` are known."""
     reading = entry.queue_ref.whole if entry.rule.needs_all else entry.queue_ref.newest
-    return reading, Put(entry.key, entry.value, entry.session.id)
+    return reading._replace(after=after) if after else reading
 
 
-def _joined(entry: Entry, revision: int, found: OpResult) -> Action:
-    """The entry's put was applied at ``revision``, behind the entries that were found."""
+def _not_joined(entries: Sequence[Entry], request: Request, error: BaseException) -> None:
+    """Clean up after ``error``, which ended the wait for the answer."""
+    reply = request.reply
+    if isinstance(error, EtcdError) and error.applied == "no":
+        _free_key_slots(entries)
+    # Cancelled just as the answer arrived: the committer thinks it was taken.
+    if reply.done() and not reply.cancelled() and not reply.exception() and reply.result().succeeded:
+        _remove(entries)
+
+
+def _joined(entry: Entry, revision: int, found: OpResult, after: int) -> Action:
+    """The entry's put was applied at ``revision``, behind the entries that were found or are known up to ``after``."""
     assert isinstance(found, GetResult)
+    if isinstance(entry.rule, Overlap):
+        queue_ref, own = entry.queue_ref, Predecessor(entry.key, revision, entry.value)
+        view = entry.local.trees.joined(queue_ref.queue, queue_ref.queue_end, own, found, after)
+        return entry.joined(revision, view)
     view = whole(found, revision) if entry.rule.needs_all else nearest(found, revision)
     return entry.joined(revision, view)
 
@@ -157,11 +181,8 @@ async def _keep_after_session(entries: Sequence[Entry]) -> None:
         entry.lease = lease
 
 
-async def _trusted(entries: Sequence[Entry], patience: float | None) -> None:
-    """Wait until the session may be trusted, for at most ``patience`` seconds."""
-    session = entries[0].session
-    if session.alive:
-        return
+async def _trusted(session: SessionCore, patience: float | None) -> None:
+    """Wait until ``session`` may be trusted, for at most ``patience`` seconds."""
     try:
         async with asyncio.timeout(patience):
             await session.trusted()

@@ -19,6 +19,7 @@ from codomyrmex.concurrency.session_members import tell_each
 from codomyrmex.concurrency.waitqueue.admission import Admission
 from codomyrmex.concurrency.waitqueue.handoff import ReleaseMarkers
 from codomyrmex.concurrency.waitqueue.key_slots import KeySlots
+from codomyrmex.concurrency.waitqueue.known import KnownTrees
 
 
 class LocalEntry(Protocol):
@@ -39,7 +40,8 @@ class LocalEntry(Protocol):
 class LocalQueues:
     """A session's share of the wait queues.
 
-    ``admission``, ``key_slots`` and ``release_markers`` are per queue. ``by_key`` has every entry of the session whose
+    ``admission``, ``key_slots`` and ``release_markers`` are per queue. ``trees`` has
+    the entries of others in the trees that it uses. ``by_key`` has every entry of the session whose
     key may be in etcd, ``by_holder`` those that hold, by queue and by requester. ``recording`` is held by the one
     holder that writes its waiting time at the moment.
     """
@@ -49,6 +51,7 @@ class LocalQueues:
         self.admission = Admission()
         self.key_slots = KeySlots()
         self.release_markers = ReleaseMarkers()
+        self.trees = KnownTrees(session)
         self.by_key: dict[bytes, LocalEntry] = {}
         self.by_holder: dict[tuple[bytes, object], LocalEntry] = {}
         self.recording = asyncio.Lock()
@@ -76,19 +79,22 @@ class LocalQueues:
     def tick(self) -> bool:
         for entry in list(self._living):
             entry.tick()
+        self.trees.expire()
         if not self.session.lost.is_set():
             self._remove_expired_markers()
-        return bool(self._living or self.release_markers)
+        return bool(self._living or self.release_markers or self.trees)
 
     def untrusted(self, reason: ConcurrencyError) -> None:
         self._tell(lambda entry: entry.untrusted(reason))
 
     def session_closing(self, reason: ConcurrencyError) -> None:
         self.admission.close(reason)
+        self.trees.clear()
         self._tell(lambda entry: entry.session_closing(reason))
 
     def session_lost(self, reason: ConcurrencyError) -> None:
         self.admission.close(reason)
+        self.trees.clear()
         self._tell(lambda entry: entry.session_lost(reason))
 
     def _tell(self, tell: Callable[[LocalEntry], None]) -> None:

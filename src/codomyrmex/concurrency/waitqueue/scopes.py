@@ -39,18 +39,21 @@ _CACHED = 4096  # entries whose decoded scopes are kept
 class Scopes:
     """The scopes of one entry: normalised paths, and whether they are shared with other readers.
 
-    ``points`` are the paths without their trailing slashes, ``ancestors`` the directories above them.
+    ``points`` are the paths without their trailing slashes, ``ancestors`` the directories above them, ``reach`` both.
     """
 
     paths: tuple[str, ...]
     shared: bool = False
     points: frozenset[str] = field(init=False, repr=False, compare=False)
     ancestors: frozenset[str] = field(init=False, repr=False, compare=False)
+    reach: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         points = frozenset(path.rstrip("/") for path in self.paths)
+        above = frozenset(directory for point in points for directory in ancestors(point))
         object.__setattr__(self, "points", points)
-        object.__setattr__(self, "ancestors", frozenset(above for point in points for above in ancestors(point)))
+        object.__setattr__(self, "ancestors", above)
+        object.__setattr__(self, "reach", points | above)
 
     @classmethod
     def of(cls, paths: Iterable[str], shared: bool = False) -> Scopes:
@@ -72,8 +75,9 @@ class Scopes:
 
     def overlaps(self, other: Scopes) -> bool:
         """True if the two cannot be held at the same time."""
-        both_shared = self.shared and other.shared
-        return not both_shared and _meet(other.points, other.ancestors, self)
+        if self.points.isdisjoint(other.reach) and self.ancestors.isdisjoint(other.points):
+            return False
+        return not (self.shared and other.shared)
 
     def covers(self, path: str) -> bool:
         """True if the scopes contain ``path``, which is taken literally: it is no glob."""
@@ -97,9 +101,9 @@ class Occupied:
 
     def add(self, scopes: Scopes) -> None:
         """Add the scopes of the next entry."""
-        points, above = self._shared if scopes.shared else self._exclusive
+        points, reach = self._shared if scopes.shared else self._exclusive
         points |= scopes.points
-        above |= scopes.ancestors
+        reach |= scopes.reach
 
     def overlaps(self, scopes: Scopes) -> bool:
         """True if ``scopes`` overlap those of an entry that was added."""
@@ -108,12 +112,9 @@ class Occupied:
         return not scopes.shared and _meet(*self._shared, scopes)
 
 
-def _meet(points: set[str] | frozenset[str], above: set[str] | frozenset[str], scopes: Scopes) -> bool:
-    """True if one of ``points``, which have the directories ``above``, equals, contains or lies in a path of
-    ``scopes``."""
-    return not (
-        points.isdisjoint(scopes.points) and points.isdisjoint(scopes.ancestors) and above.isdisjoint(scopes.points)
-    )
+def _meet(points: set[str], reach: set[str], scopes: Scopes) -> bool:
+    """True if one of ``points``, which have this ``reach``, equals, contains or lies in a path of ``scopes``."""
+    return not (scopes.points.isdisjoint(reach) and scopes.ancestors.isdisjoint(points))
 
 
 def ancestors(point: str) -> list[str]:

@@ -14,7 +14,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, Lim
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Follow, Notice, Refused, Started
 from codomyrmex.concurrency.waitqueue.entry import Entry
-from codomyrmex.concurrency.waitqueue.rules import View
+from codomyrmex.concurrency.waitqueue.rules import Overlap, View
 from codomyrmex.concurrency.waitqueue.turn import Action
 from codomyrmex.concurrency.waitqueue.view import entries_in, whole
 
@@ -212,6 +212,8 @@ async def look(entry: Entry) -> View:
             entry.raise_if_lost()
             await asyncio.sleep(_PAUSE)
             continue
+        if isinstance(entry.rule, Overlap):
+            entry.local.trees.looked(entry.queue_ref.queue, found)
         view = whole(found, entry.token)
         # The nearest two tell whether there is one ahead or more; the number beyond that does not matter.
         return view if entry.rule.needs_all or view.total < 2 else View(view.revision, view.entries[-1:], 2)

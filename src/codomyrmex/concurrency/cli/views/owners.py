@@ -68,6 +68,11 @@ def owners(several: Sequence[Owner]) -> str:
     return ", ".join(words[:_SHOWN]) + more
 
 
+def note(one: Owner) -> str:
+    """The last note of a holder's reports of progress; ``-`` if it has none."""
+    return short(one.note, MOST) or "-"
+
+
 def paths(one: Owner) -> str:
     """The first few paths of a path lock; ``-`` for an owner without paths."""
     if not one.paths:

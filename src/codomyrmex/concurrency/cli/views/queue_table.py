@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from codomyrmex.concurrency.cli.views.cells import state_cell, time_cell
 from codomyrmex.concurrency.cli.views.grid import Cell, Column, Grid
-from codomyrmex.concurrency.cli.views.owners import agent, held, held_for, metadata, owner, paths, waited_for
+from codomyrmex.concurrency.cli.views.owners import agent, held, held_for, metadata, note, owner, paths, waited_for
 from codomyrmex.concurrency.cli.views.text import age, seconds_since
 from codomyrmex.concurrency.models import Owner
 
 _HEAD = (Column("#", 3, right=True), Column("STATE"))
 _PERMITS = Column("PERMITS", 1, right=True)
+_NOTE = Column("NOTE", 2, least=16)
 _PATHS = Column("PATHS", 1, least=20)
 _REST = (
     Column("OWNER"),
@@ -28,17 +29,20 @@ def queue(name: str, holders: Sequence[Owner], waiters: Sequence[Owner], title: 
     """The holders, then the waiters, in the order of the queue.
 
     ``HELD`` counts from the grant. ``WAITED`` counts from joining: until the grant for a holder, until now for a
-    waiter. The column ``PERMITS`` is there if an owner has several, ``PATHS`` for a tree.
+    waiter. The column ``PERMITS`` is there if an owner has several, ``PATHS`` for a tree, and ``NOTE`` if a holder has
+    reported with a note.
     """
     several = any(one.permits > 1 for one in (*holders, *waiters))
     tree = any(one.paths for one in (*holders, *waiters))
-    grid = Grid((*_HEAD, *[_PERMITS] * several, *[_PATHS] * tree, *_REST), title=title or name)
+    noted = any(one.note for one in holders)
+    grid = Grid((*_HEAD, *[_PERMITS] * several, *[_PATHS] * tree, *_REST, *[_NOTE] * noted), title=title or name)
     for number, one in enumerate((*holders, *waiters)):
         holds = number < len(holders)
         extra = [*[one.permits] * several, *[paths(one)] * tree]
         times = _holder_times(one) if holds else _waiter_times(one)
         row = [number, _state(one, holds), *extra, owner(one), agent(one), one.token, *times]
-        grid.add(*row, one.session, metadata(one), style="green" if holds else "")
+        row += [one.session, metadata(one), *[note(one)] * noted]
+        grid.add(*row, style="green" if holds else "")
     grid.foot = f"{len(holders)} hold, {len(waiters)} wait"
     return grid
 

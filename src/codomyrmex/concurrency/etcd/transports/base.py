@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
 from codomyrmex.concurrency.etcd.transports import codec, failures
@@ -107,7 +109,11 @@ class BaseTransport(ABC):
         """Send a transaction and return its results. Raises ``EtcdError``."""
         request = codec.txn_request(compares, then, otherwise)
         floor = self._guard.revision
-        result = codec.txn_result(await self._call_any("txn", request, repeatable=False))
+        answer = await self._call_any("txn", request, repeatable=False)
+        try:
+            result = codec.txn_result(answer)
+        except DecodeError:
+            raise failures.to_error("INTERNAL", "its answer cannot be read", self._endpoints.current) from None
         self._guard.check(result.revision, floor)
         return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from codomyrmex.concurrency.etcd import rpc_pb2 as pb
@@ -36,6 +36,8 @@ def range_request(get: Get) -> pb.RangeRequest:
         revision=get.revision,
         serializable=get.serializable,
     )
+    if get.after:
+        request.min_create_revision = get.after + 1
     if get.before:
         request.max_create_revision = get.before - 1
     if get.newest_first or get.oldest_first:
@@ -49,24 +51,46 @@ def delete_request(delete: Delete) -> pb.DeleteRangeRequest:
     return pb.DeleteRangeRequest(key=delete.key, range_end=delete.end)
 
 
-def _op(op: Op) -> pb.RequestOp | Mapping[str, Mapping[str, bytes | int]]:
-    """An operation as a message or as its fields, of which protobuf makes the message at half the price."""
+# Operations are encoded one by one, and results decoded one by one. Protobuf joins and splits a transaction's bytes in
+# C. Each message that Python touches costs far more, so what recurs is looked up here: reads of a queue, compares of a
+# fence, and the equal results within one answer, such as those of all puts. A compare of a value is not kept, for
+# values are large.
+
+
+def _field(tag: bytes, data: bytes) -> bytes:
+    """A field of bytes, as protobuf encodes it."""
+    return tag + _number(len(data)) + data
+
+
+@lru_cache(maxsize=1024)
+def _number(value: int) -> bytes:
+    """A number that is not negative, as protobuf encodes it: seven bits to a byte, the lowest first."""
+    parts = []
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*parts, value))
+
+
+def _op(op: Op) -> bytes:
+    """The ``RequestOp`` of an operation. Puts and deletions differ each time, and are encoded by hand."""
     if isinstance(op, Put):
-        return {"request_put": {"key": op.key, "value": op.value, "lease": op.lease}}
+        put = _field(b"\x0a", op.key) + _field(b"\x12", op.value)
+        return _field(b"\x12", b"".join((put, b"\x18", _number(op.lease))) if op.lease else put)
     if isinstance(op, Delete):
-        return {"request_delete_range": {"key": op.key, "range_end": op.end}}
-    return _read(op)
+        key = _field(b"\x0a", op.key)
+        return _field(b"\x1a", key + _field(b"\x12", op.end) if op.end else key)
+    return _read(op) if op.after else _known_read(op)
 
 
-# Reads of a queue and compares of a fence recur, so their messages are cached. Protobuf copies a message that is put
-# into another one, so a cached message never changes.
-@lru_cache(maxsize=1024)
-def _read(get: Get) -> pb.RequestOp:
-    return pb.RequestOp(request_range=range_request(get))
+def _read(get: Get) -> bytes:
+    return pb.RequestOp(request_range=range_request(get)).SerializeToString()
 
 
-@lru_cache(maxsize=1024)
-def _compare(compare: Compare) -> pb.Compare:
+_known_read = lru_cache(maxsize=1024)(_read)
+
+
+def _compare(compare: Compare) -> bytes:
     key, target, value, end, less = compare
     message = pb.Compare(key=key, target=target, range_end=end)  # type: ignore[arg-type]
     if less:
@@ -79,13 +103,18 @@ def _compare(compare: Compare) -> pb.Compare:
         message.create_revision = value
     else:
         message.mod_revision = value
-    return message
+    return message.SerializeToString()
 
 
-def txn_request(compares: Iterable[Compare], then: Iterable[Op], otherwise: Iterable[Op]) -> pb.TxnRequest:
+_known_compare = lru_cache(maxsize=1024)(_compare)
+
+
+def txn_request(compares: Iterable[Compare], then: Iterable[Op], otherwise: Iterable[Op]) -> pb.SplitTxnRequest:
     """The message of a transaction."""
-    return pb.TxnRequest(
-        compare=[_compare(compare) for compare in compares],
+    return pb.SplitTxnRequest(
+        compare=[
+            _compare(compare) if isinstance(compare.value, bytes) else _known_compare(compare) for compare in compares
+        ],
         success=[_op(op) for op in then],
         failure=[_op(op) for op in otherwise],
     )
@@ -100,19 +129,21 @@ def get_result(response: pb.RangeResponse, revision: int) -> GetResult:
     return GetResult([_kv(kv) for kv in response.kvs], response.count, revision)
 
 
-def txn_result(response: pb.TxnResponse) -> TxnResult:
-    """The results of a transaction, in the order of its operations."""
+def _result(data: bytes, revision: int) -> OpResult:
+    """The result in a ``ResponseOp``."""
+    response = pb.ResponseOp.FromString(data)
+    kind = response.WhichOneof("response")
+    if kind == "response_range":
+        return get_result(response.response_range, revision)
+    return _DONE if kind == "response_put" else Deleted(response.response_delete_range.deleted)
+
+
+def txn_result(response: pb.SplitTxnResponse) -> TxnResult:
+    """The results of a transaction, in the order of its operations. Raises ``DecodeError``."""
     revision = response.header.revision
-    results: list[OpResult] = []
-    for item in response.responses:
-        kind = item.WhichOneof("response")
-        if kind == "response_range":
-            results.append(get_result(item.response_range, revision))
-        elif kind == "response_put":
-            results.append(_DONE)
-        else:
-            results.append(Deleted(item.response_delete_range.deleted))
-    return TxnResult(response.succeeded, revision, results)
+    parts = response.responses
+    known = {data: _result(data, revision) for data in set(parts)}
+    return TxnResult(response.succeeded, revision, [known[data] for data in parts])
 
 
 def watch_request(request: WatchRequest) -> pb.WatchRequest:

@@ -36,6 +36,8 @@ _LONGEST = 500  # characters of an error's text, which may repeat what a server 
 
 def body(message: Any) -> io.BytesIO:
     """A message in JSON, as a file: aiohttp sends files of any size piece by piece."""
+    if isinstance(message, pb.SplitTxnRequest):
+        message = pb.TxnRequest.FromString(message.SerializeToString())
     return io.BytesIO(json.dumps(MessageToDict(message, preserving_proto_field_name=True)).encode())
 
 
@@ -49,7 +51,11 @@ def answer(method: str, code: int, text: str, endpoint: str) -> Any:
         raise _no_gateway(code, endpoint)
     raise_if_error(told, endpoint)
     try:
-        return ParseDict(told.get("result", told), METHODS[method][1](), ignore_unknown_fields=True)
+        response = METHODS[method][1]
+        whole = pb.TxnResponse if response is pb.SplitTxnResponse else response
+        return response.FromString(
+            ParseDict(told.get("result", told), whole(), ignore_unknown_fields=True).SerializeToString()
+        )
     except ParseError:
         raise _no_gateway(code, endpoint) from None
 

@@ -12,7 +12,7 @@ from codomyrmex.concurrency.etcd.transports.auth import Metadata
 METHODS: dict[str, tuple[str, Any]] = {
     "range": ("/etcdserverpb.KV/Range", pb.RangeResponse),
     "delete": ("/etcdserverpb.KV/DeleteRange", pb.DeleteRangeResponse),
-    "txn": ("/etcdserverpb.KV/Txn", pb.TxnResponse),
+    "txn": ("/etcdserverpb.KV/Txn", pb.SplitTxnResponse),
     "grant": ("/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantResponse),
     "revoke": ("/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeResponse),
     "renew": ("/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveResponse),

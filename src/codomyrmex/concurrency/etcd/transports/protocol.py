@@ -65,7 +65,8 @@ class Get(NamedTuple):
     """A read of one key, or of a range up to ``end``.
 
     ``newest_first`` orders by create revision, descending, and ``oldest_first`` ascending. ``before`` leaves out keys
-    created at that revision or later. ``limit`` 0 means all keys, ``revision`` 0 the newest.
+    created at that revision or later, ``after`` those created at that revision or earlier. ``limit`` 0 means
+    all keys, ``revision`` 0 the newest.
     """
 
     key: bytes
@@ -76,6 +77,7 @@ class Get(NamedTuple):
     before: int = 0
     serializable: bool = False
     oldest_first: bool = False
+    after: int = 0
 
 
 Op = Put | Delete | Get
