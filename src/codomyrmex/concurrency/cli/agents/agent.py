@@ -1,0 +1,52 @@
+"""The agent that a command acts for, and the commands that it is told to type next."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from codomyrmex.concurrency import decode
+from codomyrmex.concurrency.cli.options import settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PROGRAM = ("codomyrmex", "concurrency")
+TREE = "default"
+
+agent_option = click.option("--as", "agent", metavar="AGENT", help="Default: CODOMYRMEX_AGENT, or user@host.")
+tree_option = click.option("--tree", default=TREE, show_default=True, metavar="T", help="The tree that the paths are in.")
+
+
+def agent_of(given: str | None) -> str:
+    """The name of the agent: ``given`` by ``--as``, else by the environment, else the user and the host."""
+    if given is not None and not given.strip():
+        raise click.UsageError("--as must name an agent")
+    return decode.storable(given or os.environ.get("CODOMYRMEX_AGENT") or f"{_user()}@{socket.gethostname()}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under an id without a name
+        return str(os.getuid())
+
+
+def need_a_server(context: click.Context) -> None:
+    """Raise a usage error if etcd would be embedded in this command, and end with it."""
+    if settings(context).endpoints == ("embedded",):
+        raise click.UsageError("an etcd embedded in this command ends with it; start one with `dev`")
+
+
+def next_command(context: click.Context, *words: str, arguments: Sequence[str] = ()) -> str:
+    """A command line of this program for the user to type, with the options that this command was given."""
+    given = [word for name in ("endpoints", "namespace") if (text := context.obj.get(name)) for word in (f"--{name}", text)]
+    if agent := context.params.get("agent"):
+        given += ["--as", agent]
+    apart = ["--"] if any(argument.startswith("-") for argument in arguments) else []
+    return shlex.join([*PROGRAM, *words, *given, *apart, *arguments])
