@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMEOUT, EXIT_LOST = 1, 2, 69, 75, 76
+EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMEOUT, EXIT_LOST, EXIT_NOT_RESERVED = 1, 2, 69, 75, 76, 77
 
 
 def run(main: Coroutine[Any, Any, int | None], stop: asyncio.Event | None = None) -> NoReturn:

@@ -51,9 +51,7 @@ def writer(name: str, rounds: int) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", WRITER, name, str(rounds)], stdout=subprocess.PIPE, text=True)
 
 
-def test_it_is_where_the_state_of_a_user_belongs(
-    state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_it_is_where_the_state_of_a_user_belongs(state: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert opened().directory == state / "codomyrmex" / "reservations" / "fleet" / "agent-7"
     monkeypatch.setenv("HOME", str(tmp_path))
     for useless in ("", "relative/path"):

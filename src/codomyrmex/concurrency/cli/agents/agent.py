@@ -1,12 +1,11 @@
-"""The agent that a command acts for, and the commands that it is told to type next."""
+"""The agent that a command acts for, and the options that the agents' commands share."""
 
 from __future__ import annotations
 
 import getpass
 import os
-import shlex
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -16,11 +15,10 @@ from codomyrmex.concurrency.cli.options import settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PROGRAM = ("codomyrmex", "concurrency")
 TREE = "default"
 
 agent_option = click.option("--as", "agent", metavar="AGENT", help="Default: CODOMYRMEX_AGENT, or user@host.")
-tree_option = click.option("--tree", default=TREE, show_default=True, metavar="T", help="The tree that the paths are in.")
+tree_option = click.option("--tree", default=TREE, show_default=True, metavar="T", help="The tree of the paths.")
 
 
 def agent_of(given: str | None) -> str:
@@ -41,12 +39,3 @@ def need_a_server(context: click.Context) -> None:
     """Raise a usage error if etcd would be embedded in this command, and end with it."""
     if settings(context).endpoints == ("embedded",):
         raise click.UsageError("an etcd embedded in this command ends with it; start one with `dev`")
-
-
-def next_command(context: click.Context, *words: str, arguments: Sequence[str] = ()) -> str:
-    """A command line of this program for the user to type, with the options that this command was given."""
-    given = [word for name in ("endpoints", "namespace") if (text := context.obj.get(name)) for word in (f"--{name}", text)]
-    if agent := context.params.get("agent"):
-        given += ["--as", agent]
-    apart = ["--"] if any(argument.startswith("-") for argument in arguments) else []
-    return shlex.join([*PROGRAM, *words, *given, *apart, *arguments])

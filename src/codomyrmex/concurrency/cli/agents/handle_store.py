@@ -95,29 +95,40 @@ class HandleStore:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def all(self) -> list[KeptHandle]:
-        """Every kept reservation, in the order of names and paths. A warning on stderr names a file it cannot use."""
+    def all(self, *, warn: bool = True) -> list[KeptHandle]:
+        """Every kept reservation, in the order of names and paths. With ``warn``, a line on stderr names each file that
+        is damaged or foreign."""
         try:
             found = [path for path in self.directory.iterdir() if not path.name.startswith(".")]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise self._unusable(error) from None
-        kept = [one for path in found if (one := self._read(path))]
+        kept, strangers = self._read_all(found)
+        for line in strangers if warn else ():
+            click.echo(f"warning: {line}", err=True)
         return sorted(kept, key=lambda one: (one.names, one.tree, one.paths))
 
-    def _read(self, path: Path) -> KeptHandle | None:
-        try:
-            with open(path, "rb", opener=_without_waiting) as file:
-                record = decode.record(_RECORD, file.read(_MOST))
-        except FileNotFoundError:
-            return None  # a parallel call released it
-        except OSError as error:
-            return _skipped(path, error.strerror or str(error))
+    def _read_all(self, paths: list[Path]) -> tuple[list[KeptHandle], list[str]]:
+        kept, strangers = [], []
+        for path in paths:
+            try:
+                kept.append(self._read(path))
+            except FileNotFoundError:
+                continue  # a parallel call released it
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                strangers.append(f"{visible(path)} is left out: {visible(reason)}; remove it if nobody needs it")
+        return kept, strangers
+
+    def _read(self, path: Path) -> KeptHandle:
+        """The reservation in a file. Raises ``OSError`` or ``ValueError`` with the reason why there is none."""
+        with open(path, "rb", opener=_without_waiting) as file:
+            record = decode.record(_RECORD, file.read(_MOST))
         if record is None or record.version != _VERSION:
-            return _skipped(path, "it is damaged, or of another version of this program")
+            raise ValueError("it is damaged, or of another version of this program")
         if (record.namespace, record.agent) != (self._namespace, self._agent):
-            return _skipped(path, f"it belongs to the agent {record.agent!r} in the namespace {record.namespace!r}")
+            raise ValueError(f"it belongs to the agent {record.agent!r} in the namespace {record.namespace!r}")
         return record.kept
 
     def _file(self, kept: KeptHandle) -> Path:
@@ -154,7 +165,3 @@ def _state_home() -> Path:
 
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe of this name must not stop us
-
-
-def _skipped(path: Path, reason: str) -> None:
-    click.echo(f"warning: {visible(path)} is left out: {visible(reason)}; remove it if nobody needs it", err=True)

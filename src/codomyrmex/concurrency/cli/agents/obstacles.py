@@ -25,7 +25,7 @@ async def obstacles(session: Session, wanted: Wanted) -> Obstacles:
     """The present obstacles of ``wanted``; entries of ``session`` itself are none."""
     manager, ours = LockManager(session), f"{session.id:016x}"
     reservations = {one.token: one for one in await manager.reservations()}
-    holders = {token: _reserved(one) for token, one in reservations.items() if wanted.conflicts_with(one)}
+    holders = {token: reserved(one) for token, one in reservations.items() if wanted.conflicts_with(one)}
     waiting, own = [], None
     for name in wanted.names:
         if info := await manager.info(name):
@@ -37,7 +37,8 @@ async def obstacles(session: Session, wanted: Wanted) -> Obstacles:
     return Obstacles(tuple(holders[token] for token in sorted(holders)), tuple(waiting), own)
 
 
-def _reserved(one: ReservationInfo) -> Holder:
+def reserved(one: ReservationInfo) -> Holder:
+    """The holder that a reservation is."""
     return Holder(
         agent=one.owner,
         host=one.host,

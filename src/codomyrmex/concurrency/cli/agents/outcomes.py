@@ -85,3 +85,33 @@ class KeptOutcome:
     reason: str
     held_by: tuple[Holder, ...]
     next: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedPath:
+    """A path, and if a live reservation of the agent covers it; else the reason, and the others who hold it."""
+
+    path: str
+    covered: bool
+    reason: str
+    held_by: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardOutcome:
+    """The result of ``guard check``. ``covered`` is true if every path is; ``next`` are commands to type next."""
+
+    covered: bool
+    agent: str
+    tree: str
+    paths: tuple[GuardedPath, ...]
+    next: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstallOutcome:
+    """The result of ``guard install``. ``line`` is the line to add to a hook that was there before, and else empty."""
+
+    installed: bool
+    hook: str
+    line: str
