@@ -43,7 +43,7 @@ def reserve(
 ) -> None:
     """Reserve names and paths for an agent, all or none; or tell who has them, and exit with 75.
 
-    A reservation outlives this process. It ends when `release` gives it back, or when its time is over and no `renew`
+    A reservation does not end with this process. It ends when `release` gives it back, or when its time is over and no `renew`
     came. Paths are relative to the root of their tree, from whatever directory; a glob is taken as the directory that
     it begins with. What this agent holds already is renewed.
 

@@ -115,8 +115,8 @@ async def _telling(session: Session, wanted: Wanted, reading: list[Obstacles]) -
         now = await obstacles(session, wanted)
         reading.append(now)
         holders = "; ".join(map(text.holder, now.holders)) or "nobody at the moment"
-        place = f"number {now.position(now.own)} in the queue"
-        click.echo(f"waiting for {text.scope(wanted)}, {place}; held by {holders}", err=True)
+        queued = f"number {now.position(now.own)} in the queue"
+        click.echo(f"waiting for {text.scope(wanted)}, {queued}; held by {holders}", err=True)
 
     telling = asyncio.create_task(tell())
     try:

@@ -11,7 +11,7 @@ from codomyrmex.concurrency.waitqueue.scopes import Scopes, normalised
 
 
 class Held(Protocol):
-    """What is known of a reservation."""
+    """A reservation, as far as it is compared here."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
