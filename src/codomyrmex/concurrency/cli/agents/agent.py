@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from codomyrmex.concurrency import decode
+from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.options import settings
+from codomyrmex.concurrency.recipes.reservation import check_ttl
+from codomyrmex.concurrency.waitqueue.progress import check_note
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,6 +22,30 @@ TREE = "default"
 
 agent_option = click.option("--as", "agent", metavar="AGENT", help="Default: CODOMYRMEX_AGENT, or user@host.")
 tree_option = click.option("--tree", default=TREE, show_default=True, metavar="T", help="The tree of the paths.")
+
+
+def lasting(**attributes: Any) -> Callable[[F], F]:
+    """The option --for: a time that a reservation can have."""
+    return click.option("--for", "ttl", type=Duration(), metavar="TIME", callback=_possible(check_ttl), **attributes)
+
+
+def noted(help: str) -> Callable[[F], F]:
+    """The option --note: a text that fits an entry."""
+    return click.option("--note", metavar="TEXT", callback=_possible(check_note), help=help)
+
+
+def _possible(check: Callable[[Any], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback that makes a usage error of a value which ``check`` refuses."""
+
+    def checked(context: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            if value is not None:
+                check(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, param) from None
+        return value
+
+    return checked
 
 
 def agent_of(given: str | None) -> str:

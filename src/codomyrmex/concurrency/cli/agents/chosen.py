@@ -11,7 +11,7 @@ from codomyrmex.concurrency import ConcurrencyError, LockLost, LockManager, Rese
 from codomyrmex.concurrency.cli.agents.agent import agent_of, need_a_server
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore, KeptHandle
 from codomyrmex.concurrency.cli.agents.kept import Kept, opened
-from codomyrmex.concurrency.cli.agents.next_steps import next_command, reserve_command
+from codomyrmex.concurrency.cli.agents.next_steps import list_command, reserve_command
 from codomyrmex.concurrency.cli.agents.obstacles import obstacles
 from codomyrmex.concurrency.cli.agents.outcomes import Holder, KeptOutcome
 from codomyrmex.concurrency.cli.agents.wanted import Wanted, named
@@ -67,7 +67,7 @@ def _chosen(context: click.Context, agent: str, kept: list[KeptHandle], names: S
             known = "; ".join(map(text.scope, kept)) or "none at all"
             raise ConcurrencyError(
                 f"{agent} keeps no reservation of {name!r} here for {namespace(context)}; it keeps {known}. "
-                f"To see all: {next_command(context, 'reservations')}"
+                f"To see all: {list_command(context)}"
             )
     return [one for one in kept if not names or any(named([one], name) for name in names)]
 
@@ -81,8 +81,6 @@ async def _outcome(
         wanted = Wanted(one.names, one.paths, one.handle.tree, one.shared)
         holders = (await obstacles(session, wanted)).holders
         return _told(one, agent, "lost", str(error), holders, (reserve_command(context, one),))
-    except ValueError as error:  # a time or a note that no reservation can have
-        raise click.UsageError(str(error)) from None
     if step.state == "released":
         store.drop(one.handle)
     return _told(one, agent, step.state)

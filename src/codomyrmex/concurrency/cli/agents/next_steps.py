@@ -15,12 +15,21 @@ _INHERITED = ("endpoints", "namespace")
 
 
 def next_command(context: click.Context, *words: str, arguments: Sequence[str] = ()) -> str:
-    """A command line of this program, with the options that the present command was given."""
-    given = [word for name in _INHERITED if (value := context.obj.get(name)) for word in (f"--{name}", value)]
-    if agent := context.params.get("agent"):
-        given += ["--as", agent]
+    """A command line of this agent, with the options that the present command was given."""
+    agent = context.params.get("agent")
+    given = [*connection_options(context), *(["--as", agent] if agent else [])]
     apart = ["--"] if any(argument.startswith("-") for argument in arguments) else []
     return shlex.join([*_PROGRAM, *words, *given, *apart, *arguments])
+
+
+def list_command(context: click.Context) -> str:
+    """The command that lists the reservations of all agents."""
+    return shlex.join([*_PROGRAM, "reservations", *connection_options(context)])
+
+
+def connection_options(context: click.Context) -> list[str]:
+    """The options that say which etcd and which namespace, if the present command was given any."""
+    return [word for name in _INHERITED if (value := context.obj.get(name)) for word in (f"--{name}", value)]
 
 
 def reserve_command(context: click.Context, wanted: Held, *words: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from codomyrmex.concurrency import Reservation
-from codomyrmex.concurrency.cli.agents.agent import agent_option
+from codomyrmex.concurrency.cli.agents.agent import agent_option, noted
 from codomyrmex.concurrency.cli.agents.chosen import Step, kept_names, on_chosen
 from codomyrmex.concurrency.cli.options import common_options
 
@@ -13,7 +13,7 @@ from codomyrmex.concurrency.cli.options import common_options
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=kept_names)
 @click.option("--all", "everything", is_flag=True, help="All reservations that this agent keeps here.")
-@click.option("--note", metavar="TEXT", help="Told to those who watch.")
+@noted("Told to those who watch.")
 @agent_option
 @common_options
 @click.pass_context

@@ -5,17 +5,16 @@ from __future__ import annotations
 import click
 
 from codomyrmex.concurrency import Reservation
-from codomyrmex.concurrency.cli.agents.agent import agent_option
+from codomyrmex.concurrency.cli.agents.agent import agent_option, lasting, noted
 from codomyrmex.concurrency.cli.agents.chosen import Step, kept_names, on_chosen
-from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.options import common_options
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=kept_names)
 @click.option("--all", "everything", is_flag=True, help="All reservations that this agent keeps here.")
-@click.option("--for", "ttl", type=Duration(), metavar="TIME", help="10s to 24h. Default: what it was reserved for.")
-@click.option("--note", metavar="TEXT", help="Replaces its note.")
+@lasting(help="10s to 24h. Default: as it was reserved.")
+@noted("Replaces its note.")
 @agent_option
 @common_options
 @click.pass_context

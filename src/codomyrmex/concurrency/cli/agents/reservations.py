@@ -18,7 +18,7 @@ _PERIOD = 1.0  # seconds between two readings: the time left changes without an 
 
 
 @click.command()
-@click.option("--mine", is_flag=True, help="Only those of this agent.")
+@click.option("--mine", is_flag=True, help="Only those of this agent; --as is enough.")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
 @agent_option
 @common_options

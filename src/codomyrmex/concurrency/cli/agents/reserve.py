@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from codomyrmex.concurrency import Session
-from codomyrmex.concurrency.cli.agents.agent import agent_of, agent_option, need_a_server, tree_option
+from codomyrmex.concurrency.cli.agents.agent import agent_of, agent_option, lasting, need_a_server, noted, tree_option
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore
 from codomyrmex.concurrency.cli.agents.outcomes import ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reserving import Reserving
@@ -23,10 +23,10 @@ from codomyrmex.concurrency.cli.views.text import visible
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=names_of("lock"))
 @click.option("--path", "paths", multiple=True, metavar="P", help="A path; src/ is all below src. May be repeated.")
 @tree_option
-@click.option("--for", "ttl", type=Duration(), default="15m", show_default=True, metavar="TIME", help="10s to 24h.")
+@lasting(default="15m", show_default=True, help="10s to 24h.")
 @click.option("--timeout", type=Duration(), default="30s", show_default=True, metavar="TIME", help="Of the wait.")
 @click.option("--shared", is_flag=True, help="Reserve as a reader, together with other readers.")
-@click.option("--note", default="", metavar="TEXT", help="Shown to others, and to the next one if this expires.")
+@noted("Shown to others, and to the next one if this expires.")
 @agent_option
 @common_options
 @click.pass_context
@@ -38,14 +38,14 @@ def reserve(
     ttl: float,
     timeout: float,
     shared: bool,
-    note: str,
+    note: str | None,
     agent: str | None,
 ) -> None:
     """Reserve names and paths for an agent, all or none; or tell who has them, and exit with 75.
 
-    A reservation does not end with this process. It ends when `release` gives it back, or when its time is over and no `renew`
-    came. Paths are relative to the root of their tree, from whatever directory; a glob is taken as the directory that
-    it begins with. What this agent holds already is renewed.
+    A reservation does not end with this process. It ends when `release` gives it back, or when its time is over and no
+    `renew` came. Paths are relative to the root of their tree, from whatever directory; a glob is taken as the
+    directory that it begins with. What this agent holds already is renewed.
 
     \b
     Examples:

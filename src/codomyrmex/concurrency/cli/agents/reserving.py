@@ -12,7 +12,7 @@ import click
 from codomyrmex.concurrency import ConcurrencyError, LockManager, LockTimeout, Reservation, Session
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore, KeptHandle
 from codomyrmex.concurrency.cli.agents.kept import Kept, still_held
-from codomyrmex.concurrency.cli.agents.next_steps import next_command, reserve_command, some_name
+from codomyrmex.concurrency.cli.agents.next_steps import list_command, next_command, reserve_command, some_name
 from codomyrmex.concurrency.cli.agents.obstacles import Obstacles, obstacles
 from codomyrmex.concurrency.cli.agents.outcomes import HeldReservation, Holder, ReserveOutcome
 from codomyrmex.concurrency.cli.agents.wanted import Wanted
@@ -29,7 +29,7 @@ class Reserving(NamedTuple):
     wanted: Wanted
     ttl: float
     timeout: float
-    note: str
+    note: str | None
 
     async def run(self, session: Session, store: HandleStore) -> ReserveOutcome:
         """Reserve it, or tell its holders."""
@@ -49,27 +49,23 @@ class Reserving(NamedTuple):
             if not self.wanted.without(one for one in held):
                 return self._acquired([one.reservation for one in held])
             return self._busy(await obstacles(session, missing), reading)
-        await _keep(store, reservation, missing)
+        await keep(store, reservation, missing)
         return self._acquired([one.reservation for one in held], reservation)
 
     async def _held(self, manager: LockManager, store: HandleStore) -> list[Kept]:
-        return await still_held(manager, store, self.wanted, self.ttl, self.note or None)
+        return await still_held(manager, store, self.wanted, self.ttl, self.note)
 
     async def _ask(self, manager: LockManager, missing: Wanted) -> Reservation:
-        try:
-            reserving = manager.reserve(
-                *missing.names,
-                paths=missing.paths,
-                tree=missing.tree,
-                ttl=self.ttl,
-                timeout=self.timeout,
-                note=self.note,
-                owner=self.agent,
-                shared=missing.shared,
-            )
-        except ValueError as error:  # a time or a note that no reservation can have
-            raise click.UsageError(str(error)) from None
-        return await reserving
+        return await manager.reserve(
+            *missing.names,
+            paths=missing.paths,
+            tree=missing.tree,
+            ttl=self.ttl,
+            timeout=self.timeout,
+            note=self.note or "",
+            owner=self.agent,
+            shared=missing.shared,
+        )
 
     def _acquired(self, renewed: list[Reservation], new: Reservation | None = None) -> ReserveOutcome:
         shared = self.wanted.shared
@@ -92,12 +88,12 @@ class Reserving(NamedTuple):
 
     def _ways_on(self, holders: tuple[Holder, ...]) -> tuple[str, ...]:
         longest = max((one.expires_in or 0.0 for one in holders), default=0.0)
-        longer = f"{max(60, int(longest) + 60)}s"
+        longer = f"{int(longest) // 60 + 1}m"
         again = reserve_command(self.context, self.wanted, "--timeout", longer)
-        return again, next_command(self.context, "reservations")
+        return again, list_command(self.context)
 
 
-async def _keep(store: HandleStore, reservation: Reservation, wanted: Wanted) -> None:
+async def keep(store: HandleStore, reservation: Reservation, wanted: Wanted) -> None:
     """Keep the handle; if that fails, release the reservation, for nobody could use it."""
     try:
         store.keep(KeptHandle(reservation.handle, wanted.names, wanted.paths, wanted.tree, wanted.shared))

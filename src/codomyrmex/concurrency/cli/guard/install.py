@@ -12,6 +12,7 @@ import click
 
 from codomyrmex.concurrency import ConcurrencyError
 from codomyrmex.concurrency.cli.agents.agent import TREE, tree_option
+from codomyrmex.concurrency.cli.agents.next_steps import connection_options
 from codomyrmex.concurrency.cli.agents.outcomes import InstallOutcome
 from codomyrmex.concurrency.cli.guard import git
 from codomyrmex.concurrency.cli.guard.hook import check_line, hook
@@ -40,9 +41,7 @@ def install(context: click.Context, tree: str) -> None:
 
 
 async def _install(context: click.Context, tree: str) -> int:
-    options = [
-        word for name in ("endpoints", "namespace") if (value := context.obj.get(name)) for word in (f"--{name}", value)
-    ]
+    options = connection_options(context)
     options += ["--tree", tree] if tree != TREE else []
     path, wanted = git.hooks() / "pre-commit", hook(_program(), options)
     try:

@@ -1,0 +1,309 @@
+"""Agents at the command line: each call is a process of its own, and each host has a state directory of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codomyrmex.concurrency import ConcurrencyError, LockManager, ReservationInfo, Session
+from codomyrmex.concurrency.cli.agents.handle_store import HandleStore
+from codomyrmex.concurrency.cli.agents.reserving import keep
+from codomyrmex.concurrency.cli.agents.wanted import Wanted
+from tests.helpers import queue_of, revoke
+from tests.integration.command_line import CLI, Cli, Result, line
+
+
+class Agent:
+    """The calls of one agent on one host."""
+
+    def __init__(self, cli: Cli, state: Path, name: str) -> None:
+        self.name = name
+        self.cli = Cli("", "")
+        self.cli.environment = {**cli.environment, "XDG_STATE_HOME": str(state), "CODOMYRMEX_AGENT": name}
+
+    async def __call__(self, *args: str, cwd: Path | None = None, **environment: str) -> Result:
+        return await run(*CLI, *args, cwd=cwd, environment={**self.cli.environment, **environment})
+
+    async def json(self, *args: str, code: int = 0) -> Any:
+        result = await self(*args, "-o", "json")
+        assert result.code == code, result
+        return json.loads(result.out)
+
+
+async def run(*argv: str, cwd: Path | None, environment: dict[str, str]) -> Result:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*argv, cwd=cwd, env=environment, stdout=pipe, stderr=pipe)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+Agents = Callable[..., Agent]
+
+
+@pytest.fixture
+def agents(cli: Cli, tmp_path: Path) -> Agents:
+    def agent(name: str, host: str = "here") -> Agent:
+        return Agent(cli, tmp_path / host, name)
+
+    return agent
+
+
+async def reserved(session: Session, count: int) -> list[ReservationInfo]:
+    found = await LockManager(session).reservations()
+    assert len(found) == count, found
+    return found
+
+
+async def expire(session: Session) -> None:
+    """End the lease of the one reservation, as its time does."""
+    (one,) = await reserved(session, 1)
+    await revoke(session, int(one.lease, 16))
+
+
+def files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "here").rglob("*.json"))
+
+
+# Names, from call to call
+
+
+async def test_a_reservation_goes_on_from_call_to_call(agents: Agents, session: Session, tmp_path: Path) -> None:
+    agent = agents("agent-7")
+    made = await agent.json("reserve", "deploy", "db", "--for", "20s", "--note", "migrating")
+    (one,) = made["reservations"]
+    assert made["acquired"] and one["names"] == ["deploy", "db"] and not one["renewed"] and one["ttl"] == 20
+    (info,) = await reserved(session, 1)
+    assert (info.owner, info.note, info.token, info.ttl) == ("agent-7", "migrating", one["token"], 20)
+    (file,) = files(tmp_path)
+    assert file.parent == tmp_path / "here/codomyrmex/reservations" / session.settings.namespace / "agent-7"
+    (renewed,) = await agent.json("renew", "db", "--for", "1h", "--note", "half done")
+    assert renewed["state"] == "renewed" and 3590 < renewed["expires_in"] <= 3600
+    assert (await reserved(session, 1))[0].note == "half done"
+    (released,) = await agent.json("release", "--all")
+    assert released["state"] == "released" and released["token"] == one["token"]
+    assert await reserved(session, 0) == [] and files(tmp_path) == []
+    assert await agent.json("release", "--all") == []
+    again = await agent("release", "deploy")
+    assert again.code == 1 and "keeps no reservation of 'deploy'" in again.err
+
+
+async def test_what_an_agent_holds_already_is_renewed_and_only_the_rest_is_reserved(
+    agents: Agents, session: Session
+) -> None:
+    agent = agents("agent-7")
+    await agent.json("reserve", "a", "b", "--for", "1h")
+    (same,) = (await agent.json("reserve", "a"))["reservations"]
+    assert same["renewed"] and same["names"] == ["a", "b"] and same["expires_in"] > 3590  # never shortened
+    words = await agent("reserve", "b")
+    assert words.code == 0 and words.out.startswith("renewed, as held already: a, b, by agent-7 for 1h00m")
+    old, new = (await agent.json("reserve", "b", "c", "--for", "2h"))["reservations"]
+    assert old["renewed"] and old["ttl"] == 7200 and new["names"] == ["c"] and not new["renewed"]
+    await reserved(session, 2)
+    other = await agents("agent-8")("reserve", "c", "--timeout", "0")
+    assert other.code == 75
+
+
+async def test_parallel_calls_of_one_agent_share_one_reservation(
+    agents: Agents, session: Session, tmp_path: Path
+) -> None:
+    agent = agents("agent-7")
+    made = await asyncio.gather(*(agent("reserve", "a", "--timeout", "2s") for _ in range(4)))
+    assert [one.code for one in made] == [0] * 4, made
+    await reserved(session, 1)
+    calls = [agent("renew", "--all"), agent("release", "a"), agent("release", "--all"), agent("renew", "a")]
+    ended = await asyncio.gather(*calls)
+    assert all(one.code in (0, 1, 76) and "Traceback" not in one.err for one in ended), ended
+    assert await reserved(session, 0) == [] and files(tmp_path) == []
+
+
+async def test_an_agent_that_waits_is_told_the_holder_and_its_own_position(agents: Agents, session: Session) -> None:
+    await agents("agent-7")("reserve", "deploy", "--note", "migrating the schema")
+    async with agents("agent-8", "elsewhere").cli.started("reserve", "deploy", "--timeout", "20s"):
+        await queue_of(session, "deploy", 2)
+        told = await agents("agent-9")("reserve", "deploy", "--timeout", "1500ms")
+        busy = await agents("agent-9").json("reserve", "deploy", "--timeout", "0", code=75)
+    assert told.code == 75 and told.out == ""
+    first, refused, held, place, following, _ = told.err.splitlines()
+    assert first.startswith("waiting for deploy, number 2 in the queue; held by agent-7 (")
+    assert refused == "not reserved: not granted within 1.5 s"
+    assert held.startswith("held: deploy by agent-7 (") and held.endswith(" left, note: migrating the schema")
+    assert place == "place in the queue: 2; this call has left it"
+    assert following == "next: codomyrmex concurrency reserve --timeout 15m deploy"
+    (holder,) = busy["held_by"]
+    assert (holder["agent"], holder["note"], busy["position"]) == ("agent-7", "migrating the schema", 2)
+    assert holder["since"] and 800 < holder["expires_in"] <= 900
+
+
+async def test_a_holder_without_a_reservation_is_told_too(agents: Agents, session: Session) -> None:
+    async with LockManager(session).acquire("deploy", metadata={"agent": "runner"}):
+        told = await agents("agent-7")("reserve", "deploy", "--timeout", "0")
+    assert told.code == 75 and "held: deploy by runner (" in told.err and ", until it releases" in told.err
+
+
+async def test_a_reservation_whose_handle_is_elsewhere_is_said_to_be_the_agents_own(agents: Agents) -> None:
+    await agents("agent-7", "one-host")("reserve", "deploy")
+    told = await agents("agent-7", "another")("reserve", "deploy", "--timeout", "0")
+    assert told.code == 75 and "agent-7 reserved deploy elsewhere, and its handle is not kept here" in told.err
+
+
+# Loss
+
+
+@pytest.mark.parametrize("word", ["renew", "release"])
+async def test_a_lost_reservation_is_told_once_with_its_present_holder(
+    agents: Agents, session: Session, tmp_path: Path, word: str
+) -> None:
+    agent = agents("agent-7")
+    await agent("reserve", "deploy", "--note", "half done")
+    await expire(session)
+    taken = await agents("agent-8", "elsewhere")("reserve", "deploy")
+    assert "left by agent-7, whose reservation expired: half done" in taken.out
+    lost = await agent(word, "deploy")
+    assert lost.code == 76 and lost.err.startswith("lost: deploy: "), lost
+    assert "held: deploy by agent-8 (" in lost.err and "next: codomyrmex concurrency reserve deploy" in lost.err
+    assert files(tmp_path) == []
+    assert (await agent(word, "deploy")).code == 1
+
+
+async def test_of_several_the_lost_one_is_told_and_the_others_are_renewed(agents: Agents, session: Session) -> None:
+    agent = agents("agent-7")
+    await agent("reserve", "a")
+    await expire(session)
+    await agent("reserve", "b")
+    outcomes = await agent.json("renew", "--all", code=76)
+    assert [(one["names"], one["state"]) for one in outcomes] == [(["a"], "lost"), (["b"], "renewed")]
+    assert outcomes[0]["held_by"] == [] and outcomes[0]["reason"]
+
+
+async def test_what_was_lost_is_reserved_again(agents: Agents, session: Session, tmp_path: Path) -> None:
+    agent = agents("agent-7")
+    await agent("reserve", "a", "--note", "interrupted")
+    await expire(session)
+    again = await agent("reserve", "a")
+    assert again.code == 0 and again.out.startswith("reserved: a, by agent-7")
+    assert "warning: the reservation of a was lost" in again.err and len(files(tmp_path)) == 1
+
+
+# Handles
+
+
+async def test_where_no_handle_can_be_kept_nothing_is_reserved(
+    agents: Agents, session: Session, tmp_path: Path
+) -> None:
+    (tmp_path / "here").write_text("in the way")
+    refused = await agents("agent-7")("reserve", "a")
+    assert refused.code == 1 and "handles of reservations cannot be kept in" in refused.err
+    await reserved(session, 0)
+
+
+async def test_what_cannot_be_kept_is_released_again(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    store = HandleStore("fleet", "agent-7")
+    store.open()
+    reservation = await LockManager(session).reserve("a", ttl=60)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ConcurrencyError, match=r"No space left.*released again"):
+        await keep(store, reservation, Wanted(("a",), (), "default", False))
+    await reserved(session, 0)
+
+
+async def test_a_damaged_handle_stops_no_other(agents: Agents, session: Session, tmp_path: Path) -> None:
+    agent = agents("agent-7")
+    for name in ("a", "b"):
+        await agent("reserve", name)
+    whole = files(tmp_path)[0]
+    whole.write_text(whole.read_text().replace('"handle": "cdx', '"handle": "cut'))
+    (whole.parent / "foreign.json").write_text("{}")
+    renewed = await agent("renew", "--all")
+    assert renewed.code == 0 and renewed.out.count("renewed: ") == 1
+    assert renewed.err.count("is left out") == 2 and "Traceback" not in renewed.err
+
+
+# All reservations
+
+
+async def test_all_reservations_are_listed_with_notes_and_time_left(agents: Agents) -> None:
+    await agents("agent-7")("reserve", "a", "--note", "first", "--for", "2h")
+    await agents("agent-8")("reserve", "b", "--shared")
+    one, other = await agents("nobody").json("reservations")
+    assert (one["owner"], one["names"], one["note"], other["owner"], other["shared"]) == (
+        *("agent-7", ["a"], "first", "agent-8"),
+        True,
+    )
+    assert not any("handle" in key for key in one)
+    (mine,) = await agents("agent-8").json("reservations", "--mine")
+    assert mine["owner"] == "agent-8"
+    table = (await agents("agent-7")("reservations", "--as", "agent-7")).out.splitlines()
+    assert len(table) == 2 and table[1].split()[:2] == ["agent-7", "a"] and "1h59m" in table[1]
+    nothing = await agents("agent-9")("reservations", "--mine")
+    assert nothing.code == 0 and "nothing is reserved by agent-9" in nothing.err
+
+
+async def test_changes_are_followed_line_by_line(agents: Agents, session: Session) -> None:
+    agent = agents("agent-7")
+    async with agents("watcher").cli.started("reservations", "--watch", "-o", "json") as watching:
+        await agent("reserve", "a")
+        told = [json.loads(await line(watching))]
+        await agent("renew", "a", "--note", "half done")
+        told.append(json.loads(await line(watching)))
+        await agent("release", "a")
+        told.append(json.loads(await line(watching)))
+    assert [one["kind"] for one in told] == ["reserved", "renewed", "ended"]
+    assert told[1]["reservation"]["note"] == "half done"
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("reserve",), "what to reserve"),
+        (("reserve", "x", "--for", "9s"), "10 seconds"),
+        (("reserve", "x", "--for", "25h"), "24 hours"),
+        (("reserve", ""), "name"),
+        (("reserve", "--path", "../x"), "'..'"),
+        (("reserve", "--path", "/x"), "begins with a slash"),
+        (("reserve", "x", "--note", "y" * 5000), "4096"),
+        (("reserve", "x", "--as", " "), "--as must name an agent"),
+        (("reserve", "x", "--endpoints", "embedded"), "start one with `dev`"),
+        (("renew",), "--all"),
+        (("release", "x", "--all"), "--all"),
+        (("guard", "check"), "--staged"),
+        (("guard", "check", "../x"), "'..'"),
+    ],
+)
+async def test_a_wrong_use_is_told_before_etcd_is_asked(agents: Agents, args: tuple[str, ...], told: str) -> None:
+    result = await agents("agent-7")(*args, CODOMYRMEX_ETCD_ENDPOINTS="http://127.0.0.1:1")
+    assert result.code == 2 and told in result.err, result
+
+
+async def test_where_etcd_is_away_it_is_said(agents: Agents, tmp_path: Path) -> None:
+    await agents("agent-7")("reserve", "a")
+    calls = [("reserve", "b"), ("renew", "a"), ("release", "--all"), ("reservations",), ("guard", "check", "x")]
+    away = {"CODOMYRMEX_ETCD_ENDPOINTS": "http://127.0.0.1:1", "CODOMYRMEX_ETCD_DIAL_TIMEOUT": "0.5"}
+    results = await asyncio.gather(*(agents("agent-7")(*call, **away) for call in calls))
+    assert [one.code for one in results] == [69] * len(calls), results
+    assert len(files(tmp_path)) == 1
+
+
+async def test_the_agent_is_named_by_the_user_and_the_host_if_by_nothing_else(agents: Agents) -> None:
+    agent = agents("")
+    await agent.json("reserve", "a")
+    info = (await agent.json("reservations"))[0]
+    assert "@" in info["owner"] and info["owner"].endswith(os.uname().nodename)
+    named = await agent.json("reserve", "b", "--as", "given")
+    assert named["agent"] == "given" and named["next"][0] == "codomyrmex concurrency renew --as given b"
