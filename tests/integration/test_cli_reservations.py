@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,42 +13,15 @@ from codomyrmex.concurrency import ConcurrencyError, LockManager, ReservationInf
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore
 from codomyrmex.concurrency.cli.agents.reserving import keep
 from codomyrmex.concurrency.cli.agents.wanted import Wanted
-from tests.helpers import queue_of, revoke
-from tests.integration.command_line import CLI, Cli, Result, line
-
-
-class Agent:
-    """The calls of one agent on one host."""
-
-    def __init__(self, cli: Cli, state: Path, name: str) -> None:
-        self.name = name
-        self.cli = Cli("", "")
-        self.cli.environment = {**cli.environment, "XDG_STATE_HOME": str(state), "CODOMYRMEX_AGENT": name}
-
-    async def __call__(self, *args: str, cwd: Path | None = None, **environment: str) -> Result:
-        return await run(*CLI, *args, cwd=cwd, environment={**self.cli.environment, **environment})
-
-    async def json(self, *args: str, code: int = 0) -> Any:
-        result = await self(*args, "-o", "json")
-        assert result.code == code, result
-        return json.loads(result.out)
-
-
-async def run(*argv: str, cwd: Path | None, environment: dict[str, str]) -> Result:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*argv, cwd=cwd, env=environment, stdout=pipe, stderr=pipe)
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode is not None
-    return Result(process.returncode, out.decode(), err.decode())
-
-
-Agents = Callable[..., Agent]
+from tests.helpers import eventually, queue_of, revoke
+from tests.integration.agents import Agent, Agents
+from tests.integration.command_line import Cli, line
 
 
 @pytest.fixture
 def agents(cli: Cli, tmp_path: Path) -> Agents:
     def agent(name: str, host: str = "here") -> Agent:
-        return Agent(cli, tmp_path / host, name)
+        return Agent(cli, name, tmp_path / host)
 
     return agent
 
@@ -263,6 +234,84 @@ async def test_changes_are_followed_line_by_line(agents: Agents, session: Sessio
         told.append(json.loads(await line(watching)))
     assert [one["kind"] for one in told] == ["reserved", "renewed", "ended"]
     assert told[1]["reservation"]["note"] == "half done"
+
+
+# Paths
+
+
+async def test_paths_are_reserved_from_call_to_call(agents: Agents, session: Session) -> None:
+    agent, other = agents("agent-7"), agents("agent-8", "elsewhere")
+    made = await agent("reserve", "--path", "src/parser/", "--path", "doc/*.md", "--note", "renaming")
+    assert made.code == 0 and "src/parser/, doc/ in the tree default" in made.out
+    assert "note: 'doc/*.md' is taken as the directory 'doc/'" in made.err
+    busy = await other("reserve", "--path", "./src//parser/a.py", "--timeout", "0")
+    assert busy.code == 75
+    assert "held: src/parser/, doc/ in the tree default by agent-7 (" in busy.err and "note: renaming" in busy.err
+    assert "next: codomyrmex concurrency reserve --path src/parser/a.py --timeout 15m" in busy.err
+    disjoint = [("--path", "src/main.py"), ("--path", "src/parser/a.py", "--tree", "another")]
+    for paths in disjoint:
+        assert (await other("reserve", *paths, "--timeout", "0")).code == 0
+    await reserved(session, 3)
+    for name in ("doc/", "src/main.py"):
+        (renewed,) = await (agent if name == "doc/" else other).json("renew", name)
+        assert renewed["state"] == "renewed" and renewed["tree"] == "default"
+    assert (await agent("release", "src/parser/")).code == 0
+    assert (await other("reserve", "--path", "src/parser/a.py", "--timeout", "0")).code == 0
+
+
+async def test_an_agent_is_told_when_it_is_in_its_own_way(agents: Agents, session: Session) -> None:
+    agent = agents("agent-7")
+    await agent("reserve", "--path", "src/parser/")
+    inside = await agent.json("reserve", "--path", "src/parser/a.py")
+    assert inside["reservations"][0]["renewed"] and inside["reservations"][0]["paths"] == ["src/parser/"]
+    wider = await agent("reserve", "--path", "src/")
+    assert wider.code == 75 and "agent-7 holds src/parser/ in the tree default itself" in wider.err
+    assert "next: codomyrmex concurrency release src/parser/" in wider.err
+    await reserved(session, 1)
+
+
+async def test_waiters_for_paths_are_counted_where_they_overlap(agents: Agents, session: Session) -> None:
+    await agents("agent-1")("reserve", "--path", "src/")
+    async with (
+        agents("agent-2").cli.started("reserve", "--path", "src/a.py", "--timeout", "20s"),
+        agents("agent-3").cli.started("reserve", "--path", "src/b.py", "--timeout", "20s"),
+    ):
+        manager = LockManager(session)
+        await eventually(lambda: waiting(manager, 2))
+        (one, several) = [
+            await agents("agent-4").json("reserve", "--path", path, "--timeout", "0", code=75)
+            for path in ("src/b.py", "src/")
+        ]
+    assert (one["position"], several["position"]) == (2, 3)
+
+
+async def waiting(manager: LockManager, count: int) -> bool:
+    info = await manager.info("default", kind="path")
+    return info is not None and len(info.waiters) == count
+
+
+async def test_two_agents_share_a_tree(agents: Agents, session: Session, tmp_path: Path) -> None:
+    """The story of a reservation: reserved in one call, renewed in later ones, asked for, lost, and taken over."""
+    first, second = agents("parser-agent", "one-host"), agents("test-agent", "another-host")
+    assert (await first("reserve", "--path", "src/parser/", "--note", "renaming the parser")).code == 0
+    for done in ("a.py", "b.py"):
+        assert (await first("guard", "check", f"src/parser/{done}")).code == 0
+        assert (await first("renew", "src/parser/", "--note", f"{done} is renamed")).code == 0
+    told = await second.json("reserve", "--path", "src/parser/a.py", "--timeout", "0", code=75)
+    (holder,) = told["held_by"]
+    assert (holder["agent"], holder["note"], told["position"]) == ("parser-agent", "b.py is renamed", 1)
+    assert told["next"][0] == "codomyrmex concurrency reserve --path src/parser/a.py --timeout 15m"
+    assert (await second("guard", "check", "src/parser/a.py")).code == 77
+    await expire(session)
+    taken = await second("reserve", "--path", "src/parser/a.py")
+    assert taken.code == 0 and "left by parser-agent, whose reservation expired: b.py is renamed" in taken.out
+    assert (await first("guard", "check", "src/parser/a.py")).code == 77
+    lost = await first("renew", "--all")
+    assert lost.code == 76 and "held: src/parser/a.py in the tree default by test-agent" in lost.err
+    assert (await second("release", "--all", "--note", "tested")).code == 0
+    assert (await first("reserve", "--path", "src/parser/", "--timeout", "0")).code == 0
+    assert (await first("release", "--all")).code == 0
+    await reserved(session, 0)
 
 
 # Usage
