@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from codomyrmex.concurrency.cli.schemas import OUTPUTS, output_schema, schemas
 from tests.integration.command_line import CLI, Cli, Result
+from tests.json_schema import faults
 
 
 class Agent:
@@ -35,10 +37,14 @@ class Agent:
         return Result(process.returncode, out.decode(), err.decode())
 
     async def json(self, *args: str, code: int = 0) -> Any:
-        """The JSON that one of our commands prints."""
+        """The JSON that one of our commands prints, which is as ``capabilities`` describes it."""
         result = await self(*args, "-o", "json")
         assert result.code == code, result
-        return json.loads(result.out)
+        found = json.loads(result.out)
+        name = next(" ".join(args[:n]) for n in (2, 1) if " ".join(args[:n]) in OUTPUTS)
+        wrong = faults(found, output_schema(name), schemas())
+        assert not wrong, wrong
+        return found
 
 
 Agents = Callable[..., Agent]  # by name, and by host

@@ -9,13 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from codomyrmex.concurrency import ConcurrencyError, LockManager, ReservationInfo, Session
+from codomyrmex.concurrency import (
+    ConcurrencyError,
+    DeadLetterQueue,
+    LockManager,
+    ReservationInfo,
+    Semaphore,
+    Session,
+)
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore
 from codomyrmex.concurrency.cli.agents.reserving import keep
 from codomyrmex.concurrency.cli.agents.wanted import Wanted
+from codomyrmex.concurrency.cli.schemas import event_schema, schemas
 from tests.helpers import eventually, queue_of, revoke
 from tests.integration.agents import Agent, Agents
 from tests.integration.command_line import Cli, line
+from tests.json_schema import faults
+
+pytestmark = pytest.mark.timeout(180)  # each call is a process; there are up to twenty in a test
 
 
 @pytest.fixture
@@ -229,11 +240,23 @@ async def test_changes_are_followed_line_by_line(agents: Agents, session: Sessio
         await agent("reserve", "a")
         told = [json.loads(await line(watching))]
         await agent("renew", "a", "--note", "half done")
-        told.append(json.loads(await line(watching)))
         await agent("release", "a")
-        told.append(json.loads(await line(watching)))
-    assert [one["kind"] for one in told] == ["reserved", "renewed", "ended"]
-    assert told[1]["reservation"]["note"] == "half done"
+        while told[-1]["kind"] != "ended":
+            told.append(json.loads(await line(watching)))
+    # Its time and its note may change between two readings.
+    assert list(dict.fromkeys(one["kind"] for one in told)) == ["reserved", "renewed", "ended"]
+    assert not [fault for one in told for fault in faults(one, event_schema("reservations"), schemas())]
+    assert told[-1]["reservation"]["note"] == "half done"
+
+
+async def test_the_other_commands_print_what_is_described_too(agents: Agents, session: Session) -> None:
+    agent = agents("agent-7")
+    await agent("reserve", "b", "--path", "src/")
+    await DeadLetterQueue(session=session).add(operation="send", args={"to": [1]}, error="no")
+    async with LockManager(session).acquire("a"), Semaphore("gpu", max_concurrent=2, session=session):
+        for call in ("locks", "locks show a", "semaphores", "semaphores show gpu", "dlq stats", "dlq list", "status"):
+            assert await agent.json(*call.split())
+        assert await agent.json("pools") == [] and (await agent.json("capabilities"))["version"]
 
 
 # Paths

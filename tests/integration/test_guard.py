@@ -18,6 +18,8 @@ _GIT = {
 }
 AWAY = {"CODOMYRMEX_ETCD_ENDPOINTS": "http://127.0.0.1:1", "CODOMYRMEX_ETCD_DIAL_TIMEOUT": "0.5"}
 
+pytestmark = pytest.mark.timeout(180)  # each call is a process; there are up to twenty in a test
+
 
 @pytest.fixture
 def agents(cli: Cli, tmp_path: Path) -> Agents:

@@ -42,7 +42,7 @@ OUTPUTS = {
     "reservations": Output(ReservationInfo, True, ReservationEvent),
     "reserve": Output(ReserveOutcome),
     "semaphores": Output(SemaphoreInfo, True, SemaphoreInfo),
-    "semaphores show": Output(SemaphoreInfo),
+    "semaphores show": Output(SemaphoreInfo, event=SemaphoreInfo),
     "status": Output(ClusterStatus),
 }
 
@@ -65,7 +65,8 @@ def event_schema(command: str) -> dict[str, Any] | None:
 def schemas() -> dict[str, Any]:
     """The schemas by name. Every field is always there; a later version may add some."""
     types = dict.fromkeys(one for output in OUTPUTS.values() for one in (output.model, output.event) if one)
-    adapters: list[Any] = [(one.__name__, "serialization", TypeAdapter(one)) for one in types]
+    # The other mode leaves out the fields that etcd does not store, and users are shown.
+    adapters: list[Any] = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
     made, shared = TypeAdapter.json_schemas(adapters, ref_template=_AT + "{model}")
     found = {**shared.get("$defs", {})}
     for (name, _), schema in made.items():
