@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from codomyrmex.concurrency import LockManager, Session
 from tests.integration.agents import Agent, Agents
 from tests.integration.command_line import Cli
 
@@ -76,7 +77,7 @@ async def test_the_holders_of_a_path_are_told(agents: Agents) -> None:
     await agents("agent-7")("reserve", "--path", "src/", "--note", "renaming")
     told = await agents("agent-8").json("guard", "check", "src/a.py", "doc/x", code=77)
     first, second = told["paths"]
-    assert not told["covered"] and first["held_by"][0]["note"] == "renaming" and first["reason"] == "reserved by others"
+    assert not told["covered"] and first["held_by"][0]["note"] == "renaming" and first["reason"] == "held by others"
     assert second["held_by"] == [] and told["next"] == [
         "codomyrmex concurrency reserve --path src/a.py --path doc/x",
     ]
@@ -84,6 +85,14 @@ async def test_the_holders_of_a_path_are_told(agents: Agents) -> None:
     assert "    held: src/ in the tree default by agent-7 (" in words.err
     assert (await agents("agent-7").json("guard", "check", "src/a.py"))["covered"]
     assert (await agents("agent-7")("guard", "check", "src/a.py", "--tree", "another")).code == 77
+
+
+async def test_a_holder_without_a_reservation_is_told_too(agents: Agents, session: Session) -> None:
+    async with LockManager(session).acquire_paths(["src/"], metadata={"agent": "agent-7"}):
+        for name in ("agent-7", "agent-8"):
+            told = await agents(name)("guard", "check", "src/a.py")
+            assert told.code == 77 and "held: src/ in the tree default by agent-7 (" in told.err
+            assert ", until it releases" in told.err
 
 
 async def test_a_reader_covers_nothing(agents: Agents) -> None:
@@ -105,7 +114,7 @@ async def test_the_hook_lets_only_reserved_paths_pass(agents: Agents) -> None:
     assert "  src/a.py: not reserved" in told and "  src/c.py: not reserved" in told and "b.py" not in told
     assert "git commit --no-verify" in told
     await agent("reserve", "--path", "src/c.py", "--path", "src/a.py")
-    assert "src/parser/b.py: reserved by others" in await git(other, "commit", "-qam", "change", code=1)
+    assert "src/parser/b.py: held by others" in await git(other, "commit", "-qam", "change", code=1)
     await git(agent, "commit", "-qam", "change")
     (agent.cwd / "src/new").write_text("")
     await git(agent, "add", "-A")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from codomyrmex.concurrency import decode
+from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.options import settings
 from codomyrmex.concurrency.recipes.reservation import check_ttl
@@ -21,7 +22,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 TREE = "default"
 
 agent_option = click.option("--as", "agent", metavar="AGENT", help="Default: CODOMYRMEX_AGENT, or user@host.")
-tree_option = click.option("--tree", default=TREE, show_default=True, metavar="T", help="The tree of the paths.")
+tree_option = click.option(
+    "--tree",
+    default=TREE,
+    show_default=True,
+    metavar="T",
+    shell_complete=names_of("tree"),
+    help="The tree of the paths.",
+)
 
 
 def lasting(**attributes: Any) -> Callable[[F], F]:

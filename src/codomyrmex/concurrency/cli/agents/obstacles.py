@@ -25,7 +25,7 @@ class Obstacles(NamedTuple):
 async def obstacles(session: Session, wanted: Wanted) -> Obstacles:
     """The present obstacles of ``wanted``; entries of ``session`` itself are none."""
     manager, ours = LockManager(session), f"{session.id:016x}"
-    reservations = [reserved(one) for one in await manager.reservations()]
+    reservations = [_reserved(one) for one in await manager.reservations()]
     holders = {one.token: one for one in reservations if wanted.conflicts_with(one)}
     waiting, own = [], None
     for queue in await _queues(manager, wanted):
@@ -47,8 +47,17 @@ async def _queues(manager: LockManager, wanted: Wanted) -> list[LockInfo]:
     return [one for one in found if one]
 
 
-def reserved(one: ReservationInfo) -> Holder:
-    """The holder that a reservation is."""
+async def holders_in(session: Session, tree: str) -> list[Holder]:
+    """The holders of paths of a tree, in the order of their tokens; reservations and others."""
+    manager = LockManager(session)
+    found = {one.token: _reserved(one) for one in await manager.reservations() if one.tree == tree}
+    if queue := await manager.info(tree, kind="path"):
+        for one in queue.holders:
+            found.setdefault(one.token, _held(queue, one))
+    return [found[token] for token in sorted(found)]
+
+
+def _reserved(one: ReservationInfo) -> Holder:
     return Holder(
         agent=one.owner,
         host=one.host,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from codomyrmex.concurrency import InvalidName, LockManager, Session
+from codomyrmex.concurrency import InvalidName, Session
 from codomyrmex.concurrency.cli.agents.agent import agent_of, agent_option, need_a_server, tree_option
 from codomyrmex.concurrency.cli.agents.next_steps import reserve_command
-from codomyrmex.concurrency.cli.agents.obstacles import reserved
+from codomyrmex.concurrency.cli.agents.obstacles import holders_in
 from codomyrmex.concurrency.cli.agents.outcomes import GuardedPath, GuardOutcome
 from codomyrmex.concurrency.cli.agents.wanted import Wanted
 from codomyrmex.concurrency.cli.guard import git
@@ -71,12 +71,10 @@ async def _check(context: click.Context, agent: str, paths: list[str], staged: b
     verdicts = []
     if paths:
         async with Session(settings(context)) as session:
-            verdicts = judge(paths, tree, agent, await LockManager(session).reservations())
+            verdicts = judge(paths, agent, await holders_in(session, tree))
     missing = [one for one in verdicts if not one.covered]
     again = (reserve_command(context, _to_reserve(missing, tree)),) if missing else ()
-    guarded = tuple(
-        GuardedPath(one.path, one.covered, _reason(one), tuple(map(reserved, one.held_by))) for one in verdicts
-    )
+    guarded = tuple(GuardedPath(one.path, one.covered, _reason(one), one.held_by) for one in verdicts)
     outcome = GuardOutcome(not missing, agent, tree, guarded, again)
     _show(context, outcome)
     return EXIT_NOT_RESERVED if missing else 0
@@ -91,7 +89,7 @@ def _reason(one: PathVerdict) -> str:
         return ""
     if one.shared:
         return "this agent has reserved it as a reader only"
-    return "reserved by others" if one.held_by else "not reserved"
+    return "held by others" if one.held_by else "not reserved"
 
 
 def _show(context: click.Context, outcome: GuardOutcome) -> None:

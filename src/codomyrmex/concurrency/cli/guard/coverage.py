@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from codomyrmex.concurrency import InvalidName, ReservationInfo
+from codomyrmex.concurrency import InvalidName
+from codomyrmex.concurrency.cli.agents.outcomes import Holder
 from codomyrmex.concurrency.waitqueue.scopes import Scopes, ancestors, normalised, widened
 
 
@@ -14,7 +15,7 @@ class PathVerdict:
     """A path, and if a reservation of the agent covers it.
 
     ``reserve`` is the path to reserve for it, empty if it is covered: itself, or its directory if its name cannot be
-    reserved. ``held_by`` are the reservations of others that it would wait for. ``shared`` is true if the agent holds
+    reserved. ``held_by`` are the other holders that it would wait for. ``shared`` is true if the agent holds
     it as a reader.
     """
 
@@ -22,17 +23,18 @@ class PathVerdict:
     covered: bool
     reserve: str
     shared: bool
-    held_by: tuple[ReservationInfo, ...]
+    held_by: tuple[Holder, ...]
 
 
-def judge(paths: Iterable[str], tree: str, agent: str, reservations: Sequence[ReservationInfo]) -> list[PathVerdict]:
-    """The verdict on each path. A shared reservation covers nothing: a reader does not write."""
-    here = [one for one in reservations if one.tree == tree and one.paths]
-    mine = [one for one in here if one.owner == agent]
-    return [_verdict(path, mine, [one for one in here if one.owner != agent]) for path in dict.fromkeys(paths)]
+def judge(paths: Iterable[str], agent: str, holders: Sequence[Holder]) -> list[PathVerdict]:
+    """The verdict on each path, by the holders in its tree. Only reservations of the agent cover a path, and a shared
+    one covers nothing: a reader does not write."""
+    mine = [one for one in holders if one.agent == agent and one.expires_in is not None]
+    others = [one for one in holders if one not in mine]
+    return [_verdict(path, mine, others) for path in dict.fromkeys(paths)]
 
 
-def _verdict(path: str, mine: Sequence[ReservationInfo], others: Sequence[ReservationInfo]) -> PathVerdict:
+def _verdict(path: str, mine: Sequence[Holder], others: Sequence[Holder]) -> PathVerdict:
     nearest = _nearest(path)
     covering = [one for one in mine if Scopes(one.paths).covers(nearest)]
     if any(not one.shared for one in covering):
