@@ -11,6 +11,7 @@ import pytest
 from codomyrmex.concurrency import ReservationInfo
 from codomyrmex.concurrency.cli.agents.agent import agent_of
 from codomyrmex.concurrency.cli.agents.next_steps import list_command, next_command, reserve_command
+from codomyrmex.concurrency.cli.agents.obstacles import Obstacles
 from codomyrmex.concurrency.cli.agents.reservation_events import events
 from codomyrmex.concurrency.cli.agents.wanted import Wanted
 from codomyrmex.concurrency.cli.views.reservation_table import reservations
@@ -96,3 +97,9 @@ def test_the_table_has_a_row_for_each_reservation() -> None:
         ["me", "a, src/ in the tree main", "1m00s", "?", "7", "note", "alone", "host:1", "1f"],
         ["-", "a, src/ in the tree main", "1m00s", "?", "9", "note", "alone", "host:1", "1f"],
     ]
+
+
+def test_the_position_counts_the_waiters_in_front_in_the_longest_queue() -> None:
+    found = Obstacles((), ((1, 5, 9), (2,), ()), None)
+    assert [found.position(own) for own in (1, 6, 10, None)] == [1, 3, 4, 4]
+    assert Obstacles((), (), None).position(None) == 1
