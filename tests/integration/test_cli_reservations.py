@@ -105,6 +105,20 @@ async def test_parallel_calls_of_one_agent_share_one_reservation(
     assert await reserved(session, 0) == [] and files(tmp_path) == []
 
 
+async def test_a_call_that_waited_in_vain_finds_what_a_parallel_one_has_reserved(
+    agents: Agents, session: Session
+) -> None:
+    agent = agents("agent-7")
+    async with LockManager(session).acquire("a"):
+        first = asyncio.ensure_future(agent("reserve", "a", "--timeout", "20s"))
+        await queue_of(session, "a", 2, 15)
+        second = asyncio.ensure_future(agent("reserve", "a", "--timeout", "3s"))
+        await queue_of(session, "a", 3, 15)
+    assert (await first).out.startswith("reserved: a")
+    assert (await second).out.startswith("renewed, as held already: a")
+    await reserved(session, 1)
+
+
 async def test_an_agent_that_waits_is_told_the_holder_and_its_own_position(agents: Agents, session: Session) -> None:
     await agents("agent-7")("reserve", "deploy", "--note", "migrating the schema")
     async with agents("agent-8", "elsewhere").cli.started("reserve", "deploy", "--timeout", "20s"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import click
 import pytest
@@ -18,6 +19,8 @@ from codomyrmex.concurrency.cli.views.reservation_table import reservations
 from codomyrmex.concurrency.cli.views.reservation_text import left, scope
 
 INFO = ReservationInfo(("a",), ("src/",), "main", "me", "note", 7, None, 60.0, 900, "host", 1, "1f")
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def context(agent: str | None = None, **given: str) -> click.Context:
@@ -79,7 +82,7 @@ def test_the_changes_between_two_readings_are_events() -> None:
     ]
     before: list[ReservationInfo] = []
     for after, expected in steps:
-        assert [(one.kind, one.reservation) for one in events(before, after)] == expected
+        assert [(one.kind, one.reservation) for one in events(before, after, AT)] == expected
         before = after
 
 

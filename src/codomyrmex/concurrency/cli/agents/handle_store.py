@@ -151,7 +151,7 @@ class HandleStore:
 def file_name(text: str) -> str:
     """A name of one path segment for ``text``: different for different texts, readable for plain ones."""
     raw = text.encode(errors="surrogateescape")
-    escaped = re.sub(rb"[^A-Za-z0-9_@+=.-]|^\.", lambda found: b"%%%02X" % found[0][0], raw).decode()
+    escaped = re.sub(rb"[^A-Za-z0-9_@+=.-]|^\.", lambda found: f"%{found[0][0]:02X}".encode(), raw).decode()
     if len(escaped) <= _LONGEST:
         return escaped
     return f"{escaped[:_LONGEST]}%{hashlib.sha256(raw).hexdigest()[:32]}"

@@ -1,10 +1,10 @@
-"""The changes between two readings of the reservations. Pure but for the time that an event is stamped with."""
+"""The changes between two readings of the reservations. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from codomyrmex.concurrency import ReservationInfo
@@ -19,14 +19,17 @@ class ReservationEvent:
     at: datetime
 
 
-def events(before: Sequence[ReservationInfo], after: Sequence[ReservationInfo]) -> Iterator[ReservationEvent]:
-    """The events that lead from one reading to the next. A renewal shows in more time left, or in another note."""
-    now, known = datetime.now(UTC), {one.lease: one for one in before}
+def events(
+    before: Sequence[ReservationInfo], after: Sequence[ReservationInfo], at: datetime
+) -> Iterator[ReservationEvent]:
+    """The events that lead from one reading to the next, which was made at the time ``at``. A renewal shows in more
+    time left, or in another note."""
+    known = {one.lease: one for one in before}
     for one in after:
         old = known.pop(one.lease, None)
         if old is None:
-            yield ReservationEvent("reserved", one, now)
+            yield ReservationEvent("reserved", one, at)
         elif one.expires_in > old.expires_in or (one.note, one.ttl) != (old.note, old.ttl):
-            yield ReservationEvent("renewed", one, now)
+            yield ReservationEvent("renewed", one, at)
     for gone in known.values():
-        yield ReservationEvent("ended", gone, now)
+        yield ReservationEvent("ended", gone, at)

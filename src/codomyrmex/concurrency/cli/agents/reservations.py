@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 
 import click
 
@@ -54,7 +55,7 @@ async def _watch(context: click.Context, owner: str | None) -> int:
 
     async def changes(session: Session) -> AsyncGenerator[ReservationEvent, None]:
         async for newer in pictures(session):
-            for event in events(known, newer):
+            for event in events(known, newer, datetime.now(UTC)):
                 yield event
             known[:] = newer
 
