@@ -88,6 +88,8 @@ async def test_what_an_agent_holds_already_is_renewed_and_only_the_rest_is_reser
     old, new = (await agent.json("reserve", "b", "c", "--for", "2h"))["reservations"]
     assert old["renewed"] and old["ttl"] == 7200 and new["names"] == ["c"] and not new["renewed"]
     await reserved(session, 2)
+    (reader,) = (await agent.json("reserve", "c", "--shared"))["reservations"]
+    assert reader["renewed"] and not reader["shared"]
     other = await agents("agent-8")("reserve", "c", "--timeout", "0")
     assert other.code == 75
 
@@ -254,6 +256,7 @@ async def test_changes_are_followed_line_by_line(agents: Agents, session: Sessio
         await agent("reserve", "a")
         told = [json.loads(await line(watching))]
         await agent("renew", "a", "--note", "half done")
+        told.append(json.loads(await line(watching)))
         await agent("release", "a")
         while told[-1]["kind"] != "ended":
             told.append(json.loads(await line(watching)))
@@ -375,6 +378,11 @@ async def test_two_agents_share_a_tree(agents: Agents, session: Session, tmp_pat
 async def test_a_wrong_use_is_told_before_etcd_is_asked(agents: Agents, args: tuple[str, ...], told: str) -> None:
     result = await agents("agent-7")(*args, CODOMYRMEX_ETCD_ENDPOINTS="http://127.0.0.1:1")
     assert result.code == 2 and told in result.err, result
+
+
+async def test_more_names_than_fit_one_reservation_are_a_wrong_use(agents: Agents) -> None:
+    result = await agents("agent-7")("reserve", *(f"name-{n}" for n in range(100)))
+    assert result.code == 2 and "names fit one reservation" in result.err, result
 
 
 async def test_where_etcd_is_away_it_is_said(agents: Agents, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Reserving(NamedTuple):
         held = await self._held(manager, store)
         missing = self.wanted.without(one for one in held)
         if not missing:
-            return self._acquired([one.reservation for one in held])
+            return self._acquired(held)
         if own := [one for one in held if missing.conflicts_with(one)]:
             return self._in_its_own_way(own)
         reading: list[Obstacles] = []
@@ -47,30 +47,33 @@ class Reserving(NamedTuple):
         except LockTimeout:
             held = await self._held(manager, store)  # a parallel call of this agent may have been faster
             if not self.wanted.without(one for one in held):
-                return self._acquired([one.reservation for one in held])
+                return self._acquired(held)
             return self._busy(await obstacles(session, missing), reading)
         await keep(store, reservation, missing)
-        return self._acquired([one.reservation for one in held], reservation)
+        return self._acquired(held, reservation)
 
     async def _held(self, manager: LockManager, store: HandleStore) -> list[Kept]:
         return await still_held(manager, store, self.wanted, self.ttl, self.note)
 
     async def _ask(self, manager: LockManager, missing: Wanted) -> Reservation:
-        return await manager.reserve(
-            *missing.names,
-            paths=missing.paths,
-            tree=missing.tree,
-            ttl=self.ttl,
-            timeout=self.timeout,
-            note=self.note or "",
-            owner=self.agent,
-            shared=missing.shared,
-        )
+        try:
+            reserving = manager.reserve(
+                *missing.names,
+                paths=missing.paths,
+                tree=missing.tree,
+                ttl=self.ttl,
+                timeout=self.timeout,
+                note=self.note or "",
+                owner=self.agent,
+                shared=missing.shared,
+            )
+        except ValueError as error:  # more names than fit one reservation
+            raise click.UsageError(str(error)) from None
+        return await reserving
 
-    def _acquired(self, renewed: list[Reservation], new: Reservation | None = None) -> ReserveOutcome:
-        shared = self.wanted.shared
-        held = [_described(one, shared, renewed=True) for one in renewed]
-        held += [_described(new, shared, renewed=False)] if new else []
+    def _acquired(self, renewed: list[Kept], new: Reservation | None = None) -> ReserveOutcome:
+        held = [_described(one.reservation, one.shared, renewed=True) for one in renewed]
+        held += [_described(new, self.wanted.shared, renewed=False)] if new else []
         following = [next_command(self.context, word, arguments=some_name(held[-1])) for word in ("renew", "release")]
         return ReserveOutcome(True, self.agent, tuple(held), (), None, "", tuple(following))
 
@@ -82,7 +85,7 @@ class Reserving(NamedTuple):
     def _busy(self, now: Obstacles, readings: list[Obstacles]) -> ReserveOutcome:
         own = next((one.own for one in readings), None)
         reason = "not granted" + (f" within {self.timeout:g} s" if self.timeout else " at once")
-        if mine := [one for one in now.holders if one.agent == self.agent]:
+        if mine := [one for one in now.holders if one.agent == self.agent and one.expires_in is not None]:
             reason += f"; {self.agent} reserved {text.scope(mine[0])} elsewhere, and its handle is not kept here"
         return ReserveOutcome(False, self.agent, (), now.holders, now.position(own), reason, self._ways_on(now.holders))
 
