@@ -273,6 +273,7 @@ async def test_the_other_commands_print_what_is_described_too(agents: Agents, se
     async with LockManager(session).acquire("a"), Semaphore("gpu", max_concurrent=2, session=session):
         for call in ("locks", "locks show a", "semaphores", "semaphores show gpu", "dlq stats", "dlq list", "status"):
             assert await agent.json(*call.split())
+        assert len(await agent.json("locks", "--stuck", "1s")) == 3
         assert await agent.json("pools") == [] and (await agent.json("capabilities"))["version"]
 
 

@@ -84,7 +84,8 @@ def test_each_command_that_prints_json_has_a_schema(told: Any) -> None:
     modules = {path.stem for path, text in sources.items() if printing.search(text)}
     assert set(schemas.OUTPUTS) <= {one["name"] for one in told["commands"]}
     words = {word for name in schemas.OUTPUTS for word in name.split()}
-    assert modules - words == {"chosen", "entries"}  # of renew and release, and of dlq list and show
+    # Of renew and release, of dlq list and show, and of locks --stuck.
+    assert modules - words == {"chosen", "entries", "stuck"}
     for one in told["commands"]:
         watches = any("--watch" in option["names"] for option in one["options"])
         assert (one["event"] is not None) == watches, one["name"]

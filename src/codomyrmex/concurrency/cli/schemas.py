@@ -15,16 +15,19 @@ from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEven
 from codomyrmex.concurrency.cli.description import Capabilities
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary
 from codomyrmex.concurrency.models import ClusterStatus
+from codomyrmex.concurrency.waitqueue.idle_times import StuckHolder
 
 _AT = "#/schemas/"
 
 
 class Output(NamedTuple):
-    """The type of a command's output: of each item if it prints a list. ``event`` is that of a line of ``--watch``."""
+    """The type of a command's output: of each item if it prints a list. ``event`` is that of a line of ``--watch``.
+    With some option, ``also`` takes the place of both."""
 
     model: type
     many: bool = False
     event: type | None = None
+    also: type | None = None
 
 
 OUTPUTS = {
@@ -34,7 +37,7 @@ OUTPUTS = {
     "dlq stats": Output(OperationSummary, True, OperationSummary),
     "guard check": Output(GuardOutcome),
     "guard install": Output(InstallOutcome),
-    "locks": Output(LockInfo, True, LockEvent),
+    "locks": Output(LockInfo, True, LockEvent, also=StuckHolder),
     "locks show": Output(LockInfo),
     "pools": Output(ClusterPoolStats, True, ClusterPoolStats),
     "release": Output(KeptOutcome, True),
@@ -52,19 +55,21 @@ def output_schema(command: str) -> dict[str, Any] | None:
     output = OUTPUTS.get(command)
     if output is None:
         return None
-    one = _reference(output.model)
+    one = _any(output.model, output.also)
     return {"type": "array", "items": one} if output.many else one
 
 
 def event_schema(command: str) -> dict[str, Any] | None:
     """The schema of each line that a command prints with ``--watch``; None if it does not watch."""
     output = OUTPUTS.get(command)
-    return _reference(output.event) if output and output.event else None
+    return _any(output.event, output.also) if output and output.event else None
 
 
 def schemas() -> dict[str, Any]:
     """The schemas by name. Every field is always there; a later version may add some."""
-    types = dict.fromkeys(one for output in OUTPUTS.values() for one in (output.model, output.event) if one)
+    types = dict.fromkeys(
+        one for output in OUTPUTS.values() for one in (output.model, output.event, output.also) if one
+    )
     # The other mode leaves out the fields that etcd does not store, and users are shown.
     adapters: list[Any] = [(one.__name__, "validation", TypeAdapter(one)) for one in types]
     made, shared = TypeAdapter.json_schemas(adapters, ref_template=_AT + "{model}")
@@ -77,5 +82,7 @@ def schemas() -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def _reference(one: type) -> dict[str, Any]:
-    return {"$ref": _AT + one.__name__}
+def _any(one: type, other: type | None) -> dict[str, Any]:
+    """The schema of a value that is of one of these types."""
+    references = [{"$ref": _AT + each.__name__} for each in (one, other) if each]
+    return references[0] if len(references) == 1 else {"anyOf": references}
