@@ -128,11 +128,11 @@ async def test_an_agent_that_waits_is_told_the_holder_and_its_own_position(agent
         told = await agents("agent-9")("reserve", "deploy", "--timeout", "1500ms")
         busy = await agents("agent-9").json("reserve", "deploy", "--timeout", "0", code=75)
     assert told.code == 75 and told.out == ""
-    first, refused, held, place, following, _ = told.err.splitlines()
+    first, refused, held, queued, following, _ = told.err.splitlines()
     assert first.startswith("waiting for deploy, number 2 in the queue; held by agent-7 (")
     assert refused == "not reserved: not granted within 1.5 s"
     assert held.startswith("held: deploy by agent-7 (") and held.endswith(" left, note: migrating the schema")
-    assert place == "place in the queue: 2; this call has left it"
+    assert queued == "place in the queue: 2; this call has left it"
     assert following == "next: codomyrmex concurrency reserve --timeout 15m deploy"
     (holder,) = busy["held_by"]
     assert (holder["agent"], holder["note"], busy["position"]) == ("agent-7", "migrating the schema", 2)

@@ -123,9 +123,12 @@ def test_the_hooks_are_where_git_looks_for_them(repository: Path, tmp_path: Path
     os.chdir("../other tree")
     assert git.root() == (tmp_path / "other tree").resolve() and git.hooks() == repository.resolve() / ".git/hooks"
     os.chdir(repository / "sub")
-    for given, place in (("hooks here", repository.resolve() / "hooks here"), (str(tmp_path / "h"), tmp_path / "h")):
+    for given, directory in (
+        ("hooks here", repository.resolve() / "hooks here"),
+        (str(tmp_path / "h"), tmp_path / "h"),
+    ):
         run("config", "core.hooksPath", given)
-        assert git.hooks() == place
+        assert git.hooks() == directory
 
 
 def test_outside_of_a_work_tree_git_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
