@@ -2524,6 +2524,20 @@ MUTANTS = (
         "Compare(kv.key, Target.CREATE_REVISION, kv.create_revision)",
         "tests/integration/test_reservations.py -k give_it_other_times",
     ),
+    Mutant(
+        "take a reservation that moved to another lease for one that ended",
+        "recipes/reservation.py",
+        "                found = await self._read(core)\n                if found.lease == lease:",
+        "                if found.lease == lease:",
+        "tests/integration/test_reservations.py -k follows_it",
+    ),
+    Mutant(
+        "leave the lease that a reservation had when it was released",
+        "recipes/reservation.py",
+        "leases_in(reply) or [self._lease]",
+        "[self._lease]",
+        "tests/integration/test_reservations.py -k give_it_other_times",
+    ),
 )
 
 
