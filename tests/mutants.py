@@ -2525,7 +2525,6 @@ MUTANTS = (
         "tests/integration/test_reservations.py -k give_it_other_times",
     ),
     Mutant(
-<<<<<<< HEAD
         "Let everyone enter the directory of an agent's handles",
         "cli/agents/handle_store.py",
         "os.chmod(self.directory, 0o700)",
@@ -2644,7 +2643,6 @@ MUTANTS = (
         '    "guard check": (EXIT_NOT_RESERVED,),\n',
         "",
         "tests/unit/cli/test_capabilities.py -k text_form",
-=======
         "take a reservation that moved to another lease for one that ended",
         "recipes/reservation.py",
         "                found = await self._read(core)\n                if found.lease == lease:",
@@ -2657,7 +2655,6 @@ MUTANTS = (
         "leases_in(reply) or [self._lease]",
         "[self._lease]",
         "tests/integration/test_reservations.py -k give_it_other_times",
->>>>>>> wip-r17
     ),
 )
 
