@@ -2643,6 +2643,8 @@ MUTANTS = (
         '    "guard check": (EXIT_NOT_RESERVED,),\n',
         "",
         "tests/unit/cli/test_capabilities.py -k text_form",
+    ),
+    Mutant(
         "take a reservation that moved to another lease for one that ended",
         "recipes/reservation.py",
         "                found = await self._read(core)\n                if found.lease == lease:",
