@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,20 @@ async def test_names_come_from_etcd(cli: Cli, session: Session) -> None:
     await DeadLetterQueue("mail", session=session).add(operation="x", args={}, error="e")
     assert await completed(cli, "codomyrmex concurrency dlq list --queue ") == ["mail"]
     assert "locks" in await completed(cli, "codomyrmex concurrency l")
+
+
+async def test_the_names_that_an_agent_keeps_and_the_trees_are_offered(
+    cli: Cli, session: Session, tmp_path: Path
+) -> None:
+    cli.environment |= {"XDG_STATE_HOME": str(tmp_path), "CODOMYRMEX_AGENT": "agent-7"}
+    assert (await cli("reserve", "deploy", "db", "--path", "src/", "--tree", "main")).code == 0
+    assert await completed(cli, "codomyrmex concurrency renew ") == ["db", "deploy", "src/"]
+    assert await completed(cli, "codomyrmex concurrency release de") == ["deploy"]
+    assert await completed(cli, "codomyrmex concurrency reserve d") == ["db", "deploy"]
+    assert await completed(cli, "codomyrmex concurrency guard check --tree ") == ["main"]
+    for file in tmp_path.rglob("*.json"):
+        file.write_text("damaged")
+    assert await completed(cli, "codomyrmex concurrency renew ") == []
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "nonsense://"])

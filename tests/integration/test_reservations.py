@@ -460,6 +460,31 @@ async def test_sessions_that_give_it_other_times_and_notes_at_once_keep_it(sessi
     await eventually(lambda: _nothing(session))
 
 
+async def test_a_renewal_that_meets_the_move_to_another_lease_follows_it(
+    session: Session, other: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = await LockManager(session).reserve("x", ttl=60)
+    theirs = LockManager(other).reservation(mine.handle)
+    transport = core_of(other).transport
+    keep_alive = transport.keep_alive
+
+    async def late(lease: int) -> int:
+        """Renew after the entries were read, and after another session has moved them and revoked ``lease``."""
+        monkeypatch.undo()
+        await asyncio.sleep(0.2)
+        await mine.renew(ttl=90)
+        await eventually(lambda: _is_gone(other, lease))
+        return await keep_alive(lease)
+
+    monkeypatch.setattr(transport, "keep_alive", late)
+    assert 80 < await theirs.renew() <= 90 and theirs.ttl == 90
+    await mine.release()
+
+
+async def _is_gone(session: Session, lease: int) -> bool:
+    return not await core_of(session).transport.time_to_live(lease)
+
+
 async def test_the_wire_carries_two_round_trips_to_reserve_one_to_renew_and_one_to_release(session: Session) -> None:
     manager = LockManager(session)
     with counting(session) as calls:

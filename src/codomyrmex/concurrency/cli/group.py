@@ -11,15 +11,22 @@ from codomyrmex.concurrency.cli.options import common_options
 
 # The summaries stand here too, so that the list of commands needs none of them imported.
 _COMMANDS = {
+    "capabilities": "Commands, options, exit codes and JSON schemas, for programs.",
     "demo": "Show a fleet at work: locks, a semaphore, pools, dead letters.",
     "dev": "Start an etcd for development, alone or around a command.",
     "dlq": "Dead letters: list, retry, discard, purge; run a worker.",
+    "guard": "Refuse edits and commits of paths without a reservation.",
     "locks": "Holders, waiters and tokens of all locks, also live; release by force.",
     "pools": "Every worker pool of the fleet, per host; also live.",
+    "release": "Give reservations of this agent back.",
+    "renew": "Renew reservations of this agent.",
+    "reservations": "All reservations: owners, notes and time left, also live.",
+    "reserve": "Reserve names and paths beyond the life of this process.",
     "run": "Run a command while holding locks, or permits of a semaphore.",
     "semaphores": "Limits, holders and waiters of all semaphores, also live; resize, delete.",
     "status": "Health of the etcd cluster; exits with 1 if anything is wrong.",
 }
+_AGENTS = {"release", "renew", "reservations", "reserve"}  # in agents/
 
 
 class _Lazy(Group):
@@ -29,7 +36,8 @@ class _Lazy(Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"codomyrmex.concurrency.cli.{name}"), name)
+        home = f"agents.{name}" if name in _AGENTS else name
+        command: click.Command = getattr(import_module(f"codomyrmex.concurrency.cli.{home}"), name)
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -48,7 +56,9 @@ def concurrency() -> None:
     See holders, live:     codomyrmex concurrency locks --watch
     Hold a lock for a command:
         codomyrmex concurrency run --lock deploy -- ./deploy.sh
+    Hold a path from one call of an agent to the next:
+        codomyrmex concurrency reserve --path src/parser/
 
     etcd is found through --endpoints or CODOMYRMEX_ETCD_ENDPOINTS. Exit codes: 0 done, 1 failed or not found,
-    2 usage, 69 etcd unreachable, 75 not acquired in time, 76 lock lost.
+    2 usage, 69 etcd unreachable, 75 not acquired in time, 76 lock lost, 77 not reserved.
     """

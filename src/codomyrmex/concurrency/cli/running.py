@@ -11,7 +11,18 @@ from typing import Any, NoReturn
 
 import click
 
-EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMEOUT, EXIT_LOST = 1, 2, 69, 75, 76
+EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_TIMEOUT, EXIT_LOST, EXIT_NOT_RESERVED = 1, 2, 69, 75, 76, 77
+
+# The meaning of each code, for users; 128 + N says that the signal N ended the command.
+EXIT_CODES = {
+    0: "done",
+    EXIT_FAILED: "failed or not found",
+    EXIT_USAGE: "usage",
+    EXIT_UNREACHABLE: "etcd unreachable",
+    EXIT_TIMEOUT: "not acquired in time",
+    EXIT_LOST: "lock or reservation lost",
+    EXIT_NOT_RESERVED: "a path is not reserved by this agent",
+}
 
 
 def run(main: Coroutine[Any, Any, int | None], stop: asyncio.Event | None = None) -> NoReturn:

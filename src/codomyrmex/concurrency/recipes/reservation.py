@@ -8,20 +8,18 @@ releases it, from any process. Every write compares the create revision of every
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.affinity import Home
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_number
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, InvalidHandle, LockLost, fresh
-from codomyrmex.concurrency.etcd.commit import Reply, Request
+from codomyrmex.concurrency.etcd.commit import Reply
 from codomyrmex.concurrency.etcd.transports.protocol import (
-    KV,
     Compare,
     Delete,
     Deleted,
@@ -29,7 +27,6 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
     GetResult,
     Op,
     Put,
-    Target,
     TxnResult,
 )
 from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, kind_and_name
@@ -37,11 +34,12 @@ from codomyrmex.concurrency.loss import Loss
 from codomyrmex.concurrency.models import LeftNote, Owner
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.reservation_end import explain_end
+from codomyrmex.concurrency.recipes.reservation_entries import Reading, leases_in, read_entries, removal, rewriting
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR, lease_put, left_puts
-from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
-from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced, still_there
+from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR
+from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease
+from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
 SHORTEST, LONGEST = 10, 24 * 3600  # seconds
@@ -54,22 +52,6 @@ def check_ttl(ttl: float) -> int:
     if not SHORTEST <= ttl <= LONGEST:
         raise ValueError(f"ttl must be from {SHORTEST} seconds to 24 hours ({LONGEST} seconds), not {ttl:g}")
     return math.ceil(ttl)
-
-
-class _Reading(NamedTuple):
-    """The entries of a reservation at one revision, and the lease of the note that it leaves; 0 if there is none."""
-
-    entries: list[KV]
-    left_lease: int
-
-    @property
-    def lease(self) -> int:
-        """The lease of its entries; 0 if none is left."""
-        return self.entries[0].lease if self.entries else 0
-
-    @property
-    def leases(self) -> tuple[int, int]:
-        return self.lease, self.left_lease
 
 
 class Reservation(AsyncOnly):
@@ -159,14 +141,15 @@ class Reservation(AsyncOnly):
     async def check(self) -> float:
         """Ask etcd if it is held, without renewing it; returns ``expires_in()``. Raises ``LockLost``."""
         core = await self._core()
-        lease, asked_at = self._lease, clock.now()
-        left, found = await asyncio.gather(core.transport.time_to_live(lease), self._read(core))
-        if found.lease != lease:
-            asked_at = clock.now()
-            left = await core.transport.time_to_live(found.lease)
-        self._learn(found)
-        until = asked_at + left
-        self._until = until if self._until is None or found.lease != lease else max(self._until, until)
+        while True:
+            lease, asked_at = self._lease, clock.now()
+            left, found = await asyncio.gather(core.transport.time_to_live(lease), self._read(core))
+            if not left:
+                found = await self._read(core)  # it may have moved to another lease meanwhile
+            self._learn(found)
+            if found.lease == lease:
+                break
+        self._until = max(self._until or 0.0, asked_at + left)
         return self.expires_in()
 
     async def renew(self, note: str | None = None, ttl: float | None = None) -> float:
@@ -179,18 +162,10 @@ class Reservation(AsyncOnly):
             check_note(note)
         longer = None if ttl is None else check_ttl(ttl)
         core = await self._core()
-        lease, asked_at = self._lease, clock.now()
-        left, found = await asyncio.gather(core.transport.keep_alive(lease), self._read(core))
-        if found.lease != lease:  # it was given another TTL, and with it another lease
-            lease, asked_at = found.lease, clock.now()
-            left = await core.transport.keep_alive(lease)
-        if not left:
-            raise await self._gone(core)
-        self._learn(found)
-        self._until, self._ttl = asked_at + left, left
+        found = await self._renew(core)
         if found.left_lease:
             _in_background(core, core.transport.keep_alive(found.left_lease))
-        if note is not None or longer not in (None, left):
+        if note is not None or longer not in (None, self._ttl):
             await _to_its_end(core, self._rewrite(core, found, note, longer))
         return self.expires_in()
 
@@ -276,30 +251,31 @@ class Reservation(AsyncOnly):
             )
         return core
 
-    async def _read(self, core: SessionCore) -> _Reading:
+    async def _renew(self, core: SessionCore) -> Reading:
+        """Renew its lease. Another process may give it another TTL meanwhile, and with it another lease."""
+        while True:
+            lease, asked_at = self._lease, clock.now()
+            left, found = await asyncio.gather(core.transport.keep_alive(lease), self._read(core))
+            if not left:
+                found = await self._read(core)
+                if found.lease == lease:  # it has just ended, and its entries are about to be deleted
+                    raise await self._gone(core)
+            self._learn(found)
+            if found.lease == lease:
+                self._until, self._ttl = asked_at + left, left
+                return found
+
+    async def _read(self, core: SessionCore) -> Reading:
         """Its entries, all of them; raises ``LockLost`` if one is gone."""
-        found = await self._survivors(core)
+        found = await read_entries(core, self._handle.keys, self.token)
         if len(found.entries) < len(self._handle.keys):
             raise await self._gone(core)
         return found
 
-    async def _survivors(self, core: SessionCore) -> _Reading:
-        """The entries that are left, and the lease of its note."""
-        keys = self._handle.keys
-        gets = [Get(key) for key in (core.layout.left(keys[0]), *keys)]
-        try:
-            results = (await core.transport.txn((), gets)).results
-        except EtcdError as error:
-            if not error.retryable:
-                raise
-            results = (await core.transport.txn((), gets)).results  # a reading may be repeated
-        left, *entries = [one.kvs for one in results if isinstance(one, GetResult)]
-        alive = [kv for kvs in entries for kv in kvs if kv.create_revision == self.token]
-        return _Reading(alive, left[0].lease if left else 0)
-
-    def _learn(self, found: _Reading) -> None:
-        """Keep what its entries tell of it."""
-        self._lease = found.lease
+    def _learn(self, found: Reading) -> None:
+        """Keep what its entries tell of it. With another lease it has another end, which is to be asked for."""
+        if found.lease != self._lease:
+            self._lease, self._until = found.lease, None
         self._learn_from([kv.value for kv in found.entries])
 
     def _learn_from(self, values: Sequence[bytes]) -> None:
@@ -309,7 +285,7 @@ class Reservation(AsyncOnly):
         self._ttl = owners[0].ttl or self._ttl
         self._paths = tuple(path for owner in owners for path in owner.paths)
 
-    async def _rewrite(self, core: SessionCore, found: _Reading, note: str | None, ttl: int | None) -> None:
+    async def _rewrite(self, core: SessionCore, found: Reading, note: str | None, ttl: int | None) -> None:
         """Put its entries again, with another note, or on a lease of another TTL, which counts from now on.
 
         Another process may do the same at this moment. So its entries must be as they were read, or are read again: to
@@ -324,7 +300,7 @@ class Reservation(AsyncOnly):
             if text and not left:
                 left = new_left = new_left or (await core.transport.grant(left_ttl)).id
             try:
-                reply = await core.committer.commit(self._rewriting(core, found.entries, text, moved, left))
+                reply = await core.committer.commit(rewriting(core, found.entries, text, self._ttl, moved, left))
             except EtcdError as error:
                 again = await self._read(core)
                 if error.applied != "no" or again.leases == found.leases:
@@ -342,23 +318,6 @@ class Reservation(AsyncOnly):
             if found.left_lease:
                 _in_background(core, core.transport.revoke(found.left_lease))
 
-    def _rewriting(
-        self, core: SessionCore, entries: Sequence[KV], note: str, moved: TakenLease | None, left: int
-    ) -> Request:
-        """The request that puts its entries again, with its note, and on the lease ``moved`` if there is one."""
-        changes: dict[str, Any] = {"note": note, "ttl": moved.ttl if moved else self._ttl}
-        puts = [Put(kv.key, _with(kv.value, changes), moved.id if moved else kv.lease) for kv in entries]
-        ops: list[Op] = [*puts]
-        if note:
-            ops += left_puts(core, puts, self.token, left)
-        else:
-            ops += [Delete(core.layout.left(kv.key)) for kv in entries]
-        if moved:
-            ops.append(lease_put(core, moved.id))
-        same = [Compare(kv.key, Target.MOD_REVISION, kv.mod_revision) for kv in entries]
-        size = sum(len(put.value) for put in puts)
-        return Request(self._handle.keys, ops, compares=same, again=(), alone=True, size=size)
-
     async def _fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         core = await self._core()
         result = await run_fenced(core, self._handle.keys, self.token, ops, compares)
@@ -371,7 +330,7 @@ class Reservation(AsyncOnly):
             await self._rewrite(core, await self._read(core), note, None)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                reply = await core.committer.commit(self._removal(core))
+                reply = await core.committer.commit(removal(core, self._handle.keys, self.token))
                 break
             except EtcdError as error:
                 self._release_in_doubt |= error.applied == "unknown"
@@ -382,17 +341,8 @@ class Reservation(AsyncOnly):
         self._released, self._until = True, None
         if self._keeping:
             self._keeping.cancel()
-        self._revoke(core, self._lease)
-        left = reply.results[0]
-        if reply.succeeded and isinstance(left, GetResult) and left.kvs:
-            _in_background(core, core.transport.revoke(left.kvs[0].lease))
-
-    def _removal(self, core: SessionCore) -> Request:
-        keys = self._handle.keys
-        deletes = [Delete(key) for entry in keys for key in (entry, core.layout.left(entry))]
-        ops: list[Op] = [Get(core.layout.left(keys[0])), *deletes]
-        gets = [Get(key) for key in keys]
-        return Request(keys, ops, compares=still_there(keys, self.token), otherwise=gets, alone=True)
+        for lease in leases_in(reply) or [self._lease]:
+            self._revoke(core, lease)
 
     def _revoke(self, core: SessionCore, lease: int) -> None:
         """Revoke a lease that serves no more, in the background. If that fails, the lease ends by itself."""
@@ -402,7 +352,9 @@ class Reservation(AsyncOnly):
     async def _gone(self, core: SessionCore) -> LockLost:
         """The error that says how it ended and by whom its names are held now. What is left of it is given up."""
         with suppress(ConcurrencyError):
-            self._lease = (await self._survivors(core)).lease or self._lease
+            found = await read_entries(core, self._handle.keys, self.token)
+            if len(found.entries) < len(self._handle.keys):
+                self._lease = found.lease or self._lease
         self._revoke(core, self._lease)
         text = await explain_end(core, self._described(), self._handle.keys, self.token, self._until, self._paths)
         error = LockLost(text)
@@ -413,18 +365,6 @@ class Reservation(AsyncOnly):
         named = ", ".join(map(repr, self.names))
         tree = f"paths in the tree {self.tree!r}" if self.tree is not None else ""
         return f"the reservation of {' and '.join(filter(None, (named, tree)))} (token {self.token})"
-
-
-def _with(value: bytes, changes: dict[str, Any]) -> bytes:
-    """An entry's value with other fields. A report of progress comes with each."""
-    try:
-        record = json.loads(value)
-    except ValueError:
-        record = None
-    known = record if isinstance(record, dict) else {}
-    progress = known.get("progress", 0)
-    counted = {"progress": progress + 1} if isinstance(progress, int) else {}
-    return json.dumps({**known, **changes, **counted}).encode()
 
 
 def _all_gone(reply: Reply) -> bool:

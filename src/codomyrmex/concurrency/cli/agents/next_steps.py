@@ -1,0 +1,47 @@
+"""The commands that a message tells its reader to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+import click
+
+from codomyrmex.concurrency.cli.agents.agent import TREE
+from codomyrmex.concurrency.cli.agents.wanted import Held
+
+_PROGRAM = ("codomyrmex", "concurrency")
+_INHERITED = ("endpoints", "namespace")
+
+
+def next_command(context: click.Context, *words: str, arguments: Sequence[str] = ()) -> str:
+    """A command line of this agent, with the options that the present command was given."""
+    agent = context.params.get("agent")
+    given = [*connection_options(context), *(["--as", agent] if agent else [])]
+    apart = ["--"] if any(argument.startswith("-") for argument in arguments) else []
+    return shlex.join([*_PROGRAM, *words, *given, *apart, *arguments])
+
+
+def list_command(context: click.Context) -> str:
+    """The command that lists the reservations of all agents."""
+    return shlex.join([*_PROGRAM, "reservations", *connection_options(context)])
+
+
+def connection_options(context: click.Context) -> list[str]:
+    """The options that say which etcd and which namespace, if the present command was given any."""
+    return [word for name in _INHERITED if (value := context.obj.get(name)) for word in (f"--{name}", value)]
+
+
+def reserve_command(context: click.Context, wanted: Held, *words: str) -> str:
+    """The command that reserves ``wanted``, with further ``words``."""
+    options = [word for path in wanted.paths for word in ("--path", path)]
+    if wanted.paths and wanted.tree not in (None, TREE):
+        options += ["--tree", wanted.tree]
+    if wanted.shared:
+        options.append("--shared")
+    return next_command(context, "reserve", *options, *words, arguments=wanted.names)
+
+
+def some_name(one: Held) -> tuple[str, ...]:
+    """A name or a path by which ``renew`` and ``release`` find a reservation."""
+    return (one.names or one.paths)[:1]

@@ -1,0 +1,53 @@
+"""Reservations on the screen: a table with one row a reservation, and one line for each change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from rich.text import Text
+
+from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEvent
+from codomyrmex.concurrency.cli.views.cells import time_cell
+from codomyrmex.concurrency.cli.views.grid import Column, Grid
+from codomyrmex.concurrency.cli.views.reservation_text import left, note, scope
+from codomyrmex.concurrency.cli.views.text import MOST, age, count, seconds_since, short, stamp, visible
+from codomyrmex.concurrency.models import ReservationInfo
+
+_COLUMNS = (
+    Column("AGENT", least=10, name=True),
+    Column("RESERVED", least=20),
+    Column("LEFT", right=True),
+    Column("SINCE", 2, right=True),
+    Column("TOKEN", 3, right=True),
+    Column("NOTE", 1, least=16),
+)
+_WIDE = (*_COLUMNS, Column("MODE", 4), Column("HOST", 5), Column("LEASE", 6))
+_EVENTS = {"reserved": "green", "renewed": "cyan", "ended": "dim"}
+
+
+def reservations(found: Sequence[ReservationInfo], *, wide: bool = False) -> Grid:
+    """One row a reservation, in the order of their age."""
+    grid = Grid(_WIDE if wide else _COLUMNS)
+    for one in sorted(found, key=attrgetter("token")):
+        since = time_cell(age(one.since), None if one.since is None else seconds_since(one.since))
+        row: list[object] = [
+            short(one.owner, MOST) or "-",
+            scope(one),
+            time_cell(left(one.expires_in), one.expires_in),
+            since,
+        ]
+        row += [one.token, short(one.note, MOST) or "-"]
+        if wide:
+            row += ["shared" if one.shared else "alone", f"{one.host}:{one.pid}", one.lease]
+        grid.add(*row)
+    grid.foot = count(len(found), "reservation")
+    return grid
+
+
+def event(one: ReservationEvent) -> Text:
+    """One change on one line."""
+    line = stamp(one.at).append(f"{one.kind:9}", style=_EVENTS[one.kind])
+    line.append(f"{scope(one.reservation)}  ", style="bold")
+    time = "" if one.kind == "ended" else f", {left(one.reservation.expires_in)} left"
+    return line.append(f"{visible(one.reservation.owner) or '-'}{time}{note(one.reservation.note)}", style="none")

@@ -1,0 +1,64 @@
+"""Reservations and their holders in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from codomyrmex.concurrency.cli.agents.outcomes import HeldReservation, Holder
+from codomyrmex.concurrency.cli.views.text import MOST, age, short, span, visible
+
+_SHOWN = 5  # names and paths on a line
+
+
+class Scope(Protocol):
+    """Names, and paths of a tree."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def paths(self) -> tuple[str, ...]: ...
+    @property
+    def tree(self) -> str | None: ...
+
+
+def scope(one: Scope) -> str:
+    """Names and paths on one line: ``deploy, src/parser/ and README.md in the tree main``."""
+    paths = [path or "everything" for path in one.paths]
+    in_tree = [f"{_listed(paths)} in the tree {visible(one.tree or '')}"] if paths else []
+    return ", ".join([*([_listed(one.names)] if one.names else []), *in_tree])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(visible(text) for text in texts[:_SHOWN]) + more
+
+
+def holder(one: Holder) -> str:
+    """A holder on one line: its agent, host, time, time left and note."""
+    process = f"{visible(one.host)}:{one.pid}" if one.host else "another client of etcd"
+    words = [f"{visible(one.agent)} ({process})" if one.agent else process]
+    if one.since:
+        words.append(f" for {age(one.since)}")
+    words.append(f", {left(one.expires_in)} left" if one.expires_in is not None else ", until it releases")
+    return "".join(words) + note(one.note)
+
+
+def note(text: str) -> str:
+    """The end of a line that gives a note, or nothing."""
+    return f", note: {visible(short(text, MOST))}" if text else ""
+
+
+def left(seconds: float) -> str:
+    """The time that is left, rounded up: ``15m00s`` just after a reservation of 15 minutes."""
+    return span(seconds + 0.999)
+
+
+def held(one: HeldReservation, agent: str) -> list[str]:
+    """A reservation that was just made or renewed, and the note that a predecessor left."""
+    word = "renewed, as held already" if one.renewed else "reserved"
+    lines = [f"{word}: {scope(one)}, by {visible(agent)} for {left(one.expires_in)}, token {one.token}"]
+    if one.left:
+        by = f" by {visible(one.left_by)}" if one.left_by else ""
+        lines.append(f"left{by}, whose reservation expired: {visible(short(one.left, MOST))}")
+    return lines

@@ -1,0 +1,108 @@
+"""The commands that messages tell to type next, the events of a followed list, and the time left in words."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import click
+import pytest
+
+from codomyrmex.concurrency import ReservationInfo
+from codomyrmex.concurrency.cli.agents.agent import agent_of
+from codomyrmex.concurrency.cli.agents.next_steps import list_command, next_command, reserve_command
+from codomyrmex.concurrency.cli.agents.obstacles import Obstacles
+from codomyrmex.concurrency.cli.agents.reservation_events import events
+from codomyrmex.concurrency.cli.agents.wanted import Wanted
+from codomyrmex.concurrency.cli.views.reservation_table import reservations
+from codomyrmex.concurrency.cli.views.reservation_text import left, scope
+
+INFO = ReservationInfo(("a",), ("src/",), "main", "me", "note", 7, None, 60.0, 900, "host", 1, "1f")
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def context(agent: str | None = None, **given: str) -> click.Context:
+    one = click.Context(click.Command("x"), obj=given)
+    one.params = {"agent": agent}
+    return one
+
+
+def test_a_command_to_type_next_can_be_typed() -> None:
+    name, path = "it's; a\nname", "a dir/"
+    words = shlex.split(reserve_command(context("agent 7", namespace="n"), Wanted((name, "-x"), (path,), "t", True)))
+    assert words[:3] == ["codomyrmex", "concurrency", "reserve"]
+    assert words[3:] == [
+        "--path",
+        path,
+        "--tree",
+        "t",
+        "--shared",
+        "--namespace",
+        "n",
+        "--as",
+        "agent 7",
+        "--",
+        name,
+        "-x",
+    ]
+    assert next_command(context(), "renew", arguments=("a",)) == "codomyrmex concurrency renew a"
+    assert list_command(context("x", endpoints="e")) == "codomyrmex concurrency reservations --endpoints e"
+    assert "--tree" not in reserve_command(context(), Wanted((), ("a",), "default", False))
+
+
+def test_an_agent_is_named_by_the_option_the_environment_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODOMYRMEX_AGENT", "from-environment")
+    assert (agent_of("given"), agent_of(None)) == ("given", "from-environment")
+    monkeypatch.delenv("CODOMYRMEX_AGENT")
+    monkeypatch.setattr("socket.gethostname", lambda: "host")
+    monkeypatch.setattr("getpass.getuser", lambda: "user")
+    assert agent_of(None) == "user@host"
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    assert agent_of(None) == "4711@host"
+
+
+def test_the_changes_between_two_readings_are_events() -> None:
+    other = replace(INFO, lease="2f")
+    steps = [
+        ([INFO], [("reserved", INFO)]),
+        ([replace(INFO, expires_in=59.0), other], [("reserved", other)]),
+        ([replace(INFO, expires_in=900.0), other], [("renewed", replace(INFO, expires_in=900.0))]),
+        (
+            [replace(INFO, expires_in=899.0, note="half"), other],
+            [("renewed", replace(INFO, expires_in=899.0, note="half"))],
+        ),
+        ([other], [("ended", replace(INFO, expires_in=899.0, note="half"))]),
+    ]
+    before: list[ReservationInfo] = []
+    for after, expected in steps:
+        assert [(one.kind, one.reservation) for one in events(before, after, AT)] == expected
+        before = after
+
+
+def test_names_and_paths_are_told_on_one_line() -> None:
+    assert scope(INFO) == "a, src/ in the tree main"
+    assert scope(Wanted((), ("",), "main", False)) == "everything in the tree main"
+    assert scope(Wanted(tuple("abcdefg"), (), "main", False)) == "a, b, c, d, e and 2 more"
+    assert "\x1b" not in scope(Wanted(("\x1b[2J",), (), "main", False))
+    assert (left(900.0), left(899.2), left(0.0)) == ("15m00s", "15m00s", "0s")
+
+
+def test_the_table_has_a_row_for_each_reservation() -> None:
+    grid = reservations([replace(INFO, token=9, owner=""), INFO], wide=True)
+    assert [[cell.text for cell in row] for row, _ in grid.rows] == [
+        ["me", "a, src/ in the tree main", "1m00s", "?", "7", "note", "alone", "host:1", "1f"],
+        ["-", "a, src/ in the tree main", "1m00s", "?", "9", "note", "alone", "host:1", "1f"],
+    ]
+
+
+def test_the_position_counts_the_waiters_in_front_in_the_longest_queue() -> None:
+    found = Obstacles((), ((1, 5, 9), (2,), ()), None)
+    assert [found.position(own) for own in (1, 6, 10, None)] == [1, 3, 4, 4]
+    assert Obstacles((), (), None).position(None) == 1
