@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import sys
 
 import pytest
 
@@ -98,15 +100,61 @@ async def test_what_was_released_leaves_no_lease(manager: LockManager, gateway: 
     assert len(leases(gateway) - before) <= 2, "one or two leases may be made in advance"
 
 
-async def test_a_note_that_was_told_leaves_no_lease(manager: LockManager, gateway: Gateway, namespace: str) -> None:
+async def test_notes_that_were_told_leave_no_lease(manager: LockManager, gateway: Gateway, namespace: str) -> None:
     before = leases(gateway)
-    await manager.reserve("x", ttl=10, note="interrupted")
-    taken = await manager.reserve("x", ttl=10, timeout=15)
-    assert "interrupted" in str(taken.left)
-    await taken.release()
-    assert not (await manager.reserve("x", ttl=10)).left, "it was told once, and the taker has released"
-    assert not [key for key in gateway.keys(f"/{namespace}/v1/left/") if b"interrupted" in gateway.keys(key)[key]]
-    assert len(leases(gateway) - before) <= 4
+    names = [f"n{number}" for number in range(4)]
+    for name in names:
+        await manager.reserve(name, ttl=10, note=f"interrupted at {name}")
+    for name in names:
+        taken = await manager.reserve(name, ttl=10, timeout=15)
+        assert f"interrupted at {name}" in str(taken.left)
+        await taken.release()
+        assert not (await manager.reserve(name, ttl=10)).left, "it was told once, and the taker has released"
+    assert not gateway.keys(f"/{namespace}/v1/left/")
+    await asyncio.sleep(13)
+    assert len(leases(gateway) - before) <= 2, "one or two leases may be made in advance"
+
+
+async def test_each_of_several_interrupted_predecessors_is_told(manager: LockManager) -> None:
+    await manager.reserve("a", ttl=10, note="note of a")
+    await manager.reserve("b", ttl=10, note="note of b")
+    await manager.reserve(paths=["src/a.py"], ttl=10, note="note of src/a.py")
+    await manager.reserve(paths=["src/b.py"], ttl=10, note="note of src/b.py")
+    await asyncio.sleep(12)
+    told = str((await manager.reserve("a", "b", ttl=10)).left)
+    below = str((await manager.reserve(paths=["src/"], ttl=10)).left)
+    assert "note of a" in told and "note of b" in told, told
+    assert "src/a.py" in below and "src/b.py" in below, below
+
+
+async def test_a_forced_release_is_no_expiry_and_a_release_tells_nothing(manager: LockManager) -> None:
+    await manager.reserve("x", ttl=60, note="taken away")
+    await manager.force_release("x", reason="its agent is gone")
+    taken = await manager.reserve("x", ttl=60, note="given back")
+    await taken.release(note="done")
+    after = await manager.reserve("x", ttl=60)
+    assert not after.left
+    assert not taken.left, "documented: the note of a predecessor that expired"
+
+
+async def test_waiters_that_are_killed_leave_no_lease(
+    etcd: EmbeddedEtcd, manager: LockManager, gateway: Gateway, namespace: str
+) -> None:
+    await manager.reserve("x", ttl=60)
+    await asyncio.sleep(1)
+    before = leases(gateway)
+    given = json.dumps({"name": "x", "ttl": 10, "note": "waiting"})
+    command = (sys.executable, "-m", "tests.integration.reserver", etcd.endpoint, namespace, "reserve", given)
+    waiting = [await asyncio.create_subprocess_exec(*command) for _ in range(3)]
+    await eventually(lambda: len(gateway.keys(f"/{namespace}/v1/lock/x/")) == 4, 20)
+    await asyncio.sleep(0.5)
+    theirs = leases(gateway) - before
+    for process in waiting:
+        process.kill()
+        await process.wait()
+    await asyncio.sleep(14)
+    granted = [gateway.call("lease/timetolive", ID=str(lease)).get("grantedTTL", 0) for lease in theirs]
+    assert sum(int(seconds) > 3600 for seconds in granted) == 0, "what is made in advance must not stay for a day"
 
 
 async def test_a_cancelled_or_late_request_leaves_nothing(
