@@ -2652,6 +2652,13 @@ MUTANTS = (
         "tests/integration/test_reservations.py -k follows_it",
     ),
     Mutant(
+        "count a reservation's lease as a session",
+        "health.py",
+        "record is None or not record.reservation",
+        "True",
+        "tests/integration/test_reservations.py -k status_counts",
+    ),
+    Mutant(
         "leave the lease that a reservation had when it was released",
         "recipes/reservation.py",
         "leases_in(reply) or [self._lease]",

@@ -8,7 +8,6 @@ reservation takes two round trips.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from codomyrmex.concurrency.errors import LockLost
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Op, Put
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.models import LeftNote, Owner
+from codomyrmex.concurrency.models import LeaseRecord, LeftNote, Owner
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry
@@ -91,8 +90,8 @@ async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left:
 
 def lease_put(session: SessionCore, lease: int) -> Put:
     """The put of the key that ends with a reservation's lease, by which its end is told from a release."""
-    value = json.dumps({"host": session.host, "pid": os.getpid(), "reservation": True}).encode()
-    return Put(session.layout.lease(lease), value, lease)
+    record = LeaseRecord(session.host, os.getpid(), reservation=True)
+    return Put(session.layout.lease(lease), record.encode(), lease)
 
 
 def left_puts(session: SessionCore, puts: Sequence[Put], token: int, lease: int) -> list[Put]:
