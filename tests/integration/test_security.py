@@ -86,7 +86,9 @@ async def test_an_agents_role_is_enough_for_reservations(guarded: EmbeddedEtcd) 
         await opened.release()
         assert await manager.reservations() == []
         forced = await manager.reserve("deploy", ttl=60, note="begun")
+        lease = int((await manager.reservations())[0].lease, 16)
         await LockManager(two).force_release("deploy", reason="a test")
+        assert not await core_of(two).transport.time_to_live(lease)  # it was revoked
         with pytest.raises(LockLost):
             await forced.check()
 
