@@ -11,13 +11,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 REFUSE = 2
 GUARD = ("codomyrmex", "concurrency", "guard", "check")
 PATHS = ("file_path", "notebook_path")
 
 
-def edited_path(tool_use: dict) -> Path:
+def edited_path(tool_use: dict[str, Any]) -> Path:
     tool_input = tool_use["tool_input"]
     path = next(tool_input[name] for name in PATHS if name in tool_input)
     path = Path(tool_use.get("cwd", "."), path)
