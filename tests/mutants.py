@@ -2478,7 +2478,7 @@ MUTANTS = (
     Mutant(
         "use a lease that was taken long before the grant",
         "waitqueue/early_lease.py",
-        "<= min(_FRESH, self._ttl / 3)",
+        "<= _FRESH",
         ">= 0",
         "tests/integration/test_reservations.py -k long_wait",
     ),

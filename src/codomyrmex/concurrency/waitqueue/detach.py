@@ -64,7 +64,8 @@ async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left:
     keys = tuple(entry.key for entry in entries)
     try:
         lease, left_lease = await own.ready(), await left.ready() if left else None
-        values = [_with_ttl(entry.value, lease.ttl) for entry in entries]
+        waited = clock.now() - started
+        values = [_as_holder(entry.value, waited, lease.ttl) for entry in entries]
         puts = [Put(key, value, lease.id) for key, value in zip(keys, values, strict=True)]
         notes = [] if left_lease is None else left_puts(session, puts, token, left_lease.id)
         ranges = [session.layout.left(entry.queue_ref.queue) for entry in entries]
@@ -81,7 +82,6 @@ async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left:
     except BaseException:
         withdraw(entries)
         raise
-    waited = clock.now() - started
     for entry in entries:
         entry.detach(waited)
     results = [one for one in reply.results if isinstance(one, GetResult)]
@@ -127,6 +127,6 @@ def _owner(entry: Entry) -> Owner:
     return Owner.from_entry(entry.key, entry.value, 0, entry.lease)
 
 
-def _with_ttl(value: bytes, ttl: int) -> bytes:
-    """An entry's value with the TTL that marks a reservation that holds."""
-    return f'{value[:-1].decode()},"ttl":{ttl}}}'.encode()
+def _as_holder(value: bytes, waited: float, ttl: int) -> bytes:
+    """An entry's value with the seconds that it waited, and the TTL that marks a reservation that holds."""
+    return f'{value[:-1].decode()},"waited":{waited:.3f},"ttl":{ttl}}}'.encode()
