@@ -37,6 +37,7 @@ class Mutant(NamedTuple):
 
 
 _DEPLOY = "../../../deploy/etcd/"  # seen from PACKAGE
+_EXAMPLES = "../../../examples/"
 
 MUTANTS = (
     Mutant(
@@ -143,6 +144,27 @@ MUTANTS = (
         "if self._asking is None or self._asking.done():",
         "if True:",
         "tests/unit/etcd/transports/test_addresses.py",
+    ),
+    Mutant(
+        "Open the gate to edits that cannot be checked",
+        f"{_EXAMPLES}pre_edit_gate.py",
+        "return REFUSE if done.returncode else 0",
+        "return REFUSE if done.returncode == 77 else 0",
+        "tests/docs/test_examples.py -k out_of_reach",
+    ),
+    Mutant(
+        "Let an error of the gate open it",
+        f"{_EXAMPLES}pre_edit_gate.py",
+        "        code = REFUSE\n",
+        "        code = 1\n",
+        "tests/docs/test_examples.py -k closed_in_doubt",
+    ),
+    Mutant(
+        "Guard the files outside of the repository",
+        f"{_EXAMPLES}pre_edit_gate.py",
+        "    if not path.is_relative_to(repository()):\n",
+        "    if False:\n",
+        "tests/docs/test_examples.py -k other_files",
     ),
     Mutant(
         "let SIGTERM wait until the agent's lock is granted",
@@ -2456,7 +2478,7 @@ MUTANTS = (
     Mutant(
         "use a lease that was taken long before the grant",
         "waitqueue/early_lease.py",
-        "<= min(_FRESH, self._ttl / 3)",
+        "<= _FRESH",
         ">= 0",
         "tests/integration/test_reservations.py -k long_wait",
     ),
@@ -2652,6 +2674,13 @@ MUTANTS = (
         "tests/integration/test_reservations.py -k follows_it",
     ),
     Mutant(
+        "count a reservation's lease as a session",
+        "health.py",
+        "record is None or not record.reservation",
+        "True",
+        "tests/integration/test_reservations.py -k status_counts",
+    ),
+    Mutant(
         "leave the lease that a reservation had when it was released",
         "recipes/reservation.py",
         "leases_in(reply) or [self._lease]",
@@ -2677,7 +2706,7 @@ def _noticed(mutant: Mutant) -> bool:
     """Apply a mutant in a copy of the tree. True if its tests fail or hang."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("src", "tests", "deploy", "pyproject.toml"):
+        for part in ("src", "tests", "deploy", "examples", "pyproject.toml"):
             (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, copy / part)
         for file, old, new in ((mutant.file, mutant.old, mutant.new), *mutant.also):
             target = copy / PACKAGE / file

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import click
+import pytest
+
 from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
+from codomyrmex.concurrency.cli import running
+from codomyrmex.concurrency.cli.group import concurrency
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LIMIT = 30
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handles that an example keeps are not the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def environment(etcd: EmbeddedEtcd, namespace: str) -> dict[str, str]:
     return {
         "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])),
         "PYTHONWARNINGS": "error",
+        "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"],
         "CODOMYRMEX_ETCD_ENDPOINTS": etcd.endpoint,
         "CODOMYRMEX_ETCD_NAMESPACE": namespace,
     }
@@ -152,6 +167,122 @@ async def test_ci_deploy_passes_on_a_failure(etcd: EmbeddedEtcd, namespace: str)
     assert b"the deploy failed with exit code 3" in errors
 
 
+def test_path_locks_let_no_two_agents_meet(etcd: EmbeddedEtcd, namespace: str) -> None:
+    assert output_of("path_locks.py", etcd, namespace) == [
+        "beside src/parser/ there is room for docs/",
+        "beside src/parser/ there is no room for src/**/*.py, which is taken as src/",
+        "5 agents worked 5 times each, and no two of them met",
+    ]
+
+
+def plain(line: str) -> str:
+    """A line without the numbers, times and names of this run."""
+    line = re.sub(rf"{re.escape(socket.gethostname())}:\d+", "HOST", line)
+    return re.sub(r"\b(\d+[hms])+\b", "TIME", re.sub(r"token \d+", "token N", line))
+
+
+def test_two_agents_take_turns_and_take_over(etcd: EmbeddedEtcd, namespace: str) -> None:
+    lines = [plain(line) for line in output_of("two_agents.sh", etcd, namespace)]
+    parts = "".join(f"{line}\n" for line in lines).split("== ")[1:]
+    reserved, refused, released, _, taken_over, too_late, ended = (part.splitlines()[1:] for part in parts)
+    assert reserved[0] == "reserved: src/parser/ in the tree default, by anna for TIME, token N"
+    assert refused[:2] == [
+        "not reserved: not granted at once",
+        "held: src/parser/ in the tree default by anna (HOST) for TIME, TIME left, note: renaming the parser",
+    ]
+    assert "next: codomyrmex concurrency reserve --path src/parser/lexer.py --timeout TIME" in refused
+    assert refused[-1] == "exit code 75"
+    assert [line.partition(":")[0] for line in released] == ["renewed", "released"]
+    assert "reserved: src/parser/ in the tree default, by anna for TIME, token N" in taken_over
+    assert "left by ben, whose reservation expired: moving the tokens" in taken_over
+    assert too_late[0].startswith("lost: src/parser/lexer.py in the tree default: ")
+    assert too_late[-1] == "exit code 76"
+    assert ended == ["released: src/parser/ in the tree default, token N"]
+
+
+def gate(
+    etcd: EmbeddedEtcd, namespace: str, folder: Path, tool_use: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command of the settings as a coding agent does: in a shell, with the use of a tool on stdin."""
+    settings = json.loads(read("pre_edit_hook.json"))
+    (hook,) = settings["hooks"]["PreToolUse"][0]["hooks"]
+    return subprocess.run(
+        ["sh", "-c", hook["command"]],
+        cwd=folder,
+        input=tool_use,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(etcd, namespace) | {"CODOMYRMEX_AGENT": "anna"} | variables,
+        timeout=hook["timeout"],
+    )
+
+
+def read(name: str) -> str:
+    return (EXAMPLES / name).read_text()
+
+
+def use_of(**tool_input: str) -> str:
+    return json.dumps({"tool_name": "Edit", "tool_input": tool_input})
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with the gate in it."""
+    found = tmp_path / "repository"
+    (found / "examples").mkdir(parents=True)
+    (found / "src").mkdir()
+    (found / "examples" / "pre_edit_gate.py").write_text(read("pre_edit_gate.py"))
+    subprocess.run(["git", "init", "-q", found], check=True)
+    return found
+
+
+async def test_the_gate_is_open_to_an_agent_that_has_reserved(
+    etcd: EmbeddedEtcd, namespace: str, session: Session, repository: Path
+) -> None:
+    reserved = use_of(file_path=str(repository / "src" / "new.py"))
+    other = use_of(notebook_path=str(repository / "other.ipynb"))
+    async with LockManager(session).reserve(paths=["src/"], ttl=60, owner="anna"):
+        assert gate(etcd, namespace, repository, reserved).returncode == 0
+        assert gate(etcd, namespace, repository / "src", reserved).returncode == 0
+        assert gate(etcd, namespace, repository, use_of(file_path="src/new.py")).returncode == 0
+        assert gate(etcd, namespace, repository, other).returncode == 2
+        refused = gate(etcd, namespace, repository, reserved, CODOMYRMEX_AGENT="ben")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "anna" in refused.stderr
+        assert "codomyrmex concurrency reserve --path src/new.py" in refused.stderr
+    assert gate(etcd, namespace, repository, reserved).returncode == 2
+
+
+@pytest.mark.parametrize("tool_use", ["", "[]", "{}", use_of(command="ls"), use_of(file_path="a\0b")])
+def test_the_gate_is_closed_in_doubt(etcd: EmbeddedEtcd, namespace: str, repository: Path, tool_use: str) -> None:
+    refused = gate(etcd, namespace, repository, tool_use)
+    assert refused.returncode == 2
+    assert "cannot be checked" in refused.stderr
+
+
+def test_the_gate_is_closed_while_etcd_is_out_of_reach(etcd: EmbeddedEtcd, namespace: str, repository: Path) -> None:
+    nowhere = {"CODOMYRMEX_ETCD_ENDPOINTS": "http://127.0.0.1:9"}
+    refused = gate(etcd, namespace, repository, use_of(file_path=str(repository / "a.py")), **nowhere)
+    assert refused.returncode == 2
+    assert "127.0.0.1:9" in refused.stderr
+
+
+def test_the_gate_leaves_other_files_alone(etcd: EmbeddedEtcd, namespace: str, repository: Path) -> None:
+    assert gate(etcd, namespace, repository, use_of(file_path=str(repository.parent / "notes.md"))).returncode == 0
+
+
+def test_the_prompt_names_commands_and_exit_codes_that_exist() -> None:
+    text = read("AGENTS.snippet.md")
+    codes = {running.EXIT_UNREACHABLE, running.EXIT_TIMEOUT, running.EXIT_LOST, running.EXIT_NOT_RESERVED}
+    assert {int(code) for code in re.findall(r"[Ee]xit code (\d+)", text)} == codes
+    for line in re.findall(r"`codomyrmex concurrency ([^`]+)`", text):
+        command, *arguments = shlex.split(line)
+        found = concurrency.get_command(click.Context(concurrency), command)
+        assert found
+        found.make_context(command, arguments)  # raises a usage error for an option that it has not
+
+
 def test_every_example_is_run_here() -> None:
-    run = re.findall(r'output_of\("([^"]+)"', Path(__file__).read_text())
+    run = re.findall(r'(?:output_of|read)\("([^"]+)"', Path(__file__).read_text())
     assert set(run) == {path.name for path in EXAMPLES.iterdir() if path.is_file()}

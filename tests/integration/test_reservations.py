@@ -23,6 +23,7 @@ from codomyrmex.concurrency import (
     Target,
 )
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get
+from codomyrmex.concurrency.health import cluster_status
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import Calls, counting, entries, eventually, queue_of, revoke
@@ -423,6 +424,13 @@ async def test_reservations_are_listed_with_time_left_note_and_owner(session: Se
     await second.release()
     await (await waiting).release()
     await grant.release()
+
+
+async def test_status_counts_sessions_and_not_the_leases_of_reservations(session: Session, other: Session) -> None:
+    await reserve(session, "x")
+    await reserve(other, "y")
+    status = await cluster_status(session.settings)
+    assert (status.sessions, status.locks) == (2, 2)
 
 
 async def test_two_sessions_that_renew_and_release_one_handle_at_once_harm_nobody(

@@ -22,6 +22,8 @@ from codomyrmex.concurrency import (
     EtcdError,
     EtcdUnavailable,
     Grant,
+    LockLost,
+    LockManager,
     Session,
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
@@ -70,6 +72,25 @@ async def test_tokens_that_expired_are_replaced(guarded: EmbeddedEtcd) -> None:
         await new.release()
         await asyncio.wait_for(asyncio.gather(waiting, late), 5)
         assert core_of(two).transport._token.value != first
+
+
+async def test_an_agents_role_is_enough_for_reservations(guarded: EmbeddedEtcd) -> None:
+    settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
+    async with Session(**settings) as one, Session(**settings) as two:
+        manager = LockManager(one)
+        reservation = await manager.reserve("deploy", paths=["src/"], ttl=60, note="begun")
+        opened = LockManager(two).reservation(reservation.handle)
+        await opened.renew(note="half done")
+        await opened.put("/fleet/data", "written")
+        assert [found.note for found in await manager.reservations()] == ["half done"]
+        await opened.release()
+        assert await manager.reservations() == []
+        forced = await manager.reserve("deploy", ttl=60, note="begun")
+        lease = int((await manager.reservations())[0].lease, 16)
+        await LockManager(two).force_release("deploy", reason="a test")
+        assert not await core_of(two).transport.time_to_live(lease)  # it was revoked
+        with pytest.raises(LockLost):
+            await forced.check()
 
 
 async def test_a_user_keeps_its_locks_beyond_its_tokens(guarded: EmbeddedEtcd) -> None:

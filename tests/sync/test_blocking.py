@@ -122,7 +122,7 @@ def test_every_text_is_true_of_blocking_code(name: str) -> None:
 
 def test_a_forwarding_method_shows_its_twins_signature_and_text() -> None:
     shown = pydoc.render_doc(LockManager, renderer=pydoc.plaintext)
-    assert "force_release(self, name: 'str', *, reason: 'str', token: 'int | None' = None) -> 'Owner'" in shown
+    assert "force_release(self, name: 'str', *, reason: 'str', token: 'int | None' = None, kind: " in shown
     assert "watch(self, prefix: 'str' = '') -> collections.abc.Iterator[" in shown
     assert "``with manager.acquire(name) as grant``" in shown
     assert inspect.getdoc(LockManager.locks) == inspect.getdoc(twin.LockManager.locks)

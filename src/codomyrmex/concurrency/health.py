@@ -11,8 +11,8 @@ from codomyrmex.concurrency.etcd.scan import keys_under
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import ClusterMember, Get, Transport
-from codomyrmex.concurrency.keys import LOCK, PATH, SEMAPHORE, Kind, Layout, prefix_end
-from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
+from codomyrmex.concurrency.keys import LOCK, PATH, SEMAPHORE, Kind, Layout
+from codomyrmex.concurrency.models import ClusterStatus, LeaseRecord, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 
@@ -111,7 +111,10 @@ class _Inspection:
             )
 
     async def _count(self) -> tuple[int, int]:
-        leases = await self._transport.get(Get(self._layout.leases, prefix_end(self._layout.leases), limit=1))
+        sessions = 0
+        async for kv in keys_under(self._transport, self._layout.leases):
+            record = LeaseRecord.decode(kv.value)
+            sessions += record is None or not record.reservation
         names: set[tuple[Kind, str]] = set()
         for kind in (LOCK, PATH, SEMAPHORE):
             foreign = 0
@@ -123,7 +126,7 @@ class _Inspection:
                     names.add((kind, name))
             if foreign:
                 self._warnings.append(f"{foreign} keys among the {kind.what} entries are not entries; they are skipped")
-        return leases.total, len(names)
+        return sessions, len(names)
 
 
 def renews_wrongly(version: str) -> bool:

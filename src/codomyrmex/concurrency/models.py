@@ -168,6 +168,27 @@ _LEFT = TypeAdapter(LeftNote)
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """The value of the key that hangs on the lease of a session or of a reservation."""
+
+    host: str
+    pid: int
+    reservation: bool = False
+
+    def encode(self) -> bytes:
+        """Its value in etcd, as JSON."""
+        return json.dumps(to_json(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> LeaseRecord | None:
+        """The record in a value, or None if the value is foreign."""
+        return decode.record(_LEASE, value)
+
+
+_LEASE = TypeAdapter(LeaseRecord)
+
+
+@dataclass(frozen=True, slots=True)
 class LockInfo:
     """A lock as etcd has it at one revision: holders and waiters in queue order.
 

@@ -255,6 +255,7 @@ class LockManager:
         on_loss: OnLoss = "cancel",
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> Acquisition:
         """Acquire up to 200 paths of a tree or none: ``async with manager.acquire_paths(["src/parser/", "README.md"],
         tree="main") as grant``.
@@ -276,7 +277,7 @@ class LockManager:
             queues=((PATH, check_name(tree)),),
             on_loss=on_loss,
             metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay),
+            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
         )
         return Acquisition(self, request, (Overlap(Scopes.of(paths, shared)),), timeout)
 

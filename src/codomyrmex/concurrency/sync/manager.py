@@ -71,9 +71,10 @@ class LockManager:
         on_loss: OnLoss = "raise",
         lock_delay: float = 0.0,
         max_hold: float | None = None,
+        max_idle: float | None = None,
     ) -> Grant:
         acquisition = self._twin.acquire_paths(
-            paths, tree, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold
+            paths, tree, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
         )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
 

@@ -8,7 +8,6 @@ reservation takes two round trips.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from codomyrmex.concurrency.errors import LockLost
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Op, Put
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.models import LeftNote, Owner
+from codomyrmex.concurrency.models import LeaseRecord, LeftNote, Owner
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry
@@ -65,7 +64,8 @@ async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left:
     keys = tuple(entry.key for entry in entries)
     try:
         lease, left_lease = await own.ready(), await left.ready() if left else None
-        values = [_with_ttl(entry.value, lease.ttl) for entry in entries]
+        waited = clock.now() - started
+        values = [_as_holder(entry.value, waited, lease.ttl) for entry in entries]
         puts = [Put(key, value, lease.id) for key, value in zip(keys, values, strict=True)]
         notes = [] if left_lease is None else left_puts(session, puts, token, left_lease.id)
         ranges = [session.layout.left(entry.queue_ref.queue) for entry in entries]
@@ -82,7 +82,6 @@ async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left:
     except BaseException:
         withdraw(entries)
         raise
-    waited = clock.now() - started
     for entry in entries:
         entry.detach(waited)
     results = [one for one in reply.results if isinstance(one, GetResult)]
@@ -91,8 +90,8 @@ async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left:
 
 def lease_put(session: SessionCore, lease: int) -> Put:
     """The put of the key that ends with a reservation's lease, by which its end is told from a release."""
-    value = json.dumps({"host": session.host, "pid": os.getpid(), "reservation": True}).encode()
-    return Put(session.layout.lease(lease), value, lease)
+    record = LeaseRecord(session.host, os.getpid(), reservation=True)
+    return Put(session.layout.lease(lease), record.encode(), lease)
 
 
 def left_puts(session: SessionCore, puts: Sequence[Put], token: int, lease: int) -> list[Put]:
@@ -128,6 +127,6 @@ def _owner(entry: Entry) -> Owner:
     return Owner.from_entry(entry.key, entry.value, 0, entry.lease)
 
 
-def _with_ttl(value: bytes, ttl: int) -> bytes:
-    """An entry's value with the TTL that marks a reservation that holds."""
-    return f'{value[:-1].decode()},"ttl":{ttl}}}'.encode()
+def _as_holder(value: bytes, waited: float, ttl: int) -> bytes:
+    """An entry's value with the seconds that it waited, and the TTL that marks a reservation that holds."""
+    return f'{value[:-1].decode()},"waited":{waited:.3f},"ttl":{ttl}}}'.encode()

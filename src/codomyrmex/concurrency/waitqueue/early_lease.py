@@ -10,7 +10,7 @@ from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.session_core import SessionCore
 
-_FRESH = 60.0  # seconds for which a lease that was taken ahead may be used as it is
+_FRESH = 1.0  # seconds for which a lease that was taken ahead may be used as it is
 
 
 class TakenLease(NamedTuple):
@@ -32,9 +32,9 @@ class EarlyLease:
         self._taking.add_done_callback(_told)
 
     async def ready(self) -> TakenLease:
-        """The lease, with most of its time left. It may have been taken long ago, for a waiter waits for hours."""
+        """The lease, with its whole time left but for a second: it is renewed if its user waited for longer."""
         lease = await asyncio.shield(self._taking)
-        if (now := clock.now()) - lease.asked_at <= min(_FRESH, self._ttl / 3):
+        if (now := clock.now()) - lease.asked_at <= _FRESH:
             return lease
         if await self._session.transport.keep_alive(lease.id):
             return lease._replace(asked_at=now)
