@@ -251,3 +251,13 @@ async def test_the_blocking_twin_reserves_too(etcd: EmbeddedEtcd, namespace: str
     assert reservation.token == token
     await reservation.release()
     assert await manager.reservations() == []
+
+
+async def test_a_handle_of_a_newer_version_says_to_update(manager: LockManager) -> None:
+    mine = await manager.reserve("x", ttl=60)
+    version, _, rest = mine.handle.partition("_")
+    newer = f"{version.rstrip('0123456789')}{int(version.lstrip('cdx')) + 1}_{rest}"
+    with pytest.raises((ConcurrencyError, ValueError)) as caught:
+        await use(manager, newer)
+    assert "newer" in str(caught.value) or "version" in str(caught.value), str(caught.value)
+    await mine.renew()
