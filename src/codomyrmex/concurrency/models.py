@@ -140,7 +140,10 @@ _FORCED = TypeAdapter(ForcedRelease)
 
 @dataclass(frozen=True, slots=True)
 class LeftNote:
-    """The note that a reservation leaves to the next holder if it expires. ``owner`` is the agent's name, or empty."""
+    """The note that a reservation leaves to the next holder if it expires. ``owner`` is the agent's name, or empty.
+
+    ``alone`` is True if no other key hangs on its lease.
+    """
 
     note: str
     owner: str
@@ -148,6 +151,7 @@ class LeftNote:
     pid: int
     token: int
     paths: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def by(self) -> str:

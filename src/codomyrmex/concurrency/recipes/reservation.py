@@ -72,7 +72,7 @@ class Reservation(AsyncOnly):
         self._until: float | None = None  # the time on ``clock`` at which it expires; None while that is not known
         self._note = ""
         self._paths: tuple[str, ...] = ()
-        self._left: LeftNote | None = None
+        self._left: tuple[LeftNote, ...] = ()
         self._released = self._release_in_doubt = False
         self._lost = Loss(Home())
         self._keeping: asyncio.Task[None] | None = None
@@ -119,14 +119,17 @@ class Reservation(AsyncOnly):
 
     @property
     def left(self) -> str:
-        """The note of the last predecessor that expired without a release; empty if there is none, and for a
-        reservation that was opened from a handle."""
-        return self._left.note if self._left else ""
+        """The note of a predecessor that expired without a release; empty if there is none, and for a reservation that
+        was opened from a handle. Of several predecessors, a line each with its owner, the last one at the end."""
+        if len(self._left) == 1:
+            return self._left[0].note
+        return "\n".join(f"{one.by}: {one.note}" for one in self._left)
 
     @property
     def left_by(self) -> str:
-        """The owner who left that note: the agent's name, else its host and pid; empty if there is none."""
-        return self._left.by if self._left else ""
+        """The owner who left that note, or all owners: the agent's name, else its host and pid; empty if there is
+        none."""
+        return ", ".join(dict.fromkeys(one.by for one in self._left))
 
     @property
     def lost(self) -> Loss:
@@ -217,7 +220,7 @@ class Reservation(AsyncOnly):
         the notes of predecessors, the newest last."""
         self._until = asked_at + self._ttl
         self._learn_from(values)
-        self._left = left[-1] if left else None
+        self._left = tuple(left)
 
     def _keep_alive(self, core: SessionCore) -> None:
         """Renew it every third of its TTL, until it ends or the session does."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from codomyrmex.concurrency import clock
-from codomyrmex.concurrency.errors import LockLost
+from codomyrmex.concurrency.errors import ConcurrencyError, LockLost
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Op, Put
 from codomyrmex.concurrency.keys import prefix_end
@@ -56,7 +57,7 @@ async def detach(entries: Sequence[Entry], started: float, ttl: int, *, only_if_
     finally:
         if moved is None:
             for lease in filter(None, (own, left)):
-                session.keep(asyncio.create_task(lease.revoke()))
+                lease.revoke()
 
 
 async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left: EarlyLease | None) -> Detached:
@@ -96,13 +97,12 @@ def lease_put(session: SessionCore, lease: int) -> Put:
 
 def left_puts(session: SessionCore, puts: Sequence[Put], token: int, lease: int) -> list[Put]:
     """The puts of the note in each of ``puts``, which are those of entries, for the next holder of each queue."""
-    owners = [(put.key, Owner.from_entry(put.key, put.value, token, lease)) for put in puts]
-    return [
-        Put(
-            session.layout.left(key), LeftNote(one.note, one.agent, one.host, one.pid, token, one.paths).encode(), lease
-        )
-        for key, one in owners
-    ]
+    notes = []
+    for put in puts:
+        one = Owner.from_entry(put.key, put.value, token, lease)
+        note = LeftNote(one.note, one.agent, one.host, one.pid, token, one.paths, alone=len(puts) == 1)
+        notes.append(Put(session.layout.left(put.key), note.encode(), lease))
+    return notes
 
 
 def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) -> tuple[LeftNote, ...]:
@@ -115,7 +115,14 @@ def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) ->
             if left and left.token < token and left.token not in alive and _concerns(entry, kv.value):
                 found[left.token] = left
                 entry.session.remover.remove(kv.key)
+                if left.alone:
+                    entry.session.keep(asyncio.create_task(_revoked(entry.session, kv.lease)))
     return tuple(left for _, left in sorted(found.items()))
+
+
+async def _revoked(session: SessionCore, lease: int) -> None:
+    with suppress(ConcurrencyError):  # then it ends by itself, within a day
+        await session.transport.revoke(lease)
 
 
 def _concerns(entry: Entry, left: bytes) -> bool:

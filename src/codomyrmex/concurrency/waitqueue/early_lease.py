@@ -10,11 +10,11 @@ from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.session_core import SessionCore
 
-_FRESH = 1.0  # seconds for which a lease that was taken ahead may be used as it is
+_FRESH = 1.0  # seconds for which a lease that was taken ahead is kept
 
 
 class TakenLease(NamedTuple):
-    """A lease with its TTL in seconds, and the time on ``clock`` at which it, or its renewal, was asked for."""
+    """A lease with its TTL in seconds, and the time on ``clock`` at which it was asked for."""
 
     id: int
     ttl: int
@@ -22,31 +22,46 @@ class TakenLease(NamedTuple):
 
 
 class EarlyLease:
-    """A lease of ``ttl`` seconds, asked for at once. It has no key until its user gives it one, so one that nobody
-    uses or revokes ends by itself and does no harm."""
+    """A lease of ``ttl`` seconds, asked for at once.
+
+    A user that waits for longer than a second gets another one in the end: the first is revoked by then, so a waiter
+    that is killed leaves no lease of a day behind.
+    """
 
     def __init__(self, session: SessionCore, ttl: int) -> None:
         self._session = session
         self._ttl = ttl
-        self._taking = asyncio.create_task(self._take())
-        self._taking.add_done_callback(_told)
+        self._taking = self._take()
+        self._timer = asyncio.get_running_loop().call_later(_FRESH, self._let_go)
+        self._let_go_of = False
 
     async def ready(self) -> TakenLease:
-        """The lease, with its whole time left but for a second: it is renewed if its user waited for longer."""
-        lease = await asyncio.shield(self._taking)
-        if (now := clock.now()) - lease.asked_at <= _FRESH:
-            return lease
-        if await self._session.transport.keep_alive(lease.id):
-            return lease._replace(asked_at=now)
-        return await self._take()
+        """The lease, with its whole time left but for a second."""
+        self._timer.cancel()
+        if self._let_go_of:
+            self._taking, self._let_go_of = self._take(), False
+        return await asyncio.shield(self._taking)
 
-    async def revoke(self) -> None:
-        """Revoke it, with its keys, if etcd answers."""
+    def revoke(self) -> None:
+        """Revoke it, with its keys, in the background, if etcd answers."""
+        self._timer.cancel()
+        if not self._let_go_of:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._let_go_of = True
+        self._session.keep(asyncio.create_task(self._revoked(self._taking)))
+
+    async def _revoked(self, taking: asyncio.Task[TakenLease]) -> None:
         with suppress(ConcurrencyError):
-            lease = await asyncio.shield(self._taking)
-            await self._session.transport.revoke(lease.id)
+            await self._session.transport.revoke((await asyncio.shield(taking)).id)
 
-    async def _take(self) -> TakenLease:
+    def _take(self) -> asyncio.Task[TakenLease]:
+        task = asyncio.create_task(self._granted())
+        task.add_done_callback(_told)
+        return task
+
+    async def _granted(self) -> TakenLease:
         asked_at = clock.now()
         lease = await self._session.transport.grant(self._ttl)
         return TakenLease(lease.id, lease.ttl, asked_at)

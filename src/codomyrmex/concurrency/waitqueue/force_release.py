@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
-from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Put, Target
+from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Get, GetResult, Put, Target
 from codomyrmex.concurrency.models import ForcedRelease, Owner, QueueKind
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import KINDS, by_age, is_reservation, owners_of, read_one
@@ -39,23 +39,27 @@ async def force_release(
     by = f"{_user()}@{session.host}"
     record = ForcedRelease(name, holder.token, decode.storable(reason), decode.storable(by), datetime.now(UTC))
     audit = Put(session.layout.audit(name, KINDS[kind]), record.encode())
+    note = session.layout.left(held.key) if is_reservation(held) else b""
     try:
-        reply = await _delete_entry(session, held.key, holder.token, (audit,))
+        reply = await _delete_entry(session, held.key, note, holder.token, (audit,))
     except EtcdQuotaExceeded:
         # A full database takes no record, but it must not keep a dead holder in place.
-        reply = await _delete_entry(session, held.key, holder.token, ())
+        reply = await _delete_entry(session, held.key, note, holder.token, ())
     if not reply.succeeded:
         raise NotHeld(f"the holder of {name!r} with token {holder.token} released it just now")
-    if is_reservation(held):
+    if note:
+        left = [kv.lease for one in reply.results if isinstance(one, GetResult) for kv in one.kvs]
         with suppress(ConcurrencyError):  # then the rest of the reservation ends when it is used, or by itself
-            await session.transport.revoke(held.lease)
+            for lease in (held.lease, *left):
+                await session.transport.revoke(lease)
     return holder
 
 
-async def _delete_entry(session: SessionCore, key: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
+async def _delete_entry(session: SessionCore, key: bytes, note: bytes, token: int, puts: tuple[Put, ...]) -> Reply:
+    """Delete an entry, and the ``note`` that its reservation would leave."""
     same = Compare(key, Target.CREATE_REVISION, token)
-    request = Request((key,), (Delete(key), *puts), compares=(same,), alone=True)
-    return await session.committer.commit(request)
+    ops = (Get(note), Delete(key), Delete(note)) if note else (Delete(key),)
+    return await session.committer.commit(Request((key,), (*ops, *puts), compares=(same,), alone=True))
 
 
 def _user() -> str:

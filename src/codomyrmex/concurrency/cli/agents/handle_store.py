@@ -64,7 +64,8 @@ class HandleStore:
     def open(self) -> None:
         """Make the directory. Raises an error that names it, and says what to do, if no file can be written there."""
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in reversed((self.directory, *self.directory.parents)):
+                directory.mkdir(mode=0o700, exist_ok=True)
             os.chmod(self.directory, 0o700)
             self._remove_abandoned()
             descriptor, aside = tempfile.mkstemp(prefix=_ASIDE, dir=self.directory)
