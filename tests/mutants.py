@@ -1378,8 +1378,8 @@ MUTANTS = (
     Mutant(
         "release by force by the key as it is shown",
         "waitqueue/force_release.py",
-        "_delete_entry(session, held.key, holder.token, (audit,))",
-        "_delete_entry(session, holder.key.encode(), holder.token, (audit,))",
+        "_delete_entry(session, held.key, note, holder.token, (audit,))",
+        "_delete_entry(session, holder.key.encode(), note, holder.token, (audit,))",
         "tests/integration/test_garbage.py -k no_text",
     ),
     Mutant(
@@ -2457,8 +2457,8 @@ MUTANTS = (
     Mutant(
         "leave the lease of a reserve that was cancelled",
         "waitqueue/detach.py",
-        "session.keep(asyncio.create_task(lease.revoke()))",
-        "pass",
+        "        if moved is None:\n            let_go()\n",
+        "        pass\n",
         "tests/integration/test_reservation_faults.py -k lost_in_the_middle",
     ),
     Mutant(
@@ -2477,10 +2477,31 @@ MUTANTS = (
     ),
     Mutant(
         "use a lease that was taken long before the grant",
-        "waitqueue/early_lease.py",
-        "<= _FRESH",
-        ">= 0",
-        "tests/integration/test_reservations.py -k long_wait",
+        "waitqueue/join.py",
+        "                if waits:\n                    waits()\n",
+        "",
+        "tests/integration/test_reservations_documented.py -k waiters_that_are_killed",
+    ),
+    Mutant(
+        "tell only the last of the notes that were left",
+        "recipes/reservation.py",
+        "self._left = tuple(left)",
+        "self._left = tuple(left[-1:])",
+        "tests/integration/test_reservations_documented.py -k each_of_several",
+    ),
+    Mutant(
+        "leave the lease of a note that was told",
+        "waitqueue/detach.py",
+        "if left.alone:",
+        "if False:",
+        "tests/integration/test_reservations_documented.py -k told_leave_no_lease",
+    ),
+    Mutant(
+        "leave the note of a reservation that was released by force",
+        "waitqueue/force_release.py",
+        "note = session.layout.left(held.key) if is_reservation(held) else b\"\"",
+        "note = b\"\"",
+        "tests/integration/test_reservations_documented.py -k forced_release_is_no_expiry",
     ),
     Mutant(
         "believe a reservation of which one entry is gone",
@@ -2506,8 +2527,8 @@ MUTANTS = (
     Mutant(
         "leave the rest of a reservation that was released by force",
         "waitqueue/force_release.py",
-        "if is_reservation(held):",
-        "if False:",
+        "for lease in (held.lease, *left):",
+        "for lease in left:",
         "tests/integration/test_reservations.py -k forced_release_ends",
     ),
     Mutant(

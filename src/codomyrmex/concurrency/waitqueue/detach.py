@@ -49,15 +49,19 @@ async def detach(entries: Sequence[Entry], started: float, ttl: int, *, only_if_
     session = entries[0].session
     noted = bool(_owner(entries[0]).note)
     own, left = EarlyLease(session, ttl), EarlyLease(session, ttl + LEFT_FOR) if noted else None
+
+    def let_go() -> None:
+        for lease in filter(None, (own, left)):
+            lease.let_go()
+
     moved = None
     try:
-        if await join_and_wait(entries, only_if_free=only_if_free):
+        if await join_and_wait(entries, only_if_free=only_if_free, waits=let_go):
             moved = await _move(entries, started, own, left)
         return moved
     finally:
         if moved is None:
-            for lease in filter(None, (own, left)):
-                lease.revoke()
+            let_go()
 
 
 async def _move(entries: Sequence[Entry], started: float, own: EarlyLease, left: EarlyLease | None) -> Detached:

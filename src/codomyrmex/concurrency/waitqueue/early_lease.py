@@ -1,4 +1,4 @@
-"""A lease that is taken while its user still waits, so that it costs no time when it is needed."""
+"""A lease that is taken while its user joins a queue, so that it costs no time if the user need not wait there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import NamedTuple
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.session_core import SessionCore
-
-_FRESH = 1.0  # seconds for which a lease that was taken ahead is kept
 
 
 class TakenLease(NamedTuple):
@@ -24,33 +22,27 @@ class TakenLease(NamedTuple):
 class EarlyLease:
     """A lease of ``ttl`` seconds, asked for at once.
 
-    A user that waits for longer than a second gets another one in the end: the first is revoked by then, so a waiter
-    that is killed leaves no lease of a day behind.
+    A user that has to wait lets go of it and gets another one in the end, so a waiter that is killed leaves no lease of
+    a day behind.
     """
 
     def __init__(self, session: SessionCore, ttl: int) -> None:
         self._session = session
         self._ttl = ttl
         self._taking = self._take()
-        self._timer = asyncio.get_running_loop().call_later(_FRESH, self._let_go)
-        self._let_go_of = False
+        self._has_gone = False
 
     async def ready(self) -> TakenLease:
-        """The lease, with its whole time left but for a second."""
-        self._timer.cancel()
-        if self._let_go_of:
-            self._taking, self._let_go_of = self._take(), False
+        """The lease; another one if this was let go of."""
+        if self._has_gone:
+            self._taking, self._has_gone = self._take(), False
         return await asyncio.shield(self._taking)
 
-    def revoke(self) -> None:
+    def let_go(self) -> None:
         """Revoke it, with its keys, in the background, if etcd answers."""
-        self._timer.cancel()
-        if not self._let_go_of:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._let_go_of = True
-        self._session.keep(asyncio.create_task(self._revoked(self._taking)))
+        if not self._has_gone:
+            self._has_gone = True
+            self._session.keep(asyncio.create_task(self._revoked(self._taking)))
 
     async def _revoked(self, taking: asyncio.Task[TakenLease]) -> None:
         with suppress(ConcurrencyError):

@@ -11,7 +11,7 @@ that they share: their waits cannot form a cycle, and no ordering of names is ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable, LockLost
@@ -47,9 +47,14 @@ async def acquire(entries: Sequence[Entry], started: float, *, only_if_free: boo
     return [_grant(entry, waited) for entry in entries]
 
 
-async def join_and_wait(entries: Sequence[Entry], *, only_if_free: bool) -> bool:
+async def join_and_wait(
+    entries: Sequence[Entry], *, only_if_free: bool, waits: Callable[[], None] | None = None
+) -> bool:
     """Join the queues, and wait until each entry may be granted and the session is trusted; False if ``only_if_free``
-    and one was not free. If this ends otherwise, by an error or a cancel, no key stays in etcd."""
+    and one was not free. ``waits`` is called when an entry begins to wait.
+
+    If this ends otherwise, by an error or a cancel, no key stays in etcd.
+    """
     if only_if_free and not await _all_grantable(entries):
         return False
     actions = await _join(entries)
@@ -60,6 +65,8 @@ async def join_and_wait(entries: Sequence[Entry], *, only_if_free: bool) -> bool
                 continue
             if not only_if_free:
                 entry.contended = True
+                if waits:
+                    waits()
                 warn_if_it_waits_for_itself(entry.session, entry.queue_ref, entry.rule, entry.by)
                 await wait_until_granted(entry, action)
             elif not await _granted_now(entry, patience):  # another client was quicker
