@@ -2490,6 +2490,21 @@ MUTANTS = (
         "tests/integration/test_reservations_documented.py -k each_of_several",
     ),
     Mutant(
+        "say that a reservation which another process moved has no time left",
+        "recipes/reservation.py",
+        "        if self._until is None:  # another process moved it to another lease meanwhile\n"
+        "            return await self.check()\n",
+        "",
+        "tests/integration/test_reservations.py -k renewals_at_once",
+    ),
+    Mutant(
+        "leave the lease of a note that was taken back",
+        "recipes/reservation.py",
+        "{found.left_lease, new_left} - {left if text else 0, 0}",
+        "{0} - {0}",
+        "tests/integration/test_reservations.py -k taken_back",
+    ),
+    Mutant(
         "leave the lease of a note that was told",
         "waitqueue/detach.py",
         "if left.alone:",
@@ -2499,8 +2514,8 @@ MUTANTS = (
     Mutant(
         "leave the note of a reservation that was released by force",
         "waitqueue/force_release.py",
-        "note = session.layout.left(held.key) if is_reservation(held) else b\"\"",
-        "note = b\"\"",
+        'note = session.layout.left(held.key) if is_reservation(held) else b""',
+        'note = b""',
         "tests/integration/test_reservations_documented.py -k forced_release_is_no_expiry",
     ),
     Mutant(

@@ -426,6 +426,36 @@ async def test_reservations_are_listed_with_time_left_note_and_owner(session: Se
     await grant.release()
 
 
+async def test_renewals_at_once_each_tell_the_time_that_is_left(session: Session, other: Session) -> None:
+    mine = await LockManager(session).reserve("x", ttl=600)
+    theirs = LockManager(other).reservation(mine.handle)
+    for ttl in (300, 400, 500, 600, 700, 800):
+        times = await asyncio.gather(theirs.renew(ttl=ttl), mine.renew(note=f"{ttl}"), mine.renew(), theirs.renew())
+        assert min(times) > 250, times
+
+
+async def test_a_note_that_is_taken_back_or_moved_leaves_no_lease(session: Session, other: Session) -> None:
+    mine = await LockManager(session).reserve("x", ttl=600, note="begun")
+    core = core_of(session)
+
+    async def note_lease() -> int:
+        (kv,) = (await core.transport.get(Get(core.layout.left(mine._handle.keys[0])))).kvs
+        return kv.lease
+
+    first = await note_lease()
+    await mine.renew(ttl=700)
+    second = await note_lease()
+    await mine.renew(note="")
+    assert first != second
+    for lease in (first, second):
+        await eventually(lambda lease=lease: _is_gone(other, lease))
+    await mine.release()
+
+
+async def _is_gone(session: Session, lease: int) -> bool:
+    return not await core_of(session).transport.time_to_live(lease)
+
+
 async def test_status_counts_sessions_and_not_the_leases_of_reservations(session: Session, other: Session) -> None:
     await reserve(session, "x")
     await reserve(other, "y")

@@ -212,7 +212,8 @@ class LockManager:
         or none. Then nothing in this process has to live for it: ``renew`` is what keeps it. ``ttl`` is from 10 seconds
         to 24 hours. ``note`` is shown to everyone, and told to the next holder as ``reservation.left`` if it expires
         without a release. ``owner`` names the agent; by default ``CODOMYRMEX_AGENT`` does. With ``keepalive``, this
-        process renews it until the session ends. Raises ``LockTimeout``, ``InvalidName`` and the errors of ``acquire``.
+        process renews it until the session ends, by a task: an event loop that is blocked for the TTL loses it. Raises
+        ``LockTimeout``, ``InvalidName`` and the errors of ``acquire``.
         """
         check_timeout(timeout)
         rules: dict[tuple[Kind, str], Rule] = {

@@ -17,7 +17,7 @@ from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.affinity import Home
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_number
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, InvalidHandle, LockLost, fresh
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdUnavailable, InvalidHandle, LockLost, fresh
 from codomyrmex.concurrency.etcd.commit import Reply
 from codomyrmex.concurrency.etcd.transports.protocol import (
     Compare,
@@ -44,6 +44,7 @@ from codomyrmex.concurrency.waitqueue.progress import check_note
 
 SHORTEST, LONGEST = 10, 24 * 3600  # seconds
 _ATTEMPTS = 2  # of a release whose answer is lost
+_REWRITES = 30  # attempts while other processes rewrite the same reservation
 
 
 def check_ttl(ttl: float) -> int:
@@ -133,7 +134,8 @@ class Reservation(AsyncOnly):
 
     @property
     def lost(self) -> Loss:
-        """An event, awaitable, that is set when a call, or the renewal of ``keepalive=True``, finds it gone."""
+        """An event, awaitable, that is set when a call of this object, or the renewal of ``keepalive=True``, finds it
+        gone. Time alone does not set it: another process may have renewed it."""
         return self._lost
 
     def expires_in(self) -> float:
@@ -170,6 +172,8 @@ class Reservation(AsyncOnly):
             _in_background(core, core.transport.keep_alive(found.left_lease))
         if note is not None or longer not in (None, self._ttl):
             await _to_its_end(core, self._rewrite(core, found, note, longer))
+        if self._until is None:  # another process moved it to another lease meanwhile
+            return await self.check()
         return self.expires_in()
 
     async def put(self, key: str | bytes, value: str | bytes) -> int:
@@ -297,7 +301,7 @@ class Reservation(AsyncOnly):
         moved = None if ttl in (None, self._ttl) else await EarlyLease(core, ttl or 0).ready()
         left_ttl = (moved.ttl if moved else self._ttl) + LEFT_FOR
         new_left = 0
-        while True:
+        for attempt in range(1, _REWRITES + 1):
             text = self._note if note is None else note
             left = 0 if moved else found.left_lease
             if text and not left:
@@ -306,20 +310,22 @@ class Reservation(AsyncOnly):
                 reply = await core.committer.commit(rewriting(core, found.entries, text, self._ttl, moved, left))
             except EtcdError as error:
                 again = await self._read(core)
-                if error.applied != "no" or again.leases == found.leases:
+                if error.applied != "no" or again.leases == found.leases or attempt == _REWRITES:
                     raise
             else:
                 if reply.succeeded:
                     break
                 again = await self._read(core)
+                if attempt == _REWRITES:
+                    raise EtcdUnavailable(f"other processes keep rewriting {self._described()}", retryable=True)
             self._learn(again)
             found = again
         self._note = text
         if moved:
             self._lease, self._ttl, self._until = moved.id, moved.ttl, moved.asked_at + moved.ttl
             self._revoke(core, found.lease)
-            if found.left_lease:
-                _in_background(core, core.transport.revoke(found.left_lease))
+        for unused in {found.left_lease, new_left} - {left if text else 0, 0}:
+            _in_background(core, core.transport.revoke(unused))
 
     async def _fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         core = await self._core()

@@ -42,14 +42,16 @@ async def explain_end(
         return first[0]
     results = [one for one in answer.results if isinstance(one, GetResult)]
     first += [text for one in results if (text := _by_force(one, token))]
-    return "; ".join(first + [_holders(queue, one, paths) for queue, one in zip(queues, results, strict=False)])
+    told = zip(queues, results, strict=False)
+    return "; ".join(first + [_holders(queue, one, paths) for queue, one in told if paths or not is_in_tree(queue)])
 
 
 def _how_it_ended(described: str, until: float | None, now: float, at: datetime) -> str:
     if until is None:
         return f"{described} is gone: it has expired, or was released or taken away"
     if now < until:
-        return f"{described} is gone, {until - now:.0f} s before its time was over: it was released or taken away"
+        early = f"{described} is gone, {until - now:.0f} s before its time was over"
+        return f"{early}: it was released or taken away, or another process gave it a shorter time"
     ended = at - timedelta(seconds=now - until)
     return (
         f"{described} is gone: it expired {now - until:.0f} s ago, at {ended:%Y-%m-%d %H:%M:%S %Z} by this host's clock"
@@ -66,12 +68,12 @@ def _holders(queue: bytes, found: GetResult, paths: tuple[str, ...]) -> str:
     entries: list[KV] = sorted((kv for kv in found.kvs if is_entry(kv)), key=lambda kv: (kv.create_revision, kv.key))
     seen = holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in entries])
     held = [kv for kv, holds in zip(entries, seen, strict=True) if holds]
-    if paths and is_in_tree(queue):
+    if is_in_tree(queue):
         mine = scopes_of(paths, shared=False)
         held = [kv for kv in held if mine.overlaps(scopes_in(kv.value))]
     owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in held[:_TOLD]]
     kind, name = kind_and_name(queue) or (LOCK, "it")
-    subject = f"{name!r}" if kind is LOCK else f"{'its part of ' if paths else ''}the tree {name!r}"
+    subject = f"{name!r}" if kind is LOCK else f"its part of the tree {name!r}"
     if not owners:
         return f"{subject} is free now"
     return f"{subject} is held now by " + ", and by ".join(describe(owner) for owner in owners)
