@@ -160,6 +160,20 @@ MUTANTS = (
         "tests/docs/test_examples.py -k closed_in_doubt",
     ),
     Mutant(
+        "Let the gate ask for the default tree always",
+        f"{_EXAMPLES}pre_edit_gate.py",
+        'options = ["--tree", tree] if tree else []',
+        "options: list[str] = []",
+        "tests/docs/test_examples.py -k the_environment_names",
+    ),
+    Mutant(
+        "Look for the gate's program on PATH only",
+        f"{_EXAMPLES}pre_edit_gate.py",
+        "shutil.which(PROGRAM, path=os.path.dirname(sys.executable)) or found(PROGRAM)",
+        "found(PROGRAM)",
+        "tests/docs/test_examples.py -k beside_its_python",
+    ),
+    Mutant(
         "Guard the files outside of the repository",
         f"{_EXAMPLES}pre_edit_gate.py",
         "    if not path.is_relative_to(repository()):\n",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -254,11 +255,66 @@ async def test_the_gate_is_open_to_an_agent_that_has_reserved(
     assert gate(etcd, namespace, repository, reserved).returncode == 2
 
 
-@pytest.mark.parametrize("tool_use", ["", "[]", "{}", use_of(command="ls"), use_of(file_path="a\0b")])
-def test_the_gate_is_closed_in_doubt(etcd: EmbeddedEtcd, namespace: str, repository: Path, tool_use: str) -> None:
+async def test_the_gate_asks_for_the_tree_that_the_environment_names(
+    etcd: EmbeddedEtcd, namespace: str, session: Session, repository: Path
+) -> None:
+    edit = use_of(file_path="src/new.py")
+    async with LockManager(session).reserve(paths=["src/"], tree="main", ttl=60, owner="anna"):
+        assert gate(etcd, namespace, repository, edit, CODOMYRMEX_TREE="main").returncode == 0
+        refused = gate(etcd, namespace, repository, edit, CODOMYRMEX_TREE="")
+    assert refused.returncode == 2
+    assert "in the tree default" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("tool_use", "why"),
+    [
+        ("", "the input is not the use of a tool"),
+        ("[1]", "the input is not the use of a tool"),
+        ("[]", "the tool's input names no path"),
+        ("{}", "the tool's input names no path"),
+        (use_of(command="ls"), "the tool's input names no path"),
+        (use_of(file_path=""), "the tool's input names no path"),
+        (use_of(file_path="a\0b"), "the tool's input names no path"),
+        ('{"tool_input": {"file_path": 1}}', "TypeError"),
+    ],
+)
+def test_the_gate_is_closed_in_doubt(
+    etcd: EmbeddedEtcd, namespace: str, repository: Path, tool_use: str, why: str
+) -> None:
     refused = gate(etcd, namespace, repository, tool_use)
     assert refused.returncode == 2
-    assert "cannot be checked" in refused.stderr
+    assert f"cannot be checked: {why}" in refused.stderr
+
+
+def only(folder: Path, python: str, *programs: str) -> str:
+    """A PATH with these programs only, and with a ``python3`` that runs ``python`` where that one is."""
+    folder.mkdir()
+    for name in programs:
+        path = shutil.which(name, path=os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])))
+        assert path
+        (folder / name).symlink_to(path)
+    (folder / "python3").write_text(f'#!/bin/sh\nexec {shlex.quote(python)} "$@"\n')
+    (folder / "python3").chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("python", "programs", "why"),
+    [
+        (os.path.realpath(sys.executable), ("sh", "git"), "cannot be checked: codomyrmex was not found on PATH"),
+        (os.path.realpath(sys.executable), ("sh", "git", "codomyrmex"), "not covered by a reservation"),
+        (sys.executable, ("sh", "git"), "not covered by a reservation"),
+    ],
+    ids=["nowhere", "on_path", "beside_its_python"],
+)
+def test_the_gate_finds_its_program(
+    etcd: EmbeddedEtcd, namespace: str, repository: Path, python: str, programs: tuple[str, ...], why: str
+) -> None:
+    path = only(repository.parent / "bin", python, *programs)
+    refused = gate(etcd, namespace, repository, use_of(file_path="a.py"), PATH=path)
+    assert refused.returncode == 2
+    assert why in refused.stderr
 
 
 def test_the_gate_is_closed_while_etcd_is_out_of_reach(etcd: EmbeddedEtcd, namespace: str, repository: Path) -> None:
