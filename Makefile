@@ -5,9 +5,9 @@ BIN     = $(VENV)/bin
 SECONDS ?= 60
 FILES   ?= tests/integration tests/sync
 
-.PHONY: help demo test lint docs bench scale chaos cluster docker deploy-check kubernetes kubernetes-api mutants versions proto clean
+.PHONY: help demo test long lint docs bench scale chaos cluster docker deploy-check kubernetes kubernetes-api mutants versions proto clean
 help:
-	@echo "make demo | test | lint | docs | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | kubernetes-api | kubernetes | mutants | versions | proto | clean"
+	@echo "make demo | test | long | lint | docs | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | kubernetes-api | kubernetes | mutants | versions | proto | clean"
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +18,11 @@ demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not chaos and not cluster and not docker and not deploy and not kubernetes"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
+
+# Tests that wait for leases to run out, or whose processes are killed; some two minutes.
+long: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m long
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -60,7 +64,7 @@ cluster: $(VENV)/.ready
 docker: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[containers,deploy]'
 	$(BIN)/python -m pytest --etcd=testcontainers $(FILES) -n 4 --dist worksteal \
-	  -m "not chaos and not cluster and not docker"
+	  -m "not long and not chaos and not cluster and not docker"
 	$(BIN)/python -m pytest -m docker
 
 deploy-check: $(VENV)/.ready

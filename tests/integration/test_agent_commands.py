@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.command_line import Cli, Result
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from tests.chaos.members import Members, members
 from tests.chaos.recorder import Recorder
 from tests.helpers import eventually
 
+pytestmark = pytest.mark.long
+
 _ONWARD = 0.05  # seconds by which two readings of the clock of one event may differ
 
 

@@ -26,6 +26,8 @@ from tests.forks import in_child
 from tests.helpers import entries, queue_of
 from tests.integration.fleet import fleet
 
+pytestmark = pytest.mark.long
+
 TTL = 3.0
 
 

@@ -23,6 +23,8 @@ from codomyrmex.concurrency import sync as blocking
 from tests.chaos.documents.gateway import Gateway
 from tests.helpers import eventually
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def manager(session: Session) -> LockManager:

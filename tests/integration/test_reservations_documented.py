@@ -13,6 +13,8 @@ from codomyrmex.concurrency import EmbeddedEtcd, LockLost, LockManager, LockTime
 from tests.chaos.documents.gateway import Gateway
 from tests.helpers import eventually
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def manager(session: Session) -> LockManager:
