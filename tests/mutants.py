@@ -2521,7 +2521,7 @@ MUTANTS = (
     Mutant(
         "leave the lease of a note that was told",
         "waitqueue/detach.py",
-        "if left.alone:",
+        "if len(kvs) == left.keys:",
         "if False:",
         "tests/integration/test_reservations_documented.py -k told_leave_no_lease",
     ),

@@ -142,7 +142,7 @@ _FORCED = TypeAdapter(ForcedRelease)
 class LeftNote:
     """The note that a reservation leaves to the next holder if it expires. ``owner`` is the agent's name, or empty.
 
-    ``alone`` is True if no other key hangs on its lease.
+    ``keys`` is the number of keys that hang on its lease: one for each entry of the reservation.
     """
 
     note: str
@@ -151,7 +151,7 @@ class LeftNote:
     pid: int
     token: int
     paths: tuple[str, ...] = ()
-    alone: bool = False
+    keys: int = 0
 
     @property
     def by(self) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError, LockLost
 from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Op, Put
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult, Op, Put
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.models import LeaseRecord, LeftNote, Owner
 from codomyrmex.concurrency.session_core import SessionCore
@@ -104,24 +104,28 @@ def left_puts(session: SessionCore, puts: Sequence[Put], token: int, lease: int)
     notes = []
     for put in puts:
         one = Owner.from_entry(put.key, put.value, token, lease)
-        note = LeftNote(one.note, one.agent, one.host, one.pid, token, one.paths, alone=len(puts) == 1)
+        note = LeftNote(one.note, one.agent, one.host, one.pid, token, one.paths, keys=len(puts))
         notes.append(Put(session.layout.left(put.key), note.encode(), lease))
     return notes
 
 
 def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) -> tuple[LeftNote, ...]:
-    """The notes of predecessors that have expired, the oldest first. Their keys are removed: they are told once."""
-    found: dict[int, LeftNote] = {}
+    """The notes of predecessors that have expired, the oldest first. Their keys are removed: they are told once. So is
+    the lease of a note that no other queue has."""
+    session = entries[0].session
+    found: dict[int, tuple[LeftNote, list[KV]]] = {}
     for entry, result in zip(entries, results, strict=True):
         alive = entry.turn.living_predecessors()
         for kv in result.kvs:
             left = LeftNote.decode(kv.value)
             if left and left.token < token and left.token not in alive and _concerns(entry, kv.value):
-                found[left.token] = left
-                entry.session.remover.remove(kv.key)
-                if left.alone:
-                    entry.session.keep(asyncio.create_task(_revoked(entry.session, kv.lease)))
-    return tuple(left for _, left in sorted(found.items()))
+                found.setdefault(left.token, (left, []))[1].append(kv)
+    for left, kvs in found.values():
+        for kv in kvs:
+            session.remover.remove(kv.key)
+        if len(kvs) == left.keys:
+            session.keep(asyncio.create_task(_revoked(session, kvs[0].lease)))
+    return tuple(left for _, (left, _) in sorted(found.items()))
 
 
 async def _revoked(session: SessionCore, lease: int) -> None:
