@@ -2583,6 +2583,20 @@ MUTANTS = (
         "tests/unit/cli/agents/test_wanted.py -k already",
     ),
     Mutant(
+        "List reservations by a name that they do not have",
+        "cli/agents/reservations.py",
+        ", names=lambda one: (*one.names, *one.paths)",
+        "",
+        "tests/integration/test_cli_reservations.py -k described_too",
+    ),
+    Mutant(
+        "Count the time of a reservation from when it joined the queue",
+        "cli/agents/obstacles.py",
+        "since=one.granted_at or one.since,\n        expires_in=one.expires_in",
+        "since=one.since,\n        expires_in=one.expires_in",
+        "tests/integration/test_cli_reservations.py -k from_its_grant",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",

@@ -68,7 +68,7 @@ def _reserved(one: ReservationInfo) -> Holder:
         shared=one.shared,
         token=one.token,
         note=one.note,
-        since=one.since,
+        since=one.granted_at or one.since,
         expires_in=one.expires_in,
     )
 

@@ -30,7 +30,8 @@ def reservations(found: Sequence[ReservationInfo], *, wide: bool = False) -> Gri
     """One row a reservation, in the order of their age."""
     grid = Grid(_WIDE if wide else _COLUMNS)
     for one in sorted(found, key=attrgetter("token")):
-        since = time_cell(age(one.since), None if one.since is None else seconds_since(one.since))
+        start = one.granted_at or one.since
+        since = time_cell(age(start), None if start is None else seconds_since(start))
         row: list[object] = [
             short(one.owner, MOST) or "-",
             scope(one),
