@@ -2597,6 +2597,27 @@ MUTANTS = (
         "tests/integration/test_cli_reservations.py -k from_its_grant",
     ),
     Mutant(
+        "Propose a directory that a further holder keeps out",
+        "cli/guard/coverage.py",
+        "one not in in_the_way and common.overlaps",
+        "False and common.overlaps",
+        "tests/unit/cli/guard/test_coverage.py -k directory_that_has",
+    ),
+    Mutant(
+        "Propose a reservation that the agent itself is in the way of",
+        "cli/guard/check.py",
+        "return (*release, reserve_command(context, wanted))",
+        "return (reserve_command(context, wanted),)",
+        "tests/integration/test_guard.py -k reader_covers",
+    ),
+    Mutant(
+        "Let agents of one user share reservations without a word",
+        "cli/agents/agent.py",
+        'if not (given or os.environ.get("CODOMYRMEX_AGENT")):',
+        "if False:",
+        "tests/unit/cli/agents/test_words.py -k warned",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",

@@ -133,7 +133,7 @@ def _rows(context: click.Context, infos: list[LockInfo]) -> list[LockInfo]:
 async def _watch(context: click.Context, choice: _Choice) -> int:
     def draw(infos: list[LockInfo]) -> Grid:
         infos = trees.by_holder(infos)
-        return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", note=choice.note(infos))
+        return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", remark=choice.note(infos))
 
     return await live.watch(
         context,

@@ -10,13 +10,13 @@ import click
 import pytest
 
 from codomyrmex.concurrency import ReservationInfo
-from codomyrmex.concurrency.cli.agents.agent import agent_of
+from codomyrmex.concurrency.cli.agents.agent import acting_agent, agent_of
 from codomyrmex.concurrency.cli.agents.next_steps import list_command, next_command, reserve_command
 from codomyrmex.concurrency.cli.agents.obstacles import Obstacles
 from codomyrmex.concurrency.cli.agents.reservation_events import events
-from codomyrmex.concurrency.cli.agents.wanted import Wanted
+from codomyrmex.concurrency.cli.agents.wanted import Wanted, is_like_a_path
 from codomyrmex.concurrency.cli.views.reservation_table import reservations
-from codomyrmex.concurrency.cli.views.reservation_text import left, scope
+from codomyrmex.concurrency.cli.views.reservation_text import following, left, scope
 
 INFO = ReservationInfo(("a",), ("src/",), "main", "me", "note", 7, None, 60.0, 900, "host", 1, "1f")
 
@@ -68,6 +68,20 @@ def test_an_agent_is_named_by_the_option_the_environment_or_the_user(monkeypatch
     assert agent_of(None) == "4711@host"
 
 
+def test_an_agent_that_nobody_has_named_is_warned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "host")
+    monkeypatch.setattr("getpass.getuser", lambda: "user")
+    monkeypatch.setenv("CODOMYRMEX_AGENT", "from-environment")
+    assert (acting_agent("given"), acting_agent(None)) == ("given", "from-environment")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delenv("CODOMYRMEX_AGENT")
+    assert acting_agent(None) == "user@host"
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("warning: no agent is named: this acts as user@host; set CODOMYRMEX_")
+
+
 def test_the_changes_between_two_readings_are_events() -> None:
     other = replace(INFO, lease="2f")
     steps = [
@@ -84,6 +98,31 @@ def test_the_changes_between_two_readings_are_events() -> None:
     for after, expected in steps:
         assert [(one.kind, one.reservation) for one in events(before, after, AT)] == expected
         before = after
+
+
+def test_a_command_to_type_shows_its_first_paths_only() -> None:
+    full = reserve_command(context("x"), Wanted((), tuple("abcdefgh"), "t", False))
+    paths = " ".join(f"--path {path}" for path in "abcdef")
+    assert following([full, "b"]) == [
+        f"next: codomyrmex concurrency reserve {paths} --tree t --as x …",
+        "next: b",
+    ]
+    assert following([f"reserve {paths}"]) == [f"next: reserve {paths}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("src/a.py", True),
+        ("a.py", True),
+        ("src/", True),
+        ("deploy", False),
+        ("file_edit:src/a.py", False),
+        ("v1.2", False),
+    ],
+)
+def test_a_name_that_was_meant_as_a_path_is_noticed(name: str, like: bool) -> None:
+    assert is_like_a_path(name) is like
 
 
 def test_names_and_paths_are_told_on_one_line() -> None:
