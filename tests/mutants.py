@@ -2618,6 +2618,20 @@ MUTANTS = (
         "tests/unit/cli/agents/test_words.py -k warned",
     ),
     Mutant(
+        "Tell to remove a hook that a user has changed",
+        "cli/guard/hook.py",
+        " or text != _HOOK.format(program=program[1], line=line[1])",
+        "",
+        "tests/unit/cli/guard/test_hook.py",
+    ),
+    Mutant(
+        "Hide that a tree has the name of a lock that nobody holds",
+        "cli/locks.py",
+        'info is None and kind == "lock" and await',
+        "False and await",
+        "tests/integration/test_cli_paths.py -k row_for_each",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",

@@ -173,7 +173,13 @@ async def test_the_hook_asks_the_etcd_and_the_tree_that_it_was_given(agents: Age
 async def test_a_hook_that_is_there_stays_as_it_is(agents: Agents) -> None:
     agent = agents("agent-7")
     hook = await begun(agent)
-    assert (await agent("guard", "install")).code == 0  # it is ours already
+    again = await agent("guard", "install")
+    assert (again.code, again.out) == (0, f"installed already: {hook}\n")
+    other = await agent("guard", "install", "--tree", "main")
+    assert other.code == 1 and other.err.splitlines() == [
+        "not installed: another hook of the guard is there, of the tree default",
+        f"next: remove it first: rm '{hook}'",
+    ]
     hook.write_text("#!/bin/sh\nexit 0\n")
     told = await agent("guard", "install", "--tree", "it's")
     assert told.code == 1 and hook.read_text() == "#!/bin/sh\nexit 0\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
 import pytest
+from rich.console import Console
 
 from codomyrmex.concurrency import ReservationInfo
 from codomyrmex.concurrency.cli.agents.agent import acting_agent, agent_of
@@ -136,9 +138,28 @@ def test_names_and_paths_are_told_on_one_line() -> None:
 def test_the_table_has_a_row_for_each_reservation() -> None:
     grid = reservations([replace(INFO, token=9, owner=""), INFO], wide=True)
     assert [[cell.text for cell in row] for row, _ in grid.rows] == [
-        ["me", "a, src/ in the tree main", "1m00s", "?", "7", "note", "alone", "host:1", "1f"],
-        ["-", "a, src/ in the tree main", "1m00s", "?", "9", "note", "alone", "host:1", "1f"],
+        ["me", "a, src/", "main", "1m00s", "?", "7", "note", "alone", "host:1", "1f"],
+        ["-", "a, src/", "main", "1m00s", "?", "9", "note", "alone", "host:1", "1f"],
     ]
+    grid = reservations([replace(INFO, tree="default", paths=("src/", "", "b"))])
+    assert [column.title for column in grid.columns] == ["AGENT", "RESERVED", "LEFT", "SINCE", "TOKEN", "NOTE"]
+    assert grid.rows[0][0][1].text == "a, src/ +2"
+
+
+def test_a_terminal_of_80_columns_shows_the_tree_and_with_wide_the_host_and_the_lease() -> None:
+    one = replace(INFO, owner="agent-parser", paths=("src/parser/",), note="half of it is done, tests next")
+    one = replace(one, host="build-host-17", pid=12345, lease="694d9ab1c2d3e4f5")
+
+    def shown(wide: bool) -> list[str]:
+        console = Console(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+        with console.capture() as told:
+            console.print(reservations([one], wide=wide))
+        return told.get().splitlines()
+
+    head, row, *_ = shown(wide=False)
+    assert "TREE" in head and "main" in row and "a, src/parser/" in row and max(map(len, (head, row))) <= 80
+    head, row, *_ = shown(wide=True)
+    assert "HOST" in head and one.lease in row and "12345" in row and max(map(len, (head, row))) <= 80
 
 
 def test_the_position_counts_the_waiters_in_front_in_the_longest_queue() -> None:

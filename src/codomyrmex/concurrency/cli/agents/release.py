@@ -22,7 +22,7 @@ def release(
 ) -> None:
     """Release reservations of this agent by a name or a path that they hold. Exits with 76 if one was lost before.
 
-    Names that were reserved together are released together.
+    Names that were reserved together are released together. A path counts in every tree.
 
     \b
     Examples:

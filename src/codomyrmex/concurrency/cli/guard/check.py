@@ -34,7 +34,9 @@ _SHOWN = 20  # paths of a message; JSON has them all
 @common_options
 @click.pass_context
 def check(context: click.Context, paths: tuple[str, ...], staged: bool, tree: str, agent: str | None) -> None:
-    """Exit with 0 if a live reservation of this agent covers each path, else with 77 and the holders.
+    """Exit with 77 if this agent has not reserved each path.
+
+    It tells the holders then. Only a live reservation counts.
 
     A path is relative to the root of the repository, from whatever directory; an absolute one must be below that
     root. A shared reservation covers nothing, for a reader does not write.

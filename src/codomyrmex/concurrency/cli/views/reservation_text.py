@@ -10,6 +10,7 @@ from codomyrmex.concurrency.cli.agents.outcomes import HeldReservation, Holder
 from codomyrmex.concurrency.cli.views.text import MOST, age, short, span, visible
 
 _SHOWN = 5  # names and paths on a line
+_FIRST = 2  # names and paths in a cell
 _MANY = 6  # paths of a command
 
 
@@ -29,6 +30,13 @@ def scope(one: Scope) -> str:
     paths = [path or "everything" for path in one.paths]
     in_tree = [f"{_listed(paths)} in the tree {visible(one.tree or '')}"] if paths else []
     return ", ".join([*([_listed(one.names)] if one.names else []), *in_tree])
+
+
+def brief(one: Scope) -> str:
+    """The first names and paths, and the number of the others."""
+    texts = [*one.names, *(path or "(all)" for path in one.paths)]
+    more = f" +{len(texts) - _FIRST}" if len(texts) > _FIRST else ""
+    return ", ".join(short(text, 200) for text in texts[:_FIRST]) + more
 
 
 def _listed(texts: Sequence[str]) -> str:
