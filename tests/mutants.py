@@ -2632,6 +2632,13 @@ MUTANTS = (
         "tests/integration/test_cli_paths.py -k row_for_each",
     ),
     Mutant(
+        "Hide the note of a release from those who watch",
+        "cli/views/lock_table.py",
+        'if event.kind in ("released", "expired") and one.note:',
+        "if False:",
+        "tests/integration/test_cli_reservations.py -k those_who_watch",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",

@@ -266,6 +266,18 @@ async def test_changes_are_followed_line_by_line(agents: Agents, session: Sessio
     assert told[-1]["reservation"]["note"] == "half done"
 
 
+async def test_the_note_of_a_release_is_shown_to_those_who_watch_the_locks(agents: Agents, session: Session) -> None:
+    agent = agents("agent-7")
+    async with agents("watcher").cli.started("locks", "--watch") as watching:
+        await agent("reserve", "a", "--note", "begun")
+        while "granted" not in await line(watching):
+            pass
+        await agent("release", "a", "--note", "done, tests pass")
+        while "released" not in (told := await line(watching)):
+            pass
+    assert told.endswith("note: done, tests pass")
+
+
 async def test_the_other_commands_print_what_is_described_too(agents: Agents, session: Session) -> None:
     agent = agents("agent-7")
     await agent("reserve", "b", "--path", "src/")
