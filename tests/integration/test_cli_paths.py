@@ -32,6 +32,14 @@ async def test_a_tree_has_a_row_for_each_holder(cli: Cli, session: Session, othe
         assert rows["tree main: docs/"][-2:] == ["0", "-"]
         assert "parser" in rows["tree main: src/, a, b +1"] and "writer" in rows["tree main: docs/"]
         assert "tree empty: (all)" in rows and "main" in rows
+        stuck = await cli("locks", "--stuck", "1s", "--prefix", "main")
+        assert {row.partition("  ")[0] for row in stuck.out.splitlines()[1:]} == {
+            "main",
+            "tree main: src/, a, b +1",
+            "tree main: docs/",
+        }
+        hint = await cli("locks", "empty")
+        assert hint.code == 1 and hint.err.endswith("; there is a tree of that name: add --tree\n")
         assert (await cli("locks", "-o", "name")).out.split() == ["empty", "main", "main"]
         infos = json.loads((await cli("locks", "-o", "json")).out)
         assert [(info["name"], info["kind"]) for info in infos] == [
@@ -48,6 +56,7 @@ async def test_a_tree_has_a_row_for_each_holder(cli: Cli, session: Session, othe
         await asyncio.gather(waiter, return_exceptions=True)
     missing = await cli("locks", "main", "--tree")
     assert missing.code == 1 and "nobody holds a path of the tree main" in missing.err
+    assert "add --tree" not in (await cli("locks", "main")).err
 
 
 async def _waits(manager: LockManager) -> bool:

@@ -266,6 +266,18 @@ async def test_changes_are_followed_line_by_line(agents: Agents, session: Sessio
     assert told[-1]["reservation"]["note"] == "half done"
 
 
+async def test_the_note_of_a_release_is_shown_to_those_who_watch_the_locks(agents: Agents, session: Session) -> None:
+    agent = agents("agent-7")
+    async with agents("watcher").cli.started("locks", "--watch") as watching:
+        await agent("reserve", "a", "--note", "begun")
+        while "granted" not in await line(watching):
+            pass
+        await agent("release", "a", "--note", "done, tests pass")
+        while "released" not in (told := await line(watching)):
+            pass
+    assert told.endswith("note: done, tests pass")
+
+
 async def test_the_other_commands_print_what_is_described_too(agents: Agents, session: Session) -> None:
     agent = agents("agent-7")
     await agent("reserve", "b", "--path", "src/")
@@ -274,7 +286,28 @@ async def test_the_other_commands_print_what_is_described_too(agents: Agents, se
         for call in ("locks", "locks show a", "semaphores", "semaphores show gpu", "dlq stats", "dlq list", "status"):
             assert await agent.json(*call.split())
         assert len(await agent.json("locks", "--stuck", "1s")) == 3
+        for call, names in {
+            "locks": {"a", "b", "default"},
+            "locks --stuck 1s": {"a", "b", "default"},
+            "reservations": {"b", "src/"},
+            "semaphores": {"gpu"},
+            "dlq stats": {"default"},
+        }.items():
+            listed = await agent(*call.split(), "-o", "name")
+            assert listed.code == 0 and set(listed.out.split()) == names, (call, listed)
         assert await agent.json("pools") == [] and (await agent.json("capabilities"))["version"]
+
+
+async def test_the_time_of_a_reservation_counts_from_its_grant(agents: Agents, session: Session) -> None:
+    async with LockManager(session).acquire("a"):
+        waiting = asyncio.create_task(agents("agent-7")("reserve", "a"))
+        await queue_of(session, "a", 2)
+        await asyncio.sleep(2)
+    assert (await waiting).code == 0
+    (one,) = await reserved(session, 1)
+    assert one.since and one.granted_at and (one.granted_at - one.since).total_seconds() >= 2
+    refused = await agents("agent-8").json("reserve", "a", "--timeout", "0", code=75)
+    assert refused["held_by"][0]["since"] == one.granted_at.isoformat()
 
 
 # Paths

@@ -100,6 +100,24 @@ async def test_a_reader_covers_nothing(agents: Agents) -> None:
     await agent("reserve", "--path", "src/", "--shared")
     told = await agent("guard", "check", "src/a.py")
     assert told.code == 77 and "src/a.py: this agent has reserved it as a reader only" in told.err
+    await agent("reserve", "--path", "doc/a", "--path", "doc/b")
+    for path, own in (("src/a.py", "src/"), ("doc/", "doc/a")):
+        told = await agent("guard", "check", path)
+        assert told.err.splitlines()[-2:] == [
+            f"next: codomyrmex concurrency release {own}",
+            f"next: codomyrmex concurrency reserve --path {path}",
+        ]
+        assert (await agent("release", own)).code == 0 and (await agent("reserve", "--path", path)).code == 0
+        assert (await agent("guard", "check", path)).code == 0
+
+
+async def test_a_path_that_was_reserved_as_a_name_is_told(agents: Agents) -> None:
+    agent = agents("agent-7")
+    made = await agent("reserve", "src/a.py", "deploy")
+    assert made.err == "note: src/a.py is reserved as a name; for a path of the tree say --path src/a.py\n"
+    told = await agent("guard", "check", "src/a.py", "src/b.py")
+    assert "  src/a.py: this agent has reserved it as a name; a path of the tree takes --path\n" in told.err
+    assert "  src/b.py: not reserved\n" in told.err
 
 
 async def test_the_hook_lets_only_reserved_paths_pass(agents: Agents) -> None:
@@ -155,7 +173,13 @@ async def test_the_hook_asks_the_etcd_and_the_tree_that_it_was_given(agents: Age
 async def test_a_hook_that_is_there_stays_as_it_is(agents: Agents) -> None:
     agent = agents("agent-7")
     hook = await begun(agent)
-    assert (await agent("guard", "install")).code == 0  # it is ours already
+    again = await agent("guard", "install")
+    assert (again.code, again.out) == (0, f"installed already: {hook}\n")
+    other = await agent("guard", "install", "--tree", "main")
+    assert other.code == 1 and other.err.splitlines() == [
+        "not installed: another hook of the guard is there, of the tree default",
+        f"next: remove it first: rm '{hook}'",
+    ]
     hook.write_text("#!/bin/sh\nexit 0\n")
     told = await agent("guard", "install", "--tree", "it's")
     assert told.code == 1 and hook.read_text() == "#!/bin/sh\nexit 0\n"

@@ -211,8 +211,9 @@ class ReservationInfo:
     """A reservation as etcd has it: the names and paths that it holds under one token.
 
     ``owner`` is the agent that reserved it, and ``note`` the last note it gave. ``since`` is when it joined the queue,
-    by the clock of ``host``. ``expires_in`` is in seconds, as etcd told it when it was asked; 0 for one that expires
-    just now. ``lease`` is the id of its own lease in hex. A handle is a capability and is never listed.
+    and ``granted_at`` when it was granted, both by the clock of ``host``. ``expires_in`` is in seconds, as etcd told it
+    when it was asked; 0 for one that expires just now. ``lease`` is the id of its own lease in hex. A handle is a
+    capability and is never listed.
     """
 
     names: tuple[str, ...]
@@ -229,6 +230,7 @@ class ReservationInfo:
     lease: str
     shared: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
+    granted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

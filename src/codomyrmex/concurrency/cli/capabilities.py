@@ -22,7 +22,8 @@ from codomyrmex.concurrency.cli.running import (
 from codomyrmex.concurrency.cli.views import output
 from codomyrmex.concurrency.cli.views.grid import Column, Grid
 
-_EVERY = (0, EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE)
+_EVERY = (0, EXIT_FAILED, EXIT_USAGE)
+_WITHOUT_ETCD = {"capabilities", "demo", "dev", "guard install"}  # dev and demo start their own
 _FURTHER = {
     "guard check": (EXIT_NOT_RESERVED,),
     "release": (EXIT_LOST,),
@@ -82,7 +83,7 @@ def _description(context: click.Context, name: str) -> CommandDescription:
         summary=context.command.get_short_help_str(200),
         arguments=tuple(_argument(one) for one in parameters if isinstance(one, click.Argument)),
         options=tuple(_option(one) for one in parameters if isinstance(one, click.Option)),
-        exit_codes=(*_EVERY, *_FURTHER.get(name, ())),
+        exit_codes=(*_EVERY, *(() if name in _WITHOUT_ETCD else (EXIT_UNREACHABLE,)), *_FURTHER.get(name, ())),
         output=schemas.output_schema(name),
         event=schemas.event_schema(name),
     )

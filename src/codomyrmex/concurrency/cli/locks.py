@@ -133,7 +133,7 @@ def _rows(context: click.Context, infos: list[LockInfo]) -> list[LockInfo]:
 async def _watch(context: click.Context, choice: _Choice) -> int:
     def draw(infos: list[LockInfo]) -> Grid:
         infos = trees.by_holder(infos)
-        return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", note=choice.note(infos))
+        return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", remark=choice.note(infos))
 
     return await live.watch(
         context,
@@ -158,7 +158,9 @@ def _kind(tree: bool) -> QueueKind:
 @common_options
 @click.pass_context
 def show(context: click.Context, name: str, tree: bool) -> None:
-    """Show the whole queue of one lock or tree: owners, tokens, and how long each has held and waited.
+    """Show the whole queue of one lock or tree.
+
+    It has owners and tokens, and the times of holding and waiting.
 
     \b
     Examples:
@@ -173,10 +175,13 @@ def show(context: click.Context, name: str, tree: bool) -> None:
 
 async def _show(context: click.Context, name: str, kind: QueueKind) -> int:
     async with Session(settings(context)) as session:
-        info = await LockManager(session).info(name, kind)
+        manager = LockManager(session)
+        info = await manager.info(name, kind)
+        in_tree = info is None and kind == "lock" and await manager.info(name, kind="path")
     if info is None:
         what = "a path of the tree" if kind == "path" else "the lock"
-        click.echo(f"error: nobody holds {what} {text.visible(name)} {where(context)}", err=True)
+        hint = "; there is a tree of that name: add --tree" if in_tree else ""
+        click.echo(f"error: nobody holds {what} {text.visible(name)} {where(context)}{hint}", err=True)
         return EXIT_FAILED
     output.show(context, info, _whole)
     return 0
@@ -203,7 +208,9 @@ def _whole(info: LockInfo) -> RenderableType:
 def release(
     context: click.Context, name: str, tree: bool, token: int | None, reason: str, yes: bool, dry_run: bool
 ) -> None:
-    """Take a lock, or the paths of a tree, away from a holder; the next waiter is granted.
+    """Take a lock, or paths of a tree, away from a holder.
+
+    The next waiter is granted.
 
     \b
     Examples:

@@ -57,4 +57,5 @@ def _info(lease: int, entries: Sequence[KV], left: int) -> ReservationInfo:
         lease=f"{lease:016x}",
         shared=all(owner.shared for owner in owners),
         metadata=first.metadata,
+        granted_at=first.granted_at,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from codomyrmex.concurrency.cli.agents.outcomes import Holder
-from codomyrmex.concurrency.cli.guard.coverage import judge
+from codomyrmex.concurrency.cli.guard.coverage import judge, to_reserve
 
 
 def reserved(*paths: str, by: str = "me", shared: bool = False, expires_in: float | None = 60.0) -> Holder:
@@ -52,3 +52,16 @@ def test_the_others_in_the_way_are_those_that_overlap() -> None:
 def test_a_name_that_cannot_be_reserved_needs_its_directory(path: str, reserve: str) -> None:
     (verdict,) = judge([path], "me", [])
     assert not verdict.covered and (verdict.path, verdict.reserve) == (path, reserve)
+
+
+def test_many_paths_are_reserved_as_the_directory_that_has_them_all() -> None:
+    def proposed(paths: list[str], *holders: Holder) -> tuple[str, ...]:
+        return to_reserve(judge(paths, "me", holders), holders)
+
+    many = [f"src/sub/{n}/a.py" for n in range(7)]
+    assert proposed(many) == ("src/sub/",) and proposed([*many, "src/b"]) == ("src/",)
+    assert proposed(many[:6]) == tuple(many[:6])
+    assert proposed([*many, "README.md"]) == (*many, "README.md")
+    beside = reserved("src/sub/z", by="other")
+    assert proposed(many, beside) == tuple(many)
+    assert proposed([*many, "src/sub/z"], beside) == ("src/sub/",)

@@ -14,6 +14,7 @@ from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.options import settings
+from codomyrmex.concurrency.cli.views.text import visible
 from codomyrmex.concurrency.recipes.reservation import check_ttl
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
@@ -61,6 +62,18 @@ def agent_of(given: str | None) -> str:
     if given is not None and not given.strip():
         raise click.UsageError("--as must name an agent")
     return decode.storable(given or os.environ.get("CODOMYRMEX_AGENT") or f"{_user()}@{socket.gethostname()}")
+
+
+def acting_agent(given: str | None) -> str:
+    """The name of the agent that reserves or writes. A line on stderr says if nobody has given it a name."""
+    agent = agent_of(given)
+    if not (given or os.environ.get("CODOMYRMEX_AGENT")):
+        click.echo(
+            f"warning: no agent is named: this acts as {visible(agent)}; set CODOMYRMEX_AGENT or give --as, or agents "
+            "of one user share their reservations",
+            err=True,
+        )
+    return agent
 
 
 def _user() -> str:

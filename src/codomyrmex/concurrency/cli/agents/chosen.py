@@ -128,4 +128,4 @@ def _show(context: click.Context, outcomes: list[KeptOutcome], otherwise: str) -
 def _loss(one: KeptOutcome) -> list[str]:
     lines = [f"lost: {text.scope(one)}: {visible(one.reason)}"]
     lines += [f"held: {text.scope(holder)} by {text.holder(holder)}" for holder in one.held_by]
-    return lines + [f"next: {visible(command)}" for command in one.next]
+    return lines + text.following(one.next)

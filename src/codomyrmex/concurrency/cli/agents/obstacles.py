@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from codomyrmex.concurrency import LockInfo, LockManager, Owner, ReservationInfo, Session
@@ -47,11 +48,10 @@ async def _queues(manager: LockManager, wanted: Wanted) -> list[LockInfo]:
     return [one for one in found if one]
 
 
-async def holders_in(session: Session, tree: str) -> list[Holder]:
-    """The holders of paths of a tree, in the order of their tokens; reservations and others."""
-    manager = LockManager(session)
-    found = {one.token: _reserved(one) for one in await manager.reservations() if one.tree == tree}
-    if queue := await manager.info(tree, kind="path"):
+async def holders_in(session: Session, tree: str, reservations: Sequence[ReservationInfo]) -> list[Holder]:
+    """The holders of paths of a tree, in the order of their tokens: those of ``reservations``, and others."""
+    found = {one.token: _reserved(one) for one in reservations if one.tree == tree}
+    if queue := await LockManager(session).info(tree, kind="path"):
         for one in queue.holders:
             found.setdefault(one.token, _held(queue, one))
     return [found[token] for token in sorted(found)]
@@ -68,7 +68,7 @@ def _reserved(one: ReservationInfo) -> Holder:
         shared=one.shared,
         token=one.token,
         note=one.note,
-        since=one.since,
+        since=one.granted_at or one.since,
         expires_in=one.expires_in,
     )
 

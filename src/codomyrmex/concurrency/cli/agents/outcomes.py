@@ -110,8 +110,14 @@ class GuardOutcome:
 
 @dataclass(frozen=True, slots=True)
 class InstallOutcome:
-    """The result of ``guard install``. ``line`` is the line to add to a hook that was there before, and else empty."""
+    """The result of ``guard install``.
+
+    ``already`` is true if the same hook was there before. ``other_tree`` is the tree of another hook of the guard that
+    is there, None if there is none. ``line`` is the line to add to a hook that is not the guard's, and else empty.
+    """
 
     installed: bool
     hook: str
     line: str
+    already: bool = False
+    other_tree: str | None = None

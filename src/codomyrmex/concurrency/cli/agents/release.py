@@ -13,7 +13,7 @@ from codomyrmex.concurrency.cli.options import common_options
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=kept_names)
 @click.option("--all", "everything", is_flag=True, help="All reservations that this agent keeps here.")
-@noted("Told to those who watch.")
+@noted("Shown by `locks --watch` with the release.")
 @agent_option
 @common_options
 @click.pass_context
@@ -22,7 +22,7 @@ def release(
 ) -> None:
     """Release reservations of this agent by a name or a path that they hold. Exits with 76 if one was lost before.
 
-    Names that were reserved together are released together.
+    Names that were reserved together are released together. A path counts in every tree.
 
     \b
     Examples:

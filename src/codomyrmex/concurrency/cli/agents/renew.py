@@ -28,7 +28,7 @@ def renew(
 ) -> None:
     """Renew reservations of this agent by a name or a path that they hold. Exits with 76 if one was lost meanwhile.
 
-    The time counts from now. Names that were reserved together are renewed together.
+    The time counts from now. Names that were reserved together are renewed together. A path counts in every tree.
 
     \b
     Examples:

@@ -41,7 +41,8 @@ async def _list(context: click.Context, owner: str | None) -> None:
     async with Session(settings(context)) as session:
         found = await LockManager(session).reservations(owner)
     of = f" by {owner}" if owner else ""
-    output.show_list(context, found, reservation_table.reservations, f"nothing is reserved{of} {where(context)}")
+    none = f"nothing is reserved{of} {where(context)}"
+    output.show_list(context, found, reservation_table.reservations, none, names=lambda one: (*one.names, *one.paths))
 
 
 async def _watch(context: click.Context, owner: str | None) -> int:

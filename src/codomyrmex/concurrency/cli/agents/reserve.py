@@ -5,11 +5,18 @@ from __future__ import annotations
 import click
 
 from codomyrmex.concurrency import Session
-from codomyrmex.concurrency.cli.agents.agent import agent_of, agent_option, lasting, need_a_server, noted, tree_option
+from codomyrmex.concurrency.cli.agents.agent import (
+    acting_agent,
+    agent_option,
+    lasting,
+    need_a_server,
+    noted,
+    tree_option,
+)
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore
 from codomyrmex.concurrency.cli.agents.outcomes import ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reserving import Reserving
-from codomyrmex.concurrency.cli.agents.wanted import Wanted
+from codomyrmex.concurrency.cli.agents.wanted import Wanted, is_like_a_path
 from codomyrmex.concurrency.cli.completion import names_of
 from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.options import common_options, output_format, settings
@@ -63,7 +70,7 @@ def reserve(
     for given in paths:
         if (widened := Wanted.of((), [given], tree, shared).paths[0]) != given and any(char in given for char in "*?["):
             click.echo(f"note: {given!r} is taken as the directory {widened or '(the whole tree)'!r}", err=True)
-    run(_reserve(context, Reserving(context, agent_of(agent), wanted, ttl, timeout, note)))
+    run(_reserve(context, Reserving(context, acting_agent(agent), wanted, ttl, timeout, note)))
 
 
 async def _reserve(context: click.Context, reserving: Reserving) -> int:
@@ -72,6 +79,9 @@ async def _reserve(context: click.Context, reserving: Reserving) -> int:
     async with Session(settings(context)) as session:
         outcome = await reserving.run(session, store)
     _show(context, outcome)
+    for name in filter(is_like_a_path, reserving.wanted.names if outcome.acquired else ()):
+        shown = visible(name)
+        click.echo(f"note: {shown} is reserved as a name; for a path of the tree say --path {shown}", err=True)
     return 0 if outcome.acquired else EXIT_TIMEOUT
 
 
@@ -97,4 +107,4 @@ def _refusal(outcome: ReserveOutcome) -> list[str]:
     lines += [f"held: {text.scope(one)} by {text.holder(one)}" for one in outcome.held_by]
     if outcome.position is not None:
         lines.append(f"place in the queue: {outcome.position}; this call has left it")
-    return lines + [f"next: {visible(command)}" for command in outcome.next]
+    return lines + text.following(outcome.next)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -70,6 +71,11 @@ class Wanted:
 def named(held: Iterable[H], name: str) -> list[H]:
     """Those of ``held`` that hold a name, or a path that was reserved as ``name``."""
     return [one for one in held if name in one.names or _as_path(name) in one.paths]
+
+
+def is_like_a_path(name: str) -> bool:
+    """True for a name that was likely meant as a path: ``src/a.py`` or ``a.py``, but not ``file_edit:src/a.py``."""
+    return ":" not in name and ("/" in name or re.search(r"\w\.[A-Za-z]\w{0,4}$", name) is not None)
 
 
 def _as_path(text: str) -> str | None:

@@ -87,7 +87,7 @@ async def _list(context: click.Context, name: str, choice: _Choice) -> None:
         if not entries:
             await queues.need_operation(opened, choice.operation)
             otherwise = await queues.nothing_in(opened)
-    output.show_list(context, entries, dead_letter_table.dead_letters, otherwise, name="id")
+    output.show_list(context, entries, dead_letter_table.dead_letters, otherwise, names=lambda one: (one.id,))
 
 
 async def _watch(context: click.Context, name: str, choice: _Choice) -> int:

@@ -48,7 +48,9 @@ async def _stats(context: click.Context, queue: str | None) -> None:
             await queues.need(context, session, queue)
         found = await _summaries(session, queue)
     looked = where(context) if queue is None else f"in the queue {queue!r} of {namespace(context)}"
-    output.show_list(context, found, operation_table.summaries, f"no dead letters {looked}", name="queue")
+    output.show_list(
+        context, found, operation_table.summaries, f"no dead letters {looked}", names=lambda one: (one.queue,)
+    )
 
 
 async def _watch(context: click.Context, queue: str | None) -> int:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import click
 
-from codomyrmex.concurrency import InvalidName, Session
-from codomyrmex.concurrency.cli.agents.agent import agent_of, agent_option, need_a_server, tree_option
-from codomyrmex.concurrency.cli.agents.next_steps import reserve_command
+from codomyrmex.concurrency import InvalidName, LockManager, ReservationInfo, Session
+from codomyrmex.concurrency.cli.agents.agent import acting_agent, agent_option, need_a_server, tree_option
+from codomyrmex.concurrency.cli.agents.next_steps import next_command, reserve_command, some_name
 from codomyrmex.concurrency.cli.agents.obstacles import holders_in
 from codomyrmex.concurrency.cli.agents.outcomes import GuardedPath, GuardOutcome
 from codomyrmex.concurrency.cli.agents.wanted import Wanted
 from codomyrmex.concurrency.cli.guard import git
-from codomyrmex.concurrency.cli.guard.coverage import PathVerdict, judge
+from codomyrmex.concurrency.cli.guard.coverage import PathVerdict, judge, to_reserve
 from codomyrmex.concurrency.cli.options import common_options, output_format, settings
 from codomyrmex.concurrency.cli.running import EXIT_NOT_RESERVED, run
 from codomyrmex.concurrency.cli.views import output
@@ -33,7 +34,9 @@ _SHOWN = 20  # paths of a message; JSON has them all
 @common_options
 @click.pass_context
 def check(context: click.Context, paths: tuple[str, ...], staged: bool, tree: str, agent: str | None) -> None:
-    """Exit with 0 if a live reservation of this agent covers each path, else with 77 and the holders.
+    """Exit with 77 if this agent has not reserved each path.
+
+    It tells the holders then. Only a live reservation counts.
 
     A path is relative to the root of the repository, from whatever directory; an absolute one must be below that
     root. A shared reservation covers nothing, for a reader does not write.
@@ -49,7 +52,7 @@ def check(context: click.Context, paths: tuple[str, ...], staged: bool, tree: st
     need_a_server(context)
     if not paths and not staged:
         raise click.UsageError("give a PATH, or --staged")
-    run(_check(context, agent_of(agent), [*map(_in_repository, paths)], staged, tree))
+    run(_check(context, acting_agent(agent), [*map(_in_repository, paths)], staged, tree))
 
 
 def _in_repository(path: str) -> str:
@@ -68,28 +71,42 @@ def _in_repository(path: str) -> str:
 
 async def _check(context: click.Context, agent: str, paths: list[str], staged: bool, tree: str) -> int:
     paths = paths + (git.staged() if staged else [])
-    verdicts = []
-    if paths:
-        async with Session(settings(context)) as session:
-            verdicts = judge(paths, agent, await holders_in(session, tree))
+    if not paths:
+        return _told(context, GuardOutcome(True, agent, tree, (), ()))
+    async with Session(settings(context)) as session:
+        reservations = await LockManager(session).reservations()
+        holders = await holders_in(session, tree, reservations)
+    mine = [one for one in reservations if one.owner == agent]
+    verdicts = judge(paths, agent, holders)
+    names = {name for one in mine for name in one.names}
+    guarded = tuple(GuardedPath(one.path, one.covered, _reason(one, names), one.held_by) for one in verdicts)
     missing = [one for one in verdicts if not one.covered]
-    again = (reserve_command(context, _to_reserve(missing, tree)),) if missing else ()
-    guarded = tuple(GuardedPath(one.path, one.covered, _reason(one), one.held_by) for one in verdicts)
-    outcome = GuardOutcome(not missing, agent, tree, guarded, again)
-    _show(context, outcome)
-    return EXIT_NOT_RESERVED if missing else 0
+    following = _next(context, Wanted((), to_reserve(missing, holders), tree, shared=False), mine) if missing else ()
+    return _told(context, GuardOutcome(not missing, agent, tree, guarded, following))
 
 
-def _to_reserve(missing: list[PathVerdict], tree: str) -> Wanted:
-    return Wanted((), tuple(dict.fromkeys(one.reserve for one in missing)), tree, shared=False)
+def _next(context: click.Context, wanted: Wanted, mine: Sequence[ReservationInfo]) -> tuple[str, ...]:
+    """The commands that reserve ``wanted``: first the release of what this agent holds in its own way."""
+    own = [name for one in mine if wanted.conflicts_with(one) for name in some_name(one)]
+    release = [next_command(context, "release", arguments=own)] if own else []
+    return (*release, reserve_command(context, wanted))
 
 
-def _reason(one: PathVerdict) -> str:
+def _reason(one: PathVerdict, names: Collection[str]) -> str:
+    """The reason why a path is not covered. ``names`` are those that the agent has reserved."""
     if one.covered:
         return ""
+    if one.path in names and not one.shared and not one.held_by:
+        return "this agent has reserved it as a name; a path of the tree takes --path"
     if one.shared:
         return "this agent has reserved it as a reader only"
     return "held by others" if one.held_by else "not reserved"
+
+
+def _told(context: click.Context, outcome: GuardOutcome) -> int:
+    """Print the result; returns the exit code."""
+    _show(context, outcome)
+    return 0 if outcome.covered else EXIT_NOT_RESERVED
 
 
 def _show(context: click.Context, outcome: GuardOutcome) -> None:
@@ -112,4 +129,4 @@ def _refusal(outcome: GuardOutcome, missing: list[GuardedPath]) -> list[str]:
         lines += [f"    held: {text.scope(holder)} by {text.holder(holder)}" for holder in one.held_by]
     if len(missing) > _SHOWN:
         lines.append(f"  and {len(missing) - _SHOWN} more; -o json has all")
-    return lines + [f"next: {visible(command)}" for command in outcome.next]
+    return lines + text.following(outcome.next)

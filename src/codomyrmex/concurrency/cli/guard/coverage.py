@@ -9,6 +9,8 @@ from codomyrmex.concurrency import InvalidName
 from codomyrmex.concurrency.cli.agents.outcomes import Holder
 from codomyrmex.concurrency.waitqueue.scopes import Scopes, ancestors, normalised, widened
 
+_MANY = 6  # paths of a command to type
+
 
 @dataclass(frozen=True, slots=True)
 class PathVerdict:
@@ -34,14 +36,32 @@ def judge(paths: Iterable[str], agent: str, holders: Sequence[Holder]) -> list[P
     return [_verdict(path, mine, others) for path in dict.fromkeys(paths)]
 
 
+def to_reserve(missing: Sequence[PathVerdict], holders: Sequence[Holder]) -> tuple[str, ...]:
+    """The paths to reserve for those that are not covered. Instead of many paths it is the directory that has them all,
+    if that is not the whole tree, and no further holder is in its way."""
+    paths = tuple(dict.fromkeys(one.reserve for one in missing))
+    if len(paths) <= _MANY:
+        return paths
+    above = set.intersection(*(set(ancestors(path.rstrip("/"))) for path in paths))
+    common = Scopes((f"{max(above, key=len)}/",)) if above - {""} else None
+    in_the_way = [one for verdict in missing for one in verdict.held_by]
+    if common is None or any(one not in in_the_way and common.overlaps(_scopes(one)) for one in holders):
+        return paths
+    return common.paths
+
+
 def _verdict(path: str, mine: Sequence[Holder], others: Sequence[Holder]) -> PathVerdict:
     nearest = _nearest(path)
     covering = [one for one in mine if Scopes(one.paths).covers(nearest)]
     if any(not one.shared for one in covering):
         return PathVerdict(path, True, "", False, ())
     reserve = widened(nearest)
-    held_by = tuple(one for one in others if Scopes((reserve,)).overlaps(Scopes(one.paths, one.shared)))
+    held_by = tuple(one for one in others if Scopes((reserve,)).overlaps(_scopes(one)))
     return PathVerdict(path, False, reserve, bool(covering), held_by)
+
+
+def _scopes(one: Holder) -> Scopes:
+    return Scopes(one.paths, one.shared)
 
 
 def _nearest(path: str) -> str:

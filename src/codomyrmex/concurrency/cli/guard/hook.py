@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
+
+from codomyrmex.concurrency.cli.agents.agent import TREE
 
 _HOOK = """\
 #!/bin/sh
@@ -21,6 +24,15 @@ exit 1
 def check_line(program: str, options: Sequence[str]) -> str:
     """The shell command of a hook."""
     return f"{program} {shlex.join(['concurrency', 'guard', 'check', '--staged', *options])}"
+
+
+def tree_of(text: str) -> str | None:
+    """The tree of a hook that ``hook`` has made; None if it is another one, or was changed."""
+    program, line = (re.search(pattern, text, re.MULTILINE) for pattern in (r"^program=(.*)$", r"^(.*) && exit 0$"))
+    if not program or not line or text != _HOOK.format(program=program[1], line=line[1]):
+        return None
+    words = shlex.split(line[1])
+    return words[words.index("--tree") + 1] if "--tree" in words else TREE
 
 
 def hook(program: str, options: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from codomyrmex.concurrency.cli.agents.agent import TREE, tree_option
 from codomyrmex.concurrency.cli.agents.next_steps import connection_options
 from codomyrmex.concurrency.cli.agents.outcomes import InstallOutcome
 from codomyrmex.concurrency.cli.guard import git
-from codomyrmex.concurrency.cli.guard.hook import check_line, hook
+from codomyrmex.concurrency.cli.guard.hook import check_line, hook, tree_of
 from codomyrmex.concurrency.cli.options import common_options, output_format
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import output
@@ -27,12 +28,15 @@ from codomyrmex.concurrency.cli.views.text import visible
 @common_options
 @click.pass_context
 def install(context: click.Context, tree: str) -> None:
-    """Install a git pre-commit hook that refuses paths which the committing agent has not reserved.
+    """Install a git pre-commit hook that runs `guard check`.
+
+    It refuses a commit of paths that the committing agent has not reserved, and every commit while etcd does not
+    answer. `git commit --no-verify` commits without it. git runs no pre-commit hook for a merge without conflicts, nor
+    for the commits of a rebase.
 
     The hook is written where this repository has its hooks (core.hooksPath counts), with the given --endpoints and
-    --namespace. A hook that is there already stays as it is, and the line to add to it is shown; the exit code is 1
-    then. The hook refuses every commit while etcd does not answer. `git commit --no-verify` commits without it. git
-    runs no pre-commit hook for a merge without conflicts, nor for the commits of a rebase.
+    --namespace. A hook that is there already stays as it is, and the exit code is 1 then. The line to add to it is
+    shown.
 
     \b
     Example:  codomyrmex concurrency guard install --tree main
@@ -62,11 +66,19 @@ def _written(path: Path, text: str, line: str) -> InstallOutcome:
         os.chmod(aside, 0o755)
         os.link(aside, path)
     except FileExistsError:
-        ours = path.is_file() and path.read_bytes() == text.encode() and os.access(path, os.X_OK)
-        return InstallOutcome(ours, str(path), "" if ours else line)
+        return _there(path, text, line)
     finally:
         os.unlink(aside)
     return InstallOutcome(True, str(path), "")
+
+
+def _there(path: Path, text: str, line: str) -> InstallOutcome:
+    """The outcome if a hook is there: the one to install, another one of the guard, or one of the user."""
+    there = path.read_bytes().decode(errors="replace") if path.is_file() and os.access(path, os.X_OK) else ""
+    if there == text:
+        return InstallOutcome(True, str(path), "", already=True)
+    other = tree_of(there)
+    return InstallOutcome(False, str(path), line if other is None else "", other_tree=other)
 
 
 def _program() -> str:
@@ -80,7 +92,13 @@ def _show(context: click.Context, outcome: InstallOutcome) -> None:
     if form in ("json", "jsonl"):
         output.print_json(outcome, lines=form == "jsonl")
     elif outcome.installed:
-        click.echo(visible(outcome.hook) if form == "name" else f"installed: {visible(outcome.hook)}")
+        word = "installed already" if outcome.already else "installed"
+        click.echo(visible(outcome.hook) if form == "name" else f"{word}: {visible(outcome.hook)}")
+    elif outcome.other_tree is not None:
+        click.echo(
+            f"not installed: another hook of the guard is there, of the tree {visible(outcome.other_tree)}", err=True
+        )
+        click.echo(f"next: remove it first: {visible(shlex.join(['rm', outcome.hook]))}", err=True)
     else:
         click.echo(f"not installed: there is a hook already, {visible(outcome.hook)}", err=True)
         click.echo(f"next: add this line to it: {visible(outcome.line)}", err=True)

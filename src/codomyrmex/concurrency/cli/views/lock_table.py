@@ -15,6 +15,7 @@ from codomyrmex.concurrency.cli.views.owners import (
     is_stuck,
     longest,
     metadata,
+    note,
     owner,
     owners,
     waited_for,
@@ -38,16 +39,16 @@ _WIDE = (*_COLUMNS, Column("SESSION", 6), Column("METADATA", 7, least=16))
 _EVENTS = {"granted": "green", "enqueued": "cyan", "released": "dim", "expired": "bold red"}
 
 
-def locks(infos: Sequence[LockInfo], *, wide: bool = False, note: str = "") -> Grid:
+def locks(infos: Sequence[LockInfo], *, wide: bool = False, remark: str = "") -> Grid:
     """One row a lock, or a holder of paths: its first holder, the times of its hold and of its wait, its waiters.
-    ``note`` ends the foot."""
+    ``remark`` ends the foot."""
     grid = Grid(_WIDE if wide else _COLUMNS)
     for info in infos:
         _add(grid, info, wide)
     waiting = len({(info.kind, info.name, one.key) for info in infos for one in info.waiters})
     states = Counter(map(lock_state, infos))
     trouble = ", ".join(f"{states[word]} {word}" for word in ("stuck", "lost") if states[word])
-    grid.foot = "; ".join(filter(None, [f"{count(len(infos), 'lock')}, {waiting} waiting", trouble, note]))
+    grid.foot = "; ".join(filter(None, [f"{count(len(infos), 'lock')}, {waiting} waiting", trouble, remark]))
     return grid
 
 
@@ -85,4 +86,6 @@ def lock_event(event: LockEvent) -> Text:
         line.append(f"  waited {span(one.waited)}", style="none")
     elif event.kind != "enqueued" and one.granted_at is not None:
         line.append(f"  held {span((event.at - one.granted_at).total_seconds())}", style="none")
+    if event.kind in ("released", "expired") and one.note:
+        line.append(f"  note: {visible(note(one))}", style="none")
     return line

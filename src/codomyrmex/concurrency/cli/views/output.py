@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -51,15 +51,17 @@ def show_list(
     values: Sequence[Any],
     draw: Callable[..., RenderableType],
     otherwise: str,
-    name: str = "name",
+    names: Callable[[Any], Iterable[str]] = lambda value: (value.name,),
 ) -> None:
-    """Print several models, or ``otherwise`` on stderr if there are none. ``-o name`` prints the attribute ``name``."""
+    """Print several models, or ``otherwise`` on stderr if there are none. ``-o name`` prints the ``names`` of each, one
+    a line."""
     form = output_format(context)
     if form in ("json", "jsonl"):
         print_json(list(values), lines=form == "jsonl")
     elif form == "name":
         for value in values:
-            click.echo(visible(getattr(value, name)))
+            for name in names(value):
+                click.echo(visible(name))
     elif values:
         console(context).print(draw(values, wide=form == "wide"), crop=False)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from codomyrmex.concurrency.cli.agents.outcomes import HeldReservation, Holder
 from codomyrmex.concurrency.cli.views.text import MOST, age, short, span, visible
 
 _SHOWN = 5  # names and paths on a line
+_FIRST = 2  # names and paths in a cell
+_MANY = 6  # paths of a command
 
 
 class Scope(Protocol):
@@ -29,6 +32,13 @@ def scope(one: Scope) -> str:
     return ", ".join([*([_listed(one.names)] if one.names else []), *in_tree])
 
 
+def brief(one: Scope) -> str:
+    """The first names and paths, and the number of the others."""
+    texts = [*one.names, *(path or "(all)" for path in one.paths)]
+    more = f" +{len(texts) - _FIRST}" if len(texts) > _FIRST else ""
+    return ", ".join(short(text, 200) for text in texts[:_FIRST]) + more
+
+
 def _listed(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return ", ".join(visible(text) for text in texts[:_SHOWN]) + more
@@ -47,6 +57,19 @@ def holder(one: Holder) -> str:
 def note(text: str) -> str:
     """The end of a line that gives a note, or nothing."""
     return f", note: {visible(short(text, MOST))}" if text else ""
+
+
+def following(commands: Sequence[str]) -> list[str]:
+    """A line for each command to type next. It shows the first few paths; JSON has all."""
+    return [f"next: {visible(_shortened(command))}" for command in commands]
+
+
+def _shortened(command: str) -> str:
+    words = shlex.split(command)
+    paths = [n for n, word in enumerate(words) if word == "--path"]
+    if len(paths) <= _MANY:
+        return command
+    return f"{shlex.join(words[: paths[_MANY]] + words[paths[-1] + 2 :])} …"
 
 
 def left(seconds: float) -> str:

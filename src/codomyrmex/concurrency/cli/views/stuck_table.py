@@ -11,6 +11,7 @@ from codomyrmex.concurrency.cli.views.cells import time_cell
 from codomyrmex.concurrency.cli.views.grid import Column, Grid
 from codomyrmex.concurrency.cli.views.owners import agent, held, held_for, metadata, note, owner
 from codomyrmex.concurrency.cli.views.text import count, seconds_since, span, stamp, visible
+from codomyrmex.concurrency.cli.views.trees import stuck_title
 from codomyrmex.concurrency.waitqueue.idle_times import StuckHolder
 
 _COLUMNS = (
@@ -30,7 +31,7 @@ def holders(several: Sequence[StuckHolder], *, wide: bool = False) -> Grid:
     grid = Grid(_WIDE if wide else _COLUMNS)
     for holder in several:
         one, idle = holder.owner, seconds_since(holder.idle_since)
-        row = [holder.name, owner(one), agent(one), one.token]
+        row = [stuck_title(holder), owner(one), agent(one), one.token]
         row += [time_cell(span(idle), idle), time_cell(held_for(one), held(one)), note(one)]
         if wide:
             row += [one.session, metadata(one)]
@@ -44,7 +45,7 @@ def event(holder: StuckHolder) -> Text:
     one = holder.owner
     line = stamp(datetime.now(UTC))
     line.append(f"{'stuck' if holder.stuck else 'cleared':9}", style="bold yellow" if holder.stuck else "green")
-    line.append(f"{visible(holder.name)}  ", style="bold")
+    line.append(f"{visible(stuck_title(holder))}  ", style="bold")
     named = agent(one)
     line.append(f"token {one.token}  {owner(one)}{'' if named == '-' else '  ' + visible(named)}", style="none")
     line.append(f"  idle {span(seconds_since(holder.idle_since))}", style="none")

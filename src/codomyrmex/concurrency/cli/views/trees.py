@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from codomyrmex.concurrency.cli.views.owners import paths
 from codomyrmex.concurrency.models import LockEvent, LockInfo, Owner
+from codomyrmex.concurrency.waitqueue.idle_times import StuckHolder
 from codomyrmex.concurrency.waitqueue.scopes import Scopes, scopes_of
 
 
@@ -40,6 +41,11 @@ def _scopes(one: Owner) -> Scopes:
 def title(info: LockInfo) -> str:
     """The name of a lock; of a tree, also the paths of its first holder."""
     return f"tree {info.name}: {paths(info.holders[0])}" if info.kind == "path" else info.name
+
+
+def stuck_title(holder: StuckHolder) -> str:
+    """The name of a holder's lock; of a tree, also the holder's paths."""
+    return f"tree {holder.name}: {paths(holder.owner)}" if holder.owner.paths else holder.name
 
 
 def event_title(event: LockEvent) -> str:
