@@ -2499,8 +2499,8 @@ MUTANTS = (
     Mutant(
         "leave the note of a reservation that was released by force",
         "waitqueue/force_release.py",
-        "note = session.layout.left(held.key) if is_reservation(held) else b\"\"",
-        "note = b\"\"",
+        'note = session.layout.left(held.key) if is_reservation(held) else b""',
+        'note = b""',
         "tests/integration/test_reservations_documented.py -k forced_release_is_no_expiry",
     ),
     Mutant(
@@ -2632,6 +2632,14 @@ MUTANTS = (
         "tests/integration/test_cli_reservations.py -k holds_already",
     ),
     Mutant(
+        "Shorten a reservation that was renewed for longer than it was reserved",
+        "cli/agents/kept.py",
+        "            await reservation.check()",
+        "            await asyncio.sleep(0)",
+        "tests/integration/test_cli_reservations.py -k not_shortened",
+        also=(("cli/agents/kept.py", "import click\n", "import asyncio\n\nimport click\n"),),
+    ),
+    Mutant(
         "Refuse what a parallel call of the same agent has reserved",
         "cli/agents/reserving.py",
         "            if not self.wanted.without(one for one in held):\n",
@@ -2672,6 +2680,13 @@ MUTANTS = (
         "        os.link(aside, path)\n",
         "        os.replace(aside, path)\n        Path(aside).touch()\n",
         "tests/integration/test_guard.py -k stays",
+    ),
+    Mutant(
+        "Say nothing of work trees that do not share the hook",
+        "cli/guard/git.py",
+        'return "" if os.path.isabs(given) else given',
+        'return ""',
+        "tests/integration/test_guard.py -k other_work_trees",
     ),
     Mutant(
         "Let every commit pass while etcd is away",

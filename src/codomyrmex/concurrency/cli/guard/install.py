@@ -12,7 +12,7 @@ import click
 
 from codomyrmex.concurrency import ConcurrencyError
 from codomyrmex.concurrency.cli.agents.agent import TREE, tree_option
-from codomyrmex.concurrency.cli.agents.next_steps import connection_options
+from codomyrmex.concurrency.cli.agents.next_steps import connection_options, next_command
 from codomyrmex.concurrency.cli.agents.outcomes import InstallOutcome
 from codomyrmex.concurrency.cli.guard import git
 from codomyrmex.concurrency.cli.guard.hook import check_line, hook
@@ -31,8 +31,10 @@ def install(context: click.Context, tree: str) -> None:
 
     The hook is written where this repository has its hooks (core.hooksPath counts), with the given --endpoints and
     --namespace. A hook that is there already stays as it is, and the line to add to it is shown; the exit code is 1
-    then. The hook refuses every commit while etcd does not answer. `git commit --no-verify` commits without it. git
-    runs no pre-commit hook for a merge without conflicts, nor for the commits of a rebase.
+    then. If core.hooksPath is relative, each work tree has hooks of its own: install the hook in each of them.
+
+    The hook refuses every commit while etcd does not answer. `git commit --no-verify` commits without it. git runs no
+    pre-commit hook for a merge without conflicts, nor for the commits of a rebase.
 
     \b
     Example:  codomyrmex concurrency guard install --tree main
@@ -49,6 +51,13 @@ async def _install(context: click.Context, tree: str) -> int:
     except OSError as error:
         raise ConcurrencyError(f"the hook {path} cannot be written: {error.strerror or error}") from None
     _show(context, outcome)
+    if relative := git.relative_hooks():
+        again = next_command(context, "guard", "install", *(["--tree", tree] if tree != TREE else []))
+        click.echo(
+            f"warning: core.hooksPath is {visible(relative)}, a relative path: other work trees of this repository do "
+            f"not have this hook. In each of them, type: {visible(again)}",
+            err=True,
+        )
     return 0 if outcome.installed else EXIT_FAILED
 
 
