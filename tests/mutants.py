@@ -2604,6 +2604,20 @@ MUTANTS = (
         "tests/unit/cli/agents/test_wanted.py -k already",
     ),
     Mutant(
+        "Find a reservation only by the very characters of its name",
+        "cli/agents/wanted.py",
+        "_formed(checked, name), _formed(widened, name)",
+        "name, _formed(widened, name)",
+        "tests/unit/cli/agents/test_wanted.py -k typed",
+    ),
+    Mutant(
+        "Forget that a glob was reserved as its directory",
+        "cli/agents/wanted.py",
+        "_formed(checked, name), _formed(widened, name)",
+        "_formed(checked, name), name",
+        "tests/unit/cli/agents/test_wanted.py -k typed",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",

@@ -55,6 +55,7 @@ def test_a_command_to_type_next_can_be_typed() -> None:
 def test_an_agent_is_named_by_the_option_the_environment_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODOMYRMEX_AGENT", "from-environment")
     assert (agent_of("given"), agent_of(None)) == ("given", "from-environment")
+    assert agent_of("cafe\u0301") == "caf\u00e9"
     monkeypatch.delenv("CODOMYRMEX_AGENT")
     monkeypatch.setattr("socket.gethostname", lambda: "host")
     monkeypatch.setattr("getpass.getuser", lambda: "user")
