@@ -145,6 +145,10 @@ async def test_an_agent_that_waits_is_told_the_holder_and_its_own_position(agent
     assert held.startswith("held: deploy by agent-7 (") and held.endswith(" left, note: migrating the schema")
     assert queued == "place in the queue: 2; this call has left it"
     assert following == "next: codomyrmex concurrency reserve --timeout 15m deploy"
+    later = await agents("agent-9").json(
+        "reserve", "deploy", "--for", "20s", "--note", "a b", "--timeout", "0", code=75
+    )
+    assert later["next"][0] == "codomyrmex concurrency reserve --for 20s --note 'a b' --timeout 15m deploy"
     (holder,) = busy["held_by"]
     assert (holder["agent"], holder["note"], busy["position"]) == ("agent-7", "migrating the schema", 2)
     assert holder["since"] and 800 < holder["expires_in"] <= 900
