@@ -2589,6 +2589,13 @@ MUTANTS = (
         "tests/unit/cli/agents/test_handle_store.py -k foreign",
     ),
     Mutant(
+        "Leave the copy of a handle's file that was dropped",
+        "cli/agents/handle_store.py",
+        "                if one.handle == kept.handle:\n",
+        "                if path == self._file(kept):\n",
+        "tests/unit/cli/agents/test_handle_store.py -k copy",
+    ),
+    Mutant(
         "Write a handle's file in its place",
         "cli/agents/handle_store.py",
         "                os.replace(aside, self._file(kept))\n",
