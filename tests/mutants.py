@@ -2625,6 +2625,13 @@ MUTANTS = (
         "tests/unit/cli/agents/test_wanted.py -k typed",
     ),
     Mutant(
+        "Tell a command that the shell reads otherwise than it is shown",
+        "cli/agents/next_steps.py",
+        "    if visible(word) == word:\n",
+        "    if word:\n",
+        "tests/unit/cli/agents/test_words.py -k hidden",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",

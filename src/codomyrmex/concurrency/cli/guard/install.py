@@ -31,10 +31,10 @@ def install(context: click.Context, tree: str) -> None:
 
     The hook is written where this repository has its hooks (core.hooksPath counts), with the given --endpoints and
     --namespace. A hook that is there already stays as it is, and the line to add to it is shown; the exit code is 1
-    then. If core.hooksPath is relative, each work tree has hooks of its own: install the hook in each of them.
+    then. The hook refuses every commit while etcd does not answer. `git commit --no-verify` commits without it. git
+    runs no pre-commit hook for a merge without conflicts, nor for the commits of a rebase.
 
-    The hook refuses every commit while etcd does not answer. `git commit --no-verify` commits without it. git runs no
-    pre-commit hook for a merge without conflicts, nor for the commits of a rebase.
+    If core.hooksPath is relative, each work tree has hooks of its own: install the hook in each of them.
 
     \b
     Example:  codomyrmex concurrency guard install --tree main
