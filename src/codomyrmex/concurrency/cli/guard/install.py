@@ -54,8 +54,8 @@ async def _install(context: click.Context, tree: str) -> int:
     if relative := git.relative_hooks():
         again = next_command(context, "guard", "install", *(["--tree", tree] if tree != TREE else []))
         click.echo(
-            f"warning: core.hooksPath is {visible(relative)}, a relative path: other work trees of this repository do "
-            f"not have this hook. In each of them, type: {visible(again)}",
+            f"warning: core.hooksPath is {visible(relative)}, a relative path: each work tree of this repository "
+            f"has hooks of its own. In each other one, type: {visible(again)}",
             err=True,
         )
     return 0 if outcome.installed else EXIT_FAILED
