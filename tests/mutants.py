@@ -2618,6 +2618,13 @@ MUTANTS = (
         "tests/unit/cli/agents/test_handle_store.py -k foreign",
     ),
     Mutant(
+        "Leave the copy of a handle's file that was dropped",
+        "cli/agents/handle_store.py",
+        "                if one.handle == kept.handle:\n",
+        "                if path == self._file(kept):\n",
+        "tests/unit/cli/agents/test_handle_store.py -k copy",
+    ),
+    Mutant(
         "Write a handle's file in its place",
         "cli/agents/handle_store.py",
         "                os.replace(aside, self._file(kept))\n",
@@ -2689,6 +2696,27 @@ MUTANTS = (
         "tests/integration/test_cli_reservations.py -k those_who_watch",
     ),
     Mutant(
+        "Find a reservation only by the very characters of its name",
+        "cli/agents/wanted.py",
+        "_formed(checked, name), _formed(widened, name)",
+        "name, _formed(widened, name)",
+        "tests/unit/cli/agents/test_wanted.py -k typed",
+    ),
+    Mutant(
+        "Forget that a glob was reserved as its directory",
+        "cli/agents/wanted.py",
+        "_formed(checked, name), _formed(widened, name)",
+        "_formed(checked, name), name",
+        "tests/unit/cli/agents/test_wanted.py -k typed",
+    ),
+    Mutant(
+        "Tell a command that the shell reads otherwise than it is shown",
+        "cli/agents/next_steps.py",
+        "    if visible(word) == word:\n",
+        "    if word:\n",
+        "tests/unit/cli/agents/test_words.py -k hidden",
+    ),
+    Mutant(
         "Count waiters behind the agent as waiters in front of it",
         "cli/agents/obstacles.py",
         "sum(own is None or one < own for one in queue)",
@@ -2715,6 +2743,14 @@ MUTANTS = (
         "ttl=max(ttl, reservation.ttl)",
         "ttl=ttl",
         "tests/integration/test_cli_reservations.py -k holds_already",
+    ),
+    Mutant(
+        "Shorten a reservation that was renewed for longer than it was reserved",
+        "cli/agents/kept.py",
+        "            await reservation.check()",
+        "            await asyncio.sleep(0)",
+        "tests/integration/test_cli_reservations.py -k not_shortened",
+        also=(("cli/agents/kept.py", "import click\n", "import asyncio\n\nimport click\n"),),
     ),
     Mutant(
         "Refuse what a parallel call of the same agent has reserved",
@@ -2757,6 +2793,13 @@ MUTANTS = (
         "        os.link(aside, path)\n",
         "        os.replace(aside, path)\n        Path(aside).touch()\n",
         "tests/integration/test_guard.py -k stays",
+    ),
+    Mutant(
+        "Say nothing of work trees that do not share the hook",
+        "cli/guard/git.py",
+        'return "" if os.path.isabs(given) else given',
+        'return ""',
+        "tests/integration/test_guard.py -k other_work_trees",
     ),
     Mutant(
         "Let every commit pass while etcd is away",

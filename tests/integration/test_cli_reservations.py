@@ -94,6 +94,17 @@ async def test_what_an_agent_holds_already_is_renewed_and_only_the_rest_is_reser
     assert other.code == 75
 
 
+async def test_a_hold_that_was_renewed_for_longer_is_not_shortened_by_a_reserve(
+    agents: Agents, session: Session
+) -> None:
+    agent = agents("agent-7")
+    await agent.json("reserve", "x")
+    await agent.json("renew", "x", "--for", "2h")
+    old, _ = (await agent.json("reserve", "x", "y"))["reservations"]
+    assert old["renewed"] and old["ttl"] == 7200 and old["expires_in"] > 7190
+    assert sorted(one.ttl for one in await reserved(session, 2)) == [900, 7200]
+
+
 async def test_parallel_calls_of_one_agent_share_one_reservation(
     agents: Agents, session: Session, tmp_path: Path
 ) -> None:
@@ -134,6 +145,10 @@ async def test_an_agent_that_waits_is_told_the_holder_and_its_own_position(agent
     assert held.startswith("held: deploy by agent-7 (") and held.endswith(" left, note: migrating the schema")
     assert queued == "place in the queue: 2; this call has left it"
     assert following == "next: codomyrmex concurrency reserve --timeout 15m deploy"
+    later = await agents("agent-9").json(
+        "reserve", "deploy", "--for", "20s", "--note", "a b", "--timeout", "0", code=75
+    )
+    assert later["next"][0] == "codomyrmex concurrency reserve --for 20s --note 'a b' --timeout 15m deploy"
     (holder,) = busy["held_by"]
     assert (holder["agent"], holder["note"], busy["position"]) == ("agent-7", "migrating the schema", 2)
     assert holder["since"] and 800 < holder["expires_in"] <= 900

@@ -214,8 +214,28 @@ async def test_hooks_paths_and_work_trees_are_honoured(agents: Agents, tmp_path:
     assert "src/parser/b.py: not reserved" in await git(agent, "commit", "-qm", "change", code=1)
 
 
+async def test_a_relative_hooks_path_is_told_for_other_work_trees_need_the_hook_too(
+    agents: Agents, tmp_path: Path
+) -> None:
+    agent = agents("agent-7")
+    await begun(agent)
+    await git(agent, "worktree", "add", "-q", "-b", "side", str(tmp_path / "side tree"))
+    assert (await agent("guard", "install")).err == ""
+    await git(agent, "config", "core.hooksPath", str(tmp_path / "absolute"))
+    assert (await agent("guard", "install")).err == ""
+    await git(agent, "config", "core.hooksPath", ".hooks")
+    told = await agent("guard", "install", "--tree", "main")
+    assert told.code == 0 and told.err.startswith("warning: core.hooksPath is .hooks, a relative path: ")
+    again = told.err.rpartition("type: ")[2].split()
+    assert again == ["codomyrmex", "concurrency", "guard", "install", "--tree", "main"]
+    agent.cwd = tmp_path / "side tree"
+    await agent(*again[2:])
+    await git(agent, "rm", "-q", "src/a.py")
+    assert "src/a.py: not reserved" in await git(agent, "commit", "-qm", "change", code=1)
+
+
 async def test_outside_of_a_repository_the_guard_says_so(agents: Agents, tmp_path: Path) -> None:
     agent = agents("agent-7")
     for call in (("install",), ("check", "--staged"), ("check", "/x")):
         told = await agent("guard", *call, GIT_CEILING_DIRECTORIES=str(tmp_path))
-        assert told.code == 1 and "not a git repository" in told.err, told
+        assert told.code == 1 and told.err.startswith("error: git says: fatal: not a git repository"), told

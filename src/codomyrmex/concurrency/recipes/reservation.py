@@ -40,6 +40,7 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease
 from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced
+from codomyrmex.concurrency.waitqueue.lease_end import revoke
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
 SHORTEST, LONGEST = 10, 24 * 3600  # seconds
@@ -325,7 +326,7 @@ class Reservation(AsyncOnly):
             self._lease, self._ttl, self._until = moved.id, moved.ttl, moved.asked_at + moved.ttl
             self._revoke(core, found.lease)
         for unused in {found.left_lease, new_left} - {left if text else 0, 0}:
-            _in_background(core, core.transport.revoke(unused))
+            revoke(core, unused)
 
     async def _fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         core = await self._core()
@@ -356,7 +357,7 @@ class Reservation(AsyncOnly):
     def _revoke(self, core: SessionCore, lease: int) -> None:
         """Revoke a lease that serves no more, in the background. If that fails, the lease ends by itself."""
         core.remover.remove(core.layout.lease(lease))
-        _in_background(core, core.transport.revoke(lease))
+        revoke(core, lease)
 
     async def _gone(self, core: SessionCore) -> LockLost:
         """The error that says how it ended and by whom its names are held now. What is left of it is given up."""

@@ -7,14 +7,12 @@ reservation takes two round trips.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 from codomyrmex.concurrency import clock
-from codomyrmex.concurrency.errors import ConcurrencyError, LockLost
+from codomyrmex.concurrency.errors import LockLost
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult, Op, Put
 from codomyrmex.concurrency.keys import prefix_end
@@ -24,6 +22,7 @@ from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.fenced import still_there
 from codomyrmex.concurrency.waitqueue.join import join_and_wait, withdraw
+from codomyrmex.concurrency.waitqueue.lease_end import revoke
 from codomyrmex.concurrency.waitqueue.rules import Overlap
 from codomyrmex.concurrency.waitqueue.scopes import scopes_in
 
@@ -124,13 +123,8 @@ def _left(entries: Sequence[Entry], results: Sequence[GetResult], token: int) ->
         for kv in kvs:
             session.remover.remove(kv.key)
         if len(kvs) == left.keys:
-            session.keep(asyncio.create_task(_revoked(session, kvs[0].lease)))
+            revoke(session, kvs[0].lease)
     return tuple(left for _, (left, _) in sorted(found.items()))
-
-
-async def _revoked(session: SessionCore, lease: int) -> None:
-    with suppress(ConcurrencyError):  # then it ends by itself, within a day
-        await session.transport.revoke(lease)
 
 
 def _concerns(entry: Entry, left: bytes) -> bool:

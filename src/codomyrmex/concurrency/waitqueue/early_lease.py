@@ -9,6 +9,7 @@ from typing import NamedTuple
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.lease_end import revoke
 
 
 class TakenLease(NamedTuple):
@@ -46,7 +47,7 @@ class EarlyLease:
 
     async def _revoked(self, taking: asyncio.Task[TakenLease]) -> None:
         with suppress(ConcurrencyError):
-            await self._session.transport.revoke((await asyncio.shield(taking)).id)
+            revoke(self._session, (await asyncio.shield(taking)).id)
 
     def _take(self) -> asyncio.Task[TakenLease]:
         task = asyncio.create_task(self._granted())

@@ -85,6 +85,17 @@ def test_a_handle_is_kept_until_it_is_dropped() -> None:
     assert store.all() == [other]
 
 
+def test_a_copy_of_a_file_is_one_reservation_and_dropped_with_it() -> None:
+    store, other = opened(), replace(KEPT, handle="another")
+    store.keep(KEPT)
+    (whole,) = store.directory.iterdir()
+    (store.directory / "copy of it.json").write_text(whole.read_text())
+    store.keep(other)
+    assert len(store.all()) == 2
+    store.drop(KEPT)
+    assert store.all() == [other] and len(list(store.directory.iterdir())) == 1
+
+
 def test_files_that_are_damaged_or_foreign_are_named_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     store = opened()
     store.keep(KEPT)
@@ -107,9 +118,9 @@ def test_files_that_are_damaged_or_foreign_are_named_and_left_out(capsys: pytest
     (store.directory / ".hidden").write_text("a file manager's")
     assert store.all() == [KEPT]
     warned = capsys.readouterr().err
-    for name in (*strangers, "bytes", "folder", "pipe"):
+    for name in (*strangers, "bytes", "folder", "pipe", "dangling"):
         assert f"/{name}.json is left out" in warned
-    assert warned.count("warning: ") == len(strangers) + 3
+    assert warned.count("warning: ") == len(strangers) + 4
 
 
 @pytest.mark.parametrize("obstacle", ["file", "read-only"])

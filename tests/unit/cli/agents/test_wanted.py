@@ -65,3 +65,10 @@ def test_a_reservation_is_found_by_a_name_or_a_path() -> None:
     assert named([both, other], "a") == [both] and named([both, other], "b") == [both, other]
     assert named([both, other], "./src//") == [both] and named([both, other], "../x") == [both]
     assert not named([both, other], "src/y")
+
+
+def test_a_reservation_is_found_by_what_was_typed_for_it() -> None:
+    one = held("caf\u00e9", paths=("g/", "caf\u00e9/"))
+    for typed in ("caf\u00e9", "cafe\u0301", "g/*.py", "./g/**", "cafe\u0301/"):
+        assert named([one], typed) == [one]
+    assert not named([one], "*.py") and not named([one], "cafe") and not named([one], "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -19,6 +20,7 @@ from codomyrmex.concurrency.cli.agents.reservation_events import events
 from codomyrmex.concurrency.cli.agents.wanted import Wanted, is_like_a_path
 from codomyrmex.concurrency.cli.views.reservation_table import reservations
 from codomyrmex.concurrency.cli.views.reservation_text import following, left, scope
+from codomyrmex.concurrency.cli.views.text import visible
 
 INFO = ReservationInfo(("a",), ("src/",), "main", "me", "note", 7, None, 60.0, 900, "host", 1, "1f")
 
@@ -32,7 +34,7 @@ def context(agent: str | None = None, **given: str) -> click.Context:
 
 
 def test_a_command_to_type_next_can_be_typed() -> None:
-    name, path = "it's; a\nname", "a dir/"
+    name, path = "it's; a name", "a dir/"
     words = shlex.split(reserve_command(context("agent 7", namespace="n"), Wanted((name, "-x"), (path,), "t", True)))
     assert words[:3] == ["codomyrmex", "concurrency", "reserve"]
     assert words[3:] == [
@@ -54,9 +56,19 @@ def test_a_command_to_type_next_can_be_typed() -> None:
     assert "--tree" not in reserve_command(context(), Wanted((), ("a",), "default", False))
 
 
+def test_a_command_with_hidden_characters_can_be_typed_as_it_is_shown() -> None:
+    agent = "we/ird\n\t'caf\u00e9' \\x41\u202e"
+    shown = visible(next_command(context(agent), "renew", arguments=("a$b", "\x1bc")))
+    assert "\\x0a" in shown and shown.isascii()
+    echo = "printf '%s\\0' " + shown
+    done = subprocess.run(["bash", "-c", echo], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[2:] == ["renew", "--as", agent, "a$b", "\x1bc", ""]
+
+
 def test_an_agent_is_named_by_the_option_the_environment_or_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODOMYRMEX_AGENT", "from-environment")
     assert (agent_of("given"), agent_of(None)) == ("given", "from-environment")
+    assert agent_of("cafe\u0301") == "caf\u00e9"
     monkeypatch.delenv("CODOMYRMEX_AGENT")
     monkeypatch.setattr("socket.gethostname", lambda: "host")
     monkeypatch.setattr("getpass.getuser", lambda: "user")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import unicodedata
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -58,10 +59,11 @@ def _possible(check: Callable[[Any], object]) -> Callable[[click.Context, click.
 
 
 def agent_of(given: str | None) -> str:
-    """The name of the agent: ``given`` by ``--as``, else by the environment, else the user and the host."""
+    """The name of the agent in NFC: ``given`` by ``--as``, else by the environment, else the user and the host."""
     if given is not None and not given.strip():
         raise click.UsageError("--as must name an agent")
-    return decode.storable(given or os.environ.get("CODOMYRMEX_AGENT") or f"{_user()}@{socket.gethostname()}")
+    name = given or os.environ.get("CODOMYRMEX_AGENT") or f"{_user()}@{socket.gethostname()}"
+    return unicodedata.normalize("NFC", decode.storable(name))
 
 
 def acting_agent(given: str | None) -> str:

@@ -90,34 +90,39 @@ class HandleStore:
             raise self._unusable(error) from None
 
     def drop(self, kept: KeptHandle) -> None:
-        """Remove a reservation's file, which a parallel call may have removed."""
+        """Remove every file that has this handle, also a copy under another name. A parallel call may do the same."""
         try:
-            self._file(kept).unlink(missing_ok=True)
+            for path, one in self._read_all(self._files())[0].items():
+                if one.handle == kept.handle:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error) from None
 
     def all(self, *, warn: bool = True) -> list[KeptHandle]:
-        """Every kept reservation, in the order of names and paths. With ``warn``, a line on stderr names each file that
-        is damaged or foreign."""
+        """Every kept reservation once, in the order of names and paths. With ``warn``, a line on stderr names each file
+        that is damaged or foreign."""
         try:
-            found = [path for path in self.directory.iterdir() if not path.name.startswith(".")]
-        except FileNotFoundError:
-            return []
+            kept, strangers = self._read_all(self._files())
         except OSError as error:
             raise self._unusable(error) from None
-        kept, strangers = self._read_all(found)
         for line in strangers if warn else ():
             click.echo(f"warning: {line}", err=True)
-        return sorted(kept, key=lambda one: (one.names, one.tree, one.paths))
+        return sorted({*kept.values()}, key=lambda one: (one.names, one.tree, one.paths))
 
-    def _read_all(self, paths: list[Path]) -> tuple[list[KeptHandle], list[str]]:
-        kept, strangers = [], []
+    def _files(self) -> list[Path]:
+        try:
+            return [path for path in self.directory.iterdir() if not path.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def _read_all(self, paths: list[Path]) -> tuple[dict[Path, KeptHandle], list[str]]:
+        kept, strangers = {}, []
         for path in paths:
             try:
-                kept.append(self._read(path))
-            except FileNotFoundError:
-                continue  # a parallel call released it
+                kept[path] = self._read(path)
             except (OSError, ValueError) as error:
+                if isinstance(error, FileNotFoundError) and not path.is_symlink():
+                    continue  # a parallel call released it
                 reason = getattr(error, "strerror", None) or error
                 strangers.append(f"{visible(path)} is left out: {visible(reason)}; remove it if nobody needs it")
         return kept, strangers

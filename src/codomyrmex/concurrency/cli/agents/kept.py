@@ -67,9 +67,8 @@ async def still_held(
     for one in opened(manager, wanted.touched(store.all())):
 
         async def touch(reservation: Reservation, one: Kept = one) -> None:
-            if wanted.without([one]) == wanted:
-                await reservation.check()
-            else:
+            await reservation.check()  # tells the TTL that it has now, which its handle may not know
+            if wanted.without([one]) != wanted:
                 await reservation.renew(note=note, ttl=max(ttl, reservation.ttl))
 
         try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 
 from codomyrmex.concurrency.cli.agents.agent import TREE
 from codomyrmex.concurrency.cli.agents.wanted import Held
+from codomyrmex.concurrency.cli.views.text import visible
 
 _PROGRAM = ("codomyrmex", "concurrency")
 _INHERITED = ("endpoints", "namespace")
@@ -19,12 +22,12 @@ def next_command(context: click.Context, *words: str, arguments: Sequence[str] =
     agent = context.params.get("agent")
     given = [*connection_options(context), *(["--as", agent] if agent else [])]
     apart = ["--"] if any(argument.startswith("-") for argument in arguments) else []
-    return shlex.join([*_PROGRAM, *words, *given, *apart, *arguments])
+    return _line([*_PROGRAM, *words, *given, *apart, *arguments])
 
 
 def list_command(context: click.Context) -> str:
     """The command that lists the reservations of all agents."""
-    return shlex.join([*_PROGRAM, "reservations", *connection_options(context)])
+    return _line([*_PROGRAM, "reservations", *connection_options(context)])
 
 
 def connection_options(context: click.Context) -> list[str]:
@@ -45,3 +48,16 @@ def reserve_command(context: click.Context, wanted: Held, *words: str) -> str:
 def some_name(one: Held) -> tuple[str, ...]:
     """A name or a path by which ``renew`` and ``release`` find a reservation."""
     return (one.names or one.paths)[:1]
+
+
+def _line(words: Iterable[str]) -> str:
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """A word of a command line. One with hidden characters becomes ``$'…'`` with escapes, which stay as they are when
+    the line is shown, and which bash and zsh read."""
+    if visible(word) == word:
+        return shlex.quote(word)
+    escaped = re.sub(rb"[^ -&(-\[\]-~]", lambda found: b"\\x%02x" % found[0][0], os.fsencode(word))
+    return f"$'{escaped.decode()}'"

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from codomyrmex.concurrency import ConcurrencyError, LockManager, LockTimeout, Reservation, Session
 from codomyrmex.concurrency.cli.agents.handle_store import HandleStore, KeptHandle
@@ -92,8 +93,13 @@ class Reserving(NamedTuple):
     def _ways_on(self, holders: tuple[Holder, ...]) -> tuple[str, ...]:
         longest = max((one.expires_in or 0.0 for one in holders), default=0.0)
         longer = f"{int(longest) // 60 + 1}m"
-        again = reserve_command(self.context, self.wanted, "--timeout", longer)
+        again = reserve_command(self.context, self.wanted, *self._given(), "--timeout", longer)
         return again, list_command(self.context)
+
+    def _given(self) -> list[str]:
+        """The options of this call that are not defaults, apart from those of every command."""
+        default = self.context.get_parameter_source("ttl") is ParameterSource.DEFAULT
+        return [*([] if default else ["--for", f"{self.ttl:g}s"]), *(["--note", self.note] if self.note else [])]
 
 
 async def keep(store: HandleStore, reservation: Reservation, wanted: Wanted) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from codomyrmex.concurrency import InvalidName
 from codomyrmex.concurrency.names import checked
-from codomyrmex.concurrency.waitqueue.scopes import Scopes, normalised
+from codomyrmex.concurrency.waitqueue.scopes import Scopes, widened
 
 
 class Held(Protocol):
@@ -69,8 +70,9 @@ class Wanted:
 
 
 def named(held: Iterable[H], name: str) -> list[H]:
-    """Those of ``held`` that hold a name, or a path that was reserved as ``name``."""
-    return [one for one in held if name in one.names or _as_path(name) in one.paths]
+    """Those of ``held`` that hold a name, or a path, that was reserved as ``name``."""
+    as_name, as_path = _formed(checked, name), _formed(widened, name)
+    return [one for one in held if as_name in one.names or as_path in one.paths]
 
 
 def is_like_a_path(name: str) -> bool:
@@ -78,8 +80,8 @@ def is_like_a_path(name: str) -> bool:
     return ":" not in name and ("/" in name or re.search(r"\w\.[A-Za-z]\w{0,4}$", name) is not None)
 
 
-def _as_path(text: str) -> str | None:
+def _formed(form: Callable[[str], str], text: str) -> str | None:
     try:
-        return normalised(text)
-    except ValueError:  # it cannot be a path, and may be a name
+        return form(text)
+    except InvalidName:  # a name may not be a path, nor a path a name
         return None

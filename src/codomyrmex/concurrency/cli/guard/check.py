@@ -52,7 +52,7 @@ def check(context: click.Context, paths: tuple[str, ...], staged: bool, tree: st
     need_a_server(context)
     if not paths and not staged:
         raise click.UsageError("give a PATH, or --staged")
-    run(_check(context, acting_agent(agent), [*map(_in_repository, paths)], staged, tree))
+    run(_check(context, acting_agent(agent), paths, staged, tree))
 
 
 def _in_repository(path: str) -> str:
@@ -69,8 +69,8 @@ def _in_repository(path: str) -> str:
         raise click.UsageError(str(error)) from None
 
 
-async def _check(context: click.Context, agent: str, paths: list[str], staged: bool, tree: str) -> int:
-    paths = paths + (git.staged() if staged else [])
+async def _check(context: click.Context, agent: str, given: tuple[str, ...], staged: bool, tree: str) -> int:
+    paths = [*map(_in_repository, given)] + (git.staged() if staged else [])
     if not paths:
         return _told(context, GuardOutcome(True, agent, tree, (), ()))
     async with Session(settings(context)) as session:

@@ -16,8 +16,14 @@ def root() -> Path:
 
 
 def hooks() -> Path:
-    """The directory of the hooks, which ``core.hooksPath`` names, and which the work trees of a repository share."""
+    """The directory of the hooks. The work trees of a repository share it, unless ``relative_hooks``."""
     return _inside("hooks")
+
+
+def relative_hooks() -> str:
+    """``core.hooksPath`` if it is relative: then each work tree has hooks of its own. Else empty."""
+    given = _line("config", "--type=path", "--default", "", "--get", "core.hooksPath")
+    return "" if os.path.isabs(given) else given
 
 
 def staged() -> list[str]:

@@ -13,7 +13,7 @@ import click
 
 from codomyrmex.concurrency import ConcurrencyError
 from codomyrmex.concurrency.cli.agents.agent import TREE, tree_option
-from codomyrmex.concurrency.cli.agents.next_steps import connection_options
+from codomyrmex.concurrency.cli.agents.next_steps import connection_options, next_command
 from codomyrmex.concurrency.cli.agents.outcomes import InstallOutcome
 from codomyrmex.concurrency.cli.guard import git
 from codomyrmex.concurrency.cli.guard.hook import check_line, hook, tree_of
@@ -38,6 +38,8 @@ def install(context: click.Context, tree: str) -> None:
     --namespace. A hook that is there already stays as it is, and the exit code is 1 then. The line to add to it is
     shown.
 
+    If core.hooksPath is relative, each work tree has hooks of its own: install the hook in each of them.
+
     \b
     Example:  codomyrmex concurrency guard install --tree main
     """
@@ -53,6 +55,13 @@ async def _install(context: click.Context, tree: str) -> int:
     except OSError as error:
         raise ConcurrencyError(f"the hook {path} cannot be written: {error.strerror or error}") from None
     _show(context, outcome)
+    if relative := git.relative_hooks():
+        again = next_command(context, "guard", "install", *(["--tree", tree] if tree != TREE else []))
+        click.echo(
+            f"warning: core.hooksPath is {visible(relative)}, a relative path: each work tree of this repository "
+            f"has hooks of its own. In each other one, type: {visible(again)}",
+            err=True,
+        )
     return 0 if outcome.installed else EXIT_FAILED
 
 
