@@ -18,8 +18,10 @@ def revoke(session: SessionCore, lease: int) -> None:
 async def _revoked(session: SessionCore, lease: int) -> None:
     for pause in (*_PAUSES, None):
         try:
-            return await session.transport.revoke(lease)
+            await session.transport.revoke(lease)
         except EtcdError as error:
             if pause is None or not error.retryable:
-                return None
+                return
             await asyncio.sleep(pause)
+        else:
+            return
