@@ -131,7 +131,8 @@ def leftovers(run: Run) -> list[Violation]:
         elif kind != "audit":
             found.append(Violation("left behind", f"{key} with lease {event.lease:x}"))
     orphans = [lease for lease in run.leases if lease not in leased]
-    begun = len([fact for fact in of(run.facts, "exit") if fact["killed"]])  # each may have just begun one
+    # Each process that was killed may have just begun one, and each lost answer may have been that of one.
+    begun = len([fact for fact in of(run.facts, "exit") if fact["killed"]]) + run.lost
     # A note of several queues is told queue by queue, and its lease ends by itself.
     begun += sum(
         any(run.ending(one) != "released" for one in told) for told in run.entries_of.values() if len(told) > 1

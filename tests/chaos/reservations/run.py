@@ -16,7 +16,8 @@ UNANSWERED = 6.0  # seconds after its beginning in which a call without an answe
 
 @dataclass
 class Run:
-    """``leases``: the granted seconds of every lease that etcd has when all has ended; None if the run is not over."""
+    """``leases``: the granted seconds of every lease that etcd has when all has ended; None if the run is not over.
+    ``lost``: the answers that were lost."""
 
     namespace: str
     events: list[Event]
@@ -24,6 +25,7 @@ class Run:
     leases: dict[int, int] | None = None
     late: float = 4.0  # seconds after its time to live in which an expired entry must be gone
     root: str = field(default="/files/")  # where fenced writes go
+    lost: int = 0
 
     @cached_property
     def calls(self) -> list[Call]:

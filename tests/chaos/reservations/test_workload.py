@@ -80,7 +80,7 @@ async def _run(cluster: Servers, folder: Path, seconds: int, seed: int) -> Run:
         gateway = cluster.gateway()
         leases = await asyncio.to_thread(_leases, gateway)
         events = await asyncio.to_thread(follower.caught_up, gateway)
-        return Run(NAMESPACE, events, read(folder), leases, late)
+        return Run(NAMESPACE, events, read(folder), leases, late, lost=fleet.lost)
     finally:
         follower.end()
 
@@ -110,7 +110,7 @@ class _Fleet:
         self.journal = Journal(folder, "driver")
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.stopped: dict[str, float] = {}
-        self.made = 0
+        self.made = self.lost = 0
 
     def start(self) -> None:
         self.made += 1
@@ -132,6 +132,7 @@ class _Fleet:
                 self.running[name].send_signal(signal.SIGCONT)
         for proxy in self.proxies:
             proxy.drop_next_answer(self.chance.choice(ANSWERS))
+            self.lost += 1
         name = self.chance.choice(sorted(self.running))
         if name in self.stopped or self.running[name].poll() is not None:
             return
