@@ -204,8 +204,8 @@ class Reservation(AsyncOnly):
     async def release(self, note: str | None = None) -> None:
         """Give everything back, and return when etcd has confirmed it; does nothing if this object has released it.
 
-        ``note`` is told with the events of ``LockManager.watch``. Raises ``LockLost`` if it was gone before, and ``EtcdError`` if etcd does
-        not confirm in time; then call it again.
+        ``note`` is told with the events of ``LockManager.watch``. Raises ``LockLost`` if it was gone before, and
+        ``EtcdError`` if etcd does not confirm in time; then call it again.
         """
         if note is not None:
             check_note(note)
