@@ -363,6 +363,8 @@ async def test_bad_input_is_refused_before_anything_is_asked(
             manager.reserve("", ttl=60)
         with pytest.raises(InvalidName):
             manager.reserve(7, ttl=60)  # type: ignore[arg-type]
+        with pytest.raises(InvalidName, match="not bytes"):
+            manager.reserve(b"x", ttl=60)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="4096 bytes"):
             manager.reserve("x", ttl=60, note="x" * 4097)
         with pytest.raises(ValueError, match="surrogates"):

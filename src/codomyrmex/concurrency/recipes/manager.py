@@ -373,7 +373,7 @@ def _rules(names: Iterable[str | Shared], shared: bool) -> dict[str, Rule]:
 def _each(names: Iterable[str | Shared | Iterable[str | Shared]]) -> Iterator[str | Shared]:
     """The names, of which several may be given in one list."""
     for one in names:
-        if isinstance(one, str | Shared) or not isinstance(one, Iterable):
+        if isinstance(one, str | bytes | Shared) or not isinstance(one, Iterable):
             yield one  # ``check_name`` refuses what is no name
         else:
             yield from one

@@ -31,8 +31,8 @@ def install(context: click.Context, tree: str) -> None:
     """Install a git pre-commit hook that runs `guard check`.
 
     It refuses a commit of paths that the committing agent has not reserved, and every commit while etcd does not
-    answer. `git commit --no-verify` commits without it. git runs no pre-commit hook for a merge without conflicts, nor
-    for the commits of a rebase.
+    answer. `git commit --no-verify` commits without it. git runs no pre-commit hook for a merge without conflicts, a
+    cherry-pick, a revert, or the commits of a rebase.
 
     The hook is written where this repository has its hooks (core.hooksPath counts), with the given --endpoints and
     --namespace. A hook that is there already stays as it is, and the exit code is 1 then. The line to add to it is
