@@ -20,7 +20,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
 
-# Tests that wait for leases to run out, or whose processes are killed; some two minutes.
+# Leases that run out, processes that are killed, the pages' commands and the examples; some three minutes.
 long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m long
 

@@ -20,6 +20,8 @@ from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.cli import running
 from codomyrmex.concurrency.cli.group import concurrency
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LIMIT = 30
 

@@ -67,6 +67,7 @@ async def test_a_snippet_runs_as_written(
     await asyncio.to_thread(portal().close_default_session)  # of the blocking twin
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", SHELL, ids=name)
 def test_the_commands_of_a_page_run_in_order(page: Path, etcd: EmbeddedEtcd, namespace: str, tmp_path: Path) -> None:
