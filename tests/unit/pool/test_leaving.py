@@ -208,18 +208,23 @@ async def test_leaving_that_is_cancelled_ends_everything_and_delivers_it(how: st
         yield 2
         await asyncio.sleep(60)
 
+    begun = asyncio.Event()
+
     async def leave() -> None:
         if how == "block":
             async with pool:
                 await asyncio.sleep(0.01)
+                begun.set()
         else:
             await asyncio.sleep(0.01)
+            begun.set()
             await pool.shutdown(drain=how == "drain")
 
     mapping = asyncio.create_task(pool.map(work, range(6)))
     other = asyncio.create_task(pool.map(work, endless()))
     leaving = asyncio.create_task(leave())
-    await asyncio.sleep(0.02)
+    await begun.wait()
+    await asyncio.sleep(0.01)
     for _ in range(cancels):
         leaving.cancel()
         await asyncio.sleep(0.001)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -85,16 +85,15 @@ class AcquireRequest:
         self._queue_refs: list[QueueRef] = []
         self._owner = ""
 
-    async def attempt(self, rules: Sequence[Rule], timeout: float | None, by: Requester | None = None) -> Hold:
+    def attempt(
+        self, rules: Sequence[Rule], timeout: float | None, by: Requester | None = None
+    ) -> Coroutine[Any, Any, Hold]:
         """Acquire all the queues, each by its rule, or none.
 
         ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
-        if not self.queues:
-            self._session_here()
-            return Hold((), (), self.on_loss, asyncio.current_task())
-        return await self.attempt_to(self._hold, rules, timeout, by)
+        return self.attempt_to(self._hold, rules, timeout, by)
 
     async def attempt_to(
         self, ending: Ending[T], rules: Sequence[Rule], timeout: float | None, by: Requester | None = None
@@ -104,7 +103,9 @@ class AcquireRequest:
         session, task = self._session_here(), current_task()
         by = by or Requester.of(task, users_line())
         entries: list[Entry] = []
-        got = None
+        got = None if self.queues else await ending(entries, clock.now(), False)
+        if got is not None:
+            return got
         if not timeout:
             got = await self._try(ending, session, task, rules, by, entries, only_if_free=timeout == 0)
         else:
@@ -205,6 +206,8 @@ class AcquireRequest:
             Group(entries)
 
     async def _hold(self, entries: Sequence[Entry], started: float, only_if_free: bool) -> Hold | None:
+        if not entries:
+            return Hold((), (), self.on_loss, asyncio.current_task())
         grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss, asyncio.current_task()) if grants else None
 

@@ -59,5 +59,6 @@ def _quoted(word: str) -> str:
     the line is shown, and which bash and zsh read."""
     if visible(word) == word:
         return shlex.quote(word)
-    escaped = re.sub(rb"[^ -&(-\[\]-~]", lambda found: b"\\x%02x" % found[0][0], os.fsencode(word))
-    return f"$'{escaped.decode()}'"
+    plain = os.fsencode(word).decode("latin-1")  # a character for each byte
+    escaped = re.sub(r"[^ -&(-\[\]-~]", lambda found: f"\\x{ord(found[0]):02x}", plain)
+    return f"$'{escaped}'"
