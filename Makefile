@@ -20,7 +20,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
 
-# Leases that run out, processes that are killed, the pages' commands and the examples; some three minutes.
+# Leases that run out, processes that are killed, the pages' commands, the examples; some four minutes.
 long: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m long
 

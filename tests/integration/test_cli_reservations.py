@@ -26,7 +26,7 @@ from tests.integration.agents import Agent, Agents
 from tests.integration.command_line import Cli, line
 from tests.json_schema import faults
 
-pytestmark = pytest.mark.timeout(180)  # each call is a process; there are up to twenty in a test
+pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]  # each call is a process; there are up to twenty in a test
 
 
 @pytest.fixture

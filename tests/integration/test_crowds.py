@@ -9,11 +9,15 @@ from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually, queue_of
 from tests.proxy import TcpProxy
+
+pytestmark = pytest.mark.long
 
 
 async def test_thousands_of_waiters_reconnect_at_once_and_keep_their_places(

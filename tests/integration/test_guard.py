@@ -19,7 +19,7 @@ _GIT = {
 }
 AWAY = {"CODOMYRMEX_ETCD_ENDPOINTS": "http://127.0.0.1:1", "CODOMYRMEX_ETCD_DIAL_TIMEOUT": "0.5"}
 
-pytestmark = pytest.mark.timeout(180)  # each call is a process; there are up to twenty in a test
+pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]  # each call is a process; there are up to twenty in a test
 
 
 @pytest.fixture
