@@ -88,7 +88,7 @@ def environment(python: Path, folder: Path) -> Path:
 def suite(python: Path, etcd: Path | None) -> str:
     """The last line of pytest's output. A failure is reported below, when all results are known."""
     command = [python, "-m", "pytest", *(_QUICK if "--quick" in sys.argv else _ALL), "-q", "-p", "no:cacheprovider"]
-    command += ["-n", "2", "--dist", "worksteal", "-m", "not chaos and not cluster and not docker"]
+    command += ["-n", "4", "--dist", "worksteal", "-m", "not chaos and not cluster and not docker"]
     command += [f"--etcd-binary={etcd}"] if etcd else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
