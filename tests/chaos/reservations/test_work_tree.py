@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from tests.chaos.reservations.repository import Repository
 from tests.chaos.reservations.run import Run
 
 EDITORS = 16
-pytestmark = pytest.mark.timeout(240)
+SECONDS = int(os.environ.get("CHAOS_SECONDS", "60"))
+
+pytestmark = pytest.mark.timeout(240 + SECONDS)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ async def repository(cluster: Servers, tmp_path: Path) -> AsyncIterator[Reposito
     yield made
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("seconds", [8, pytest.param(SECONDS, marks=pytest.mark.chaos)])
 async def test_each_write_has_one_covering_holder(
     cluster: Servers, repository: Repository, tmp_path: Path, seconds: int
 ) -> None:
