@@ -55,7 +55,8 @@ scale: $(VENV)-bench/.ready
 	$(VENV)-bench/bin/python -m benchmarks.scale $(BENCH)
 
 chaos: $(VENV)/.ready
-	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0
+	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0 --ignore=tests/chaos/documents/test_scenarios.py
+	$(BIN)/python -m pytest -m chaos --timeout=0 -n 2 --dist worksteal tests/chaos/documents/test_scenarios.py
 
 cluster: $(VENV)/.ready
 	$(BIN)/python -m pytest -m cluster
