@@ -25,7 +25,7 @@ async def test_a_tree_has_a_row_for_each_holder(cli: Cli, session: Session, othe
         manager.acquire_paths([""], tree="empty"),
         manager.acquire_paths(["docs/"], tree="main", metadata={"agent": "writer"}),
     ):
-        waiter = asyncio.ensure_future(LockManager(other).acquire_paths(["src/x"], tree="main", timeout=9)._first())
+        waiter = asyncio.ensure_future(LockManager(other).acquire_paths(["src/x"], tree="main", timeout=60)._first())
         await eventually(lambda: _waits(manager))
         result = await cli("locks")
         rows = {row.partition("  ")[0]: row.split() for row in result.out.splitlines()}
