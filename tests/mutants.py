@@ -2563,7 +2563,7 @@ MUTANTS = (
     Mutant(
         "call a reservation lost when its session has ended",
         "waitqueue/inspect.py",
-        "moved and Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease).ttl is not None",
+        "moved and owners_of([kv])[0].ttl is not None",
         "False",
         "tests/integration/test_reservations.py -k keeps_its_token",
         also=(("waitqueue/inspect.py", " and one.ttl is None", ""),),
@@ -2755,7 +2755,7 @@ MUTANTS = (
     Mutant(
         "Refuse what a parallel call of the same agent has reserved",
         "cli/agents/reserving.py",
-        "            if not self.wanted.without(one for one in held):\n",
+        "            if not self.wanted.without(held):\n",
         "            if not missing:\n",
         "tests/integration/test_cli_reservations.py -k waited_in_vain",
     ),

@@ -72,7 +72,7 @@ def is_plain(value: object) -> bool:
     while left:
         one, depth = left.pop()
         if isinstance(one, str):
-            if not _is_storable(one):
+            if not is_storable(one):
                 return False
         elif isinstance(one, (int, float)):
             if not abs(one) <= sys.float_info.max:  # nor is it NaN
@@ -80,7 +80,7 @@ def is_plain(value: object) -> bool:
         elif isinstance(one, (dict, list)):
             if depth > MAX_DEPTH:
                 return False
-            if isinstance(one, dict) and not all(isinstance(key, str) and _is_storable(key) for key in one):
+            if isinstance(one, dict) and not all(isinstance(key, str) and is_storable(key) for key in one):
                 return False
             left += [(item, depth + 1) for item in (one.values() if isinstance(one, dict) else one)]
         elif one is not None:
@@ -118,7 +118,8 @@ def _parts(kind: Hashable) -> Callable[[object], tuple[object, ...]]:
     return attrgetter(*(field.name for field in dataclasses.fields(kind)))
 
 
-def _is_storable(value: str) -> bool:
+def is_storable(value: str) -> bool:
+    """True if UTF-8 can hold the text."""
     try:
         return value.isascii() or bool(value.encode())
     except UnicodeEncodeError:

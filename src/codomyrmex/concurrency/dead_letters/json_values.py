@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from codomyrmex.concurrency.decode import MAX_DEPTH
+from codomyrmex.concurrency.decode import MAX_DEPTH, is_storable
 
 
 class NotPlain(Exception):
@@ -19,8 +19,8 @@ def copy_of(value: Any, depth: int = 1) -> Any:
     """
     kind = type(value)
     if kind is str:
-        if not value.isascii():
-            _check_storable(value)
+        if not is_storable(value):
+            raise NotPlain
         return value
     if kind is int or kind is float:
         if not abs(value) <= sys.float_info.max:  # nor is it NaN
@@ -33,19 +33,10 @@ def copy_of(value: Any, depth: int = 1) -> Any:
             return [copy_of(item, depth + 1) for item in value]
         copy = {}
         for key, item in value.items():
-            if type(key) is not str:
+            if type(key) is not str or not is_storable(key):
                 raise NotPlain
-            if not key.isascii():
-                _check_storable(key)
             copy[key] = copy_of(item, depth + 1)
         return copy
     if value is None or kind is bool:
         return value
     raise NotPlain
-
-
-def _check_storable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise NotPlain from None

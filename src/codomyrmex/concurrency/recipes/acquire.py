@@ -93,7 +93,11 @@ class AcquireRequest:
         ``timeout`` is in seconds and covers the opening of the session too; 0 tries once, None waits as long as it
         takes. ``by`` is the requester if it is not the current task. Raises ``LockTimeout``.
         """
-        return self.attempt_to(self._hold, rules, timeout, by)
+        return self.attempt_to(self._hold, rules, timeout, by) if self.queues else self._hold_nothing()
+
+    async def _hold_nothing(self) -> Hold:
+        self._session_here()
+        return Hold((), (), self.on_loss, asyncio.current_task())
 
     async def attempt_to(
         self, ending: Ending[T], rules: Sequence[Rule], timeout: float | None, by: Requester | None = None
@@ -103,9 +107,7 @@ class AcquireRequest:
         session, task = self._session_here(), current_task()
         by = by or Requester.of(task, users_line())
         entries: list[Entry] = []
-        got = None if self.queues else await ending(entries, clock.now(), False)
-        if got is not None:
-            return got
+        got = None
         if not timeout:
             got = await self._try(ending, session, task, rules, by, entries, only_if_free=timeout == 0)
         else:
@@ -206,8 +208,6 @@ class AcquireRequest:
             Group(entries)
 
     async def _hold(self, entries: Sequence[Entry], started: float, only_if_free: bool) -> Hold | None:
-        if not entries:
-            return Hold((), (), self.on_loss, asyncio.current_task())
         grants = await acquire(entries, started, only_if_free=only_if_free)
         return Hold(entries, grants, self.on_loss, asyncio.current_task()) if grants else None
 

@@ -149,13 +149,8 @@ class LockManager:
         own token. The other arguments and the errors are those of ``DistributedLock``.
         """
         check_timeout(timeout)
-        request = AcquireRequest(
-            session=self._session,
-            queues=((LOCK, check_name(name)),),
-            on_loss=on_loss,
-            metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
-        )
+        queues = ((LOCK, check_name(name)),)
+        request = self._request(queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle))
         return Acquisition(self, request, (shared_rule if shared else exclusive,), timeout)
 
     def acquire_all(
@@ -183,13 +178,8 @@ class LockManager:
         rules = _rules(names, shared)
         if len(rules) > MAX_TOGETHER:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
-        request = AcquireRequest(
-            session=self._session,
-            queues=[(LOCK, name) for name in rules],
-            on_loss=on_loss,
-            metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
-        )
+        queues = [(LOCK, name) for name in rules]
+        request = self._request(queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle))
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
 
     def reserve(
@@ -273,13 +263,8 @@ class LockManager:
         ``acquire``.
         """
         check_timeout(timeout)
-        request = AcquireRequest(
-            session=self._session,
-            queues=((PATH, check_name(tree)),),
-            on_loss=on_loss,
-            metadata=metadata,
-            options=HoldOptions.checked(max_hold, lock_delay, max_idle),
-        )
+        queues = ((PATH, check_name(tree)),)
+        request = self._request(queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle))
         return Acquisition(self, request, (Overlap(Scopes.of(paths, shared)),), timeout)
 
     async def release(self, grant: Grant) -> None:
@@ -344,6 +329,15 @@ class LockManager:
             active_locks=sum(entry.remaining() > 0 for entry in self._held),
             lock_contention=self._contended,
         )
+
+    def _request(
+        self,
+        queues: Sequence[tuple[Kind, str]],
+        on_loss: OnLoss,
+        metadata: dict[str, Any] | None,
+        options: HoldOptions,
+    ) -> AcquireRequest:
+        return AcquireRequest(session=self._session, queues=queues, on_loss=on_loss, metadata=metadata, options=options)
 
     def _got(self, hold: Hold) -> None:
         for entry, grant in zip(hold.entries, hold.grants, strict=True):

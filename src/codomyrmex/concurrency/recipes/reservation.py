@@ -39,7 +39,7 @@ from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease
-from codomyrmex.concurrency.waitqueue.fenced import in_bytes, run_fenced
+from codomyrmex.concurrency.waitqueue.fenced import check_keys, in_bytes, run_fenced
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
 from codomyrmex.concurrency.waitqueue.progress import check_note
 
@@ -330,6 +330,7 @@ class Reservation(AsyncOnly):
 
     async def _fenced(self, ops: Sequence[Op], compares: Sequence[Compare] = ()) -> TxnResult:
         core = await self._core()
+        check_keys(core, ops)
         result = await run_fenced(core, self._handle.keys, self.token, ops, compares)
         if result is None:
             raise await self._gone(core)

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
-from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult
+from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult
 from codomyrmex.concurrency.keys import LOCK, is_in_tree, kind_and_name, prefix_end, queue_of
-from codomyrmex.concurrency.models import ForcedRelease, Owner
+from codomyrmex.concurrency.models import ForcedRelease
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.explain import READ, describe
-from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders
+from codomyrmex.concurrency.waitqueue.inspect import by_age, owners_of
 from codomyrmex.concurrency.waitqueue.scopes import scopes_in, scopes_of
-from codomyrmex.concurrency.waitqueue.view import is_entry
+from codomyrmex.concurrency.waitqueue.view import held_in, is_entry
 
 _PATIENCE = 0.5  # seconds that etcd has to tell of the present holders
 _TOLD = 3  # queues
@@ -65,13 +65,12 @@ def _by_force(found: GetResult, token: int) -> str:
 
 def _holders(queue: bytes, found: GetResult, paths: tuple[str, ...]) -> str:
     """The present holders of a queue in words; in a tree, the holders of some of ``paths``."""
-    entries: list[KV] = sorted((kv for kv in found.kvs if is_entry(kv)), key=lambda kv: (kv.create_revision, kv.key))
-    seen = holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in entries])
-    held = [kv for kv, holds in zip(entries, seen, strict=True) if holds]
+    entries = sorted(filter(is_entry, found.kvs), key=by_age)
+    held = [kv for kv, holds in zip(entries, held_in(entries), strict=True) if holds]
     if is_in_tree(queue):
         mine = scopes_of(paths, shared=False)
         held = [kv for kv in held if mine.overlaps(scopes_in(kv.value))]
-    owners = [Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in held[:_TOLD]]
+    owners = owners_of(held[:_TOLD])
     kind, name = kind_and_name(queue) or (LOCK, "it")
     subject = f"{name!r}" if kind is LOCK else f"its part of the tree {name!r}"
     if not owners:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from codomyrmex.concurrency import keys
 from codomyrmex.concurrency.etcd.transports.protocol import KV
 from codomyrmex.concurrency.keys import LOCK, PATH
-from codomyrmex.concurrency.models import Owner, ReservationInfo
+from codomyrmex.concurrency.models import ReservationInfo
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.inspect import is_reservation, read_queues
+from codomyrmex.concurrency.waitqueue.inspect import is_reservation, owners_of, read_queues
 
 _AT_ONCE = 32  # calls
 
@@ -23,7 +23,7 @@ async def reservations(session: SessionCore, owner: str | None = None) -> list[R
     for kv in [*locks, *paths]:
         together.setdefault(kv.lease, []).append(kv)
     found = {lease: entries for lease, entries in together.items() if is_reservation(entries[0])}
-    wanted = {lease: kvs for lease, kvs in found.items() if owner in (None, _owner(kvs[0]).agent)}
+    wanted = {lease: kvs for lease, kvs in found.items() if owner in (None, owners_of(kvs)[0].agent)}
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def told(lease: int, entries: Sequence[KV]) -> ReservationInfo:
@@ -34,12 +34,8 @@ async def reservations(session: SessionCore, owner: str | None = None) -> list[R
     return sorted(infos, key=lambda info: (info.token, info.names))
 
 
-def _owner(kv: KV) -> Owner:
-    return Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
-
-
 def _info(lease: int, entries: Sequence[KV], left: int) -> ReservationInfo:
-    owners = [_owner(kv) for kv in entries]
+    owners = owners_of(entries)
     queues = [queue for kv in entries if (queue := keys.kind_and_name(kv.key))]
     first = owners[0]
     return ReservationInfo(

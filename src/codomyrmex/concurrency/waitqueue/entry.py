@@ -58,9 +58,7 @@ class Event(IntEnum):
     GRANTED = auto()  # the rule grants it, and the lease is trusted
     WITHDRAWN = auto()  # its waiter gave up: a timeout, a cancel
     RELEASED = auto()  # its holder let go
-    TRUST_ENDED = (
-        auto()
-    )  # the lease is untrusted, the hold is over by its options, or another entry of its group is lost
+    TRUST_ENDED = auto()  # the lease is untrusted, its hold options end it, or another entry of its group is lost
     KEY_LOST = auto()  # its key is deleted or about to be, or the session is lost
     MOVED = auto()  # it was granted, and its key is on a lease of its own
 

@@ -32,8 +32,7 @@ async def run_fenced(
     session: SessionCore, keys: Sequence[bytes], token: int, ops: Sequence[Op], compares: Sequence[Compare] = ()
 ) -> TxnResult | None:
     """Run ``ops`` if the entries with ``token`` are still under all of ``keys``, and ``compares`` hold; None if an
-    entry is gone. Raises ``ValueError`` for a write among the library's own keys."""
-    check_keys(session, ops)
+    entry is gone. The caller has called ``check_keys``."""
     request = Request(
         keys,
         ops,

@@ -13,7 +13,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Get
 from codomyrmex.concurrency.models import ForcedRelease, Owner, QueueKind
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import KINDS, by_age, is_reservation, owners_of, read_one
-from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders
+from codomyrmex.concurrency.waitqueue.view import held_in
 
 
 async def force_release(
@@ -26,8 +26,7 @@ async def force_release(
         raise ValueError("a tree may have many holders; name one of them by its token")
     name, entries = await read_one(session, name, KINDS[kind])
     queue = sorted(entries, key=by_age)
-    holds = holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in queue])
-    holding = [kv for kv, held in zip(queue, holds, strict=True) if held]
+    holding = [kv for kv, held in zip(queue, held_in(queue), strict=True) if held]
     what = KINDS[kind].what
     if not holding:
         raise NotHeld(f"nobody holds the {what} {name!r}")

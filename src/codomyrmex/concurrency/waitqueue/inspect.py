@@ -26,8 +26,7 @@ from codomyrmex.concurrency.keys import (
 from codomyrmex.concurrency.models import ForcedRelease, LockEvent, LockInfo, Owner, QueueKind, SemaphoreInfo
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.events import EventTracker
-from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders
-from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit, limit_in, skip
+from codomyrmex.concurrency.waitqueue.view import held_in, is_entry, is_limit, limit_in, skip
 from codomyrmex.concurrency.watching import notices
 
 KINDS: dict[QueueKind, Kind] = {"lock": LOCK, "path": PATH}
@@ -71,8 +70,7 @@ def _divided(
     queue: Sequence[KV], owners: Sequence[Owner], limit: int | None = None
 ) -> tuple[tuple[Owner, ...], tuple[Owner, ...]]:
     """The owners of a queue's entries: the holders, and the waiters."""
-    held = holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in queue], limit)
-    pairs = list(zip(owners, held, strict=True))
+    pairs = list(zip(owners, held_in(queue, limit), strict=True))
     return tuple(one for one, holds in pairs if holds), tuple(one for one, holds in pairs if not holds)
 
 
@@ -148,7 +146,7 @@ def queues_of(layout: Layout, entries: list[KV], kind: Kind = LOCK) -> dict[str,
     return dict(sorted(queues.items()))
 
 
-def owners_of(queue: list[KV]) -> tuple[Owner, ...]:
+def owners_of(queue: Sequence[KV]) -> tuple[Owner, ...]:
     return tuple(Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease) for kv in queue)
 
 
@@ -156,7 +154,7 @@ def is_reservation(kv: KV) -> bool:
     """True for the entry of a reservation that holds: it is on a lease of its own, whatever becomes of the session."""
     session = session_of(kv.key)
     moved = session is not None and session != kv.lease
-    return moved and Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease).ttl is not None
+    return moved and owners_of([kv])[0].ttl is not None
 
 
 async def _dead(session: SessionCore, entries: list[KV]) -> frozenset[int]:

@@ -40,10 +40,9 @@ class LocalEntry(Protocol):
 class LocalQueues:
     """A session's share of the wait queues.
 
-    ``admission``, ``key_slots`` and ``release_markers`` are per queue. ``trees`` has
-    the entries of others in the trees that it uses. ``by_key`` has every entry of the session whose
-    key may be in etcd, ``by_holder`` those that hold, by queue and by requester. ``recording`` is held by the one
-    holder that writes its waiting time at the moment.
+    ``admission``, ``key_slots`` and ``release_markers`` are per queue. ``trees`` has the entries of others in the trees
+    that it uses. ``by_key`` has every entry of the session whose key may be in etcd, ``by_holder`` those that hold, by
+    queue and by requester. ``recording`` is held by the one holder that writes its waiting time at the moment.
     """
 
     def __init__(self, session: SessionCore) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from codomyrmex.concurrency import keys, skipped_keys
 from codomyrmex.concurrency.etcd.transports.protocol import KV, GetResult
-from codomyrmex.concurrency.waitqueue.rules import Predecessor, View
+from codomyrmex.concurrency.waitqueue.rules import Predecessor, View, holders
 
 
 def entries_in(found: GetResult) -> list[Predecessor]:
@@ -36,6 +36,11 @@ def is_limit(kv: KV) -> bool:
 def limit_in(kvs: Iterable[KV]) -> int | None:
     """The limit of a semaphore in a reading; None if it has none."""
     return keys.lowest_limit(kv.key for kv in kvs if not kv.lease)
+
+
+def held_in(queue: Sequence[KV], limit: int | None = None) -> list[bool]:
+    """For each entry of a whole queue, in its order, True if it holds; see ``rules.holders``."""
+    return holders([Predecessor(kv.key, kv.create_revision, kv.value) for kv in queue], limit)
 
 
 def skip(key: bytes) -> None:

@@ -126,6 +126,5 @@ def _show(context: click.Context, outcomes: list[KeptOutcome], otherwise: str) -
 
 
 def _loss(one: KeptOutcome) -> list[str]:
-    lines = [f"lost: {text.scope(one)}: {visible(one.reason)}"]
-    lines += [f"held: {text.scope(holder)} by {text.holder(holder)}" for holder in one.held_by]
-    return lines + text.following(one.next)
+    lost = f"lost: {text.scope(one)}: {visible(one.reason)}"
+    return [lost, *text.holders(one.held_by), *text.following(one.next)]

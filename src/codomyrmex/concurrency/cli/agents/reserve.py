@@ -104,7 +104,7 @@ def _show(context: click.Context, outcome: ReserveOutcome) -> None:
 
 def _refusal(outcome: ReserveOutcome) -> list[str]:
     lines = [f"not reserved: {visible(outcome.reason)}"]
-    lines += [f"held: {text.scope(one)} by {text.holder(one)}" for one in outcome.held_by]
+    lines += text.holders(outcome.held_by)
     if outcome.position is not None:
         lines.append(f"place in the queue: {outcome.position}; this call has left it")
     return lines + text.following(outcome.next)

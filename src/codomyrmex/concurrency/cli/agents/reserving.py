@@ -36,7 +36,7 @@ class Reserving(NamedTuple):
         """Reserve it, or tell its holders."""
         manager = LockManager(session)
         held = await self._held(manager, store)
-        missing = self.wanted.without(one for one in held)
+        missing = self.wanted.without(held)
         if not missing:
             return self._acquired(held)
         if own := [one for one in held if missing.conflicts_with(one)]:
@@ -47,7 +47,7 @@ class Reserving(NamedTuple):
                 reservation = await self._ask(manager, missing)
         except LockTimeout:
             held = await self._held(manager, store)  # a parallel call of this agent may have been faster
-            if not self.wanted.without(one for one in held):
+            if not self.wanted.without(held):
                 return self._acquired(held)
             return self._busy(await obstacles(session, missing), reading)
         await keep(store, reservation, missing)

@@ -126,7 +126,7 @@ def _refusal(outcome: GuardOutcome, missing: list[GuardedPath]) -> list[str]:
     lines = [f"not covered by a reservation of {visible(outcome.agent)} in the tree {visible(outcome.tree)}:"]
     for one in missing[:_SHOWN]:
         lines.append(f"  {visible(one.path or '(the whole tree)')}: {one.reason}")
-        lines += [f"    held: {text.scope(holder)} by {text.holder(holder)}" for holder in one.held_by]
+        lines += text.holders(one.held_by, indent="    ")
     if len(missing) > _SHOWN:
         lines.append(f"  and {len(missing) - _SHOWN} more; -o json has all")
     return lines + text.following(outcome.next)

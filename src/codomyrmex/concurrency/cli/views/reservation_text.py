@@ -54,6 +54,11 @@ def holder(one: Holder) -> str:
     return "".join(words) + note(one.note)
 
 
+def holders(several: Sequence[Holder], indent: str = "") -> list[str]:
+    """A line for each holder in the way, with what it holds."""
+    return [f"{indent}held: {scope(one)} by {holder(one)}" for one in several]
+
+
 def note(text: str) -> str:
     """The end of a line that gives a note, or nothing."""
     return f", note: {visible(short(text, MOST))}" if text else ""
