@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.documents.history import Event
+from tests.chaos.documents.history import Event, earliest
 from tests.chaos.documents.journal import Fact
 from tests.chaos.documents.judge import report
 from tests.chaos.reservations.calls import note
@@ -208,3 +208,12 @@ def test_a_killed_process_leaves_its_calls_open() -> None:
     events = [*kept(), gone(5, "lock/x/1-0"), *entry(6, "lock/x/1-1", "b", OTHER)]
     said = taken().call("release", "a", 4.5, None).reserve("b", 5.5, 7.5, 6, left=note("a", 0))
     assert judged(events, said) == ""
+
+
+def test_an_event_was_seen_when_the_first_member_told_it() -> None:
+    lags, leads = _events([9.0, 9.1, 9.2]), _events([1.0, 9.5])
+    assert [event.seen for event in earliest([lags, leads])] == [1.0, 9.1, 9.2]
+
+
+def _events(times: list[float]) -> list[Event]:
+    return [Event(revision, "/k", b"", seen=seen) for revision, seen in enumerate(times, 2)]

@@ -13,7 +13,8 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -132,3 +133,33 @@ class Follower(threading.Thread):
     def end(self) -> None:
         self._over.set()
         self.join(10)
+
+
+class Followers:
+    """A follower at each member. An event was seen when the first of them saw it: a member that lags delays nothing."""
+
+    def __init__(self, endpoints: list[str]) -> None:
+        turned = [endpoints[number:] + endpoints[:number] for number in range(len(endpoints))]
+        self._each = [Follower(first) for first in turned]
+
+    def start(self) -> None:
+        for follower in self._each:
+            follower.start()
+
+    def caught_up(self, gateway: Gateway) -> list[Event]:
+        """All events up to now."""
+        return earliest([follower.caught_up(gateway) for follower in self._each])
+
+    def end(self) -> None:
+        for follower in self._each:
+            follower.end()
+
+
+def earliest(histories: list[list[Event]]) -> list[Event]:
+    """One history out of several of the same revisions, with the earliest time at which each event was seen."""
+    seen: dict[tuple[int, str], float] = {}
+    for event in chain.from_iterable(histories):
+        key = event.revision, event.key
+        seen[key] = min(event.seen, seen.get(key, event.seen))
+    longest = max(histories, key=len)
+    return [replace(event, seen=seen[event.revision, event.key]) for event in longest]

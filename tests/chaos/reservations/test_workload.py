@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.chaos.documents.gateway import Gateway
-from tests.chaos.documents.history import Follower
+from tests.chaos.documents.history import Followers
 from tests.chaos.documents.journal import Journal, read
 from tests.chaos.documents.judge import report
 from tests.chaos.documents.servers import Server, Servers, servers
@@ -65,8 +65,8 @@ async def test_reservations_are_as_documented(
 
 async def _run(cluster: Servers, folder: Path, seconds: int, seed: int) -> Run:
     (folder / "handles").mkdir()
-    follower = Follower([member.endpoint for member in cluster.members])
-    follower.start()
+    followers = Followers([member.endpoint for member in cluster.members])
+    followers.start()
     try:
         async with AsyncExitStack() as stack:
             proxies = [await stack.enter_async_context(_proxy(member)) for member in cluster.members]
@@ -84,10 +84,10 @@ async def _run(cluster: Servers, folder: Path, seconds: int, seed: int) -> Run:
         await asyncio.sleep(max(*TTLS, SESSION_TTL) + late)
         gateway = cluster.gateway()
         leases = await asyncio.to_thread(_leases, gateway)
-        events = await asyncio.to_thread(follower.caught_up, gateway)
+        events = await asyncio.to_thread(followers.caught_up, gateway)
         return Run(NAMESPACE, events, read(folder), leases, late, lost=fleet.lost)
     finally:
-        follower.end()
+        followers.end()
 
 
 async def _kill_leaders(cluster: Servers, until: float) -> None:
