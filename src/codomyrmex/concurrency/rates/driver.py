@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -261,10 +262,10 @@ class Driver:
     def _set_timer(self, now: float) -> None:
         """Go on when a slice has something to give back."""
         at = self.budget.next_at()
-        if self._timer and (at is None or at != self._timer_at):
+        if self._timer and at < self._timer_at:
             self._timer.cancel()
             self._timer = None
-        if at is not None and self._timer is None:
+        if self._timer is None and at < math.inf:
             self._timer_at = at
             self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._ring)
 

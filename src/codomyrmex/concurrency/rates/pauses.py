@@ -106,7 +106,7 @@ async def pause(session: SessionCore, name: str, seconds: float, agent: str = ""
     """Close a limiter for ``seconds``, for everybody. etcd ends the pause, some two seconds after it began at the
     earliest."""
     lease = await session.transport.grant(math.ceil(seconds))
-    key = session.layout.pauses(name) + b"%016x" % lease.id
+    key = session.layout.pause(name, lease.id)
     record = PauseRecord(session.host, os.getpid(), seconds, agent)
     await session.committer.commit(Request([key], [Put(key, record.encode(), lease.id)], again=(), alone=True))
 
