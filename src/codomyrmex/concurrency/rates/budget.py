@@ -93,8 +93,8 @@ class Budget:
     def used(self, call: Call, amounts: Mapping[str, int], now: float) -> dict[str, int]:
         """A served call has used ``amounts``. The difference goes back.
 
-        Returns what it used beyond its cost, by dimension, as far as no open slice has room for it: the caller must ask
-        etcd for that much, and tell ``overdrawn``.
+        Returns the amounts beyond its cost, by dimension, for which no open slice has room: the caller must ask etcd
+        for them, and tell ``overdrawn``.
         """
         beyond = {}
         for dimension, amount in amounts.items():
@@ -159,7 +159,7 @@ class Budget:
         return min((one.next_at() for one in self._slices), default=None)
 
     def free(self, now: float) -> dict[str, int]:
-        """What may be spent now without asking etcd, by dimension."""
+        """The amounts that may be spent now without asking etcd, by dimension."""
         return {name: sum(one.free(now) for one in self._slices if one.dimension == name) for name in self.rates}
 
     def _found(self, cost: Mapping[str, int], now: float) -> dict[str, Slice]:
