@@ -52,10 +52,12 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.transports.protocol import TxnResult as TxnResult
     from codomyrmex.concurrency.loss import Loss as Loss
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
+    from codomyrmex.concurrency.models import History as History
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.models import PastHold as PastHold
     from codomyrmex.concurrency.models import RateLimitInfo as RateLimitInfo
     from codomyrmex.concurrency.models import RateUse as RateUse
     from codomyrmex.concurrency.models import ReservationInfo as ReservationInfo
@@ -154,10 +156,12 @@ _HOME = {
         "SemaphoreInfo",
         "Routed",
         "ForcedRelease",
+        "History",
         "LockEvent",
         "LockInfo",
         "LockStats",
         "Owner",
+        "PastHold",
         "RateLimitInfo",
         "RateUse",
         "ReservationInfo",

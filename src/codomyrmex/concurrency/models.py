@@ -15,6 +15,7 @@ from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of, sessi
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 QueueKind = Literal["lock", "path"]
+HowEnded = Literal["released", "expired", "forced", "lost", "held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,45 @@ class SemaphoreInfo:
     def available(self) -> int:
         """The number of permits without a holder; waiters may be about to get them."""
         return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
+
+
+@dataclass(frozen=True, slots=True)
+class PastHold:
+    """One hold of a lock, as etcd's history tells it.
+
+    ``how`` it ended: ``"released"``, ``"expired"`` with its lease, ``"forced"`` by an operator, ``"lost"`` with its
+    session before its ``lock_delay`` was over, or ``"held"``: it has not ended.
+
+    etcd has no clock, so the times are those that owners recorded, by the clocks of their hosts, and None where nobody
+    recorded any. ``granted_at`` is the holder's. ``ended_at`` is when the next holder, which was waiting, was granted,
+    or when the operator released it. ``ended_before`` is when a later entry of any queue joined. ``granted_revision``
+    is None if the hold is older than the history.
+    """
+
+    owner: Owner
+    token: int
+    granted_at: datetime | None
+    ended_at: datetime | None
+    ended_before: datetime | None
+    how: HowEnded
+    granted_revision: int | None
+    ended_revision: int | None
+    forced: ForcedRelease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The past of one lock or tree, since etcd's last compaction.
+
+    ``begins_at`` is the revision of that compaction; 1 if there was none, and then the history is whole. ``holds`` are
+    in the order of their grants, and ``waits`` are the owners of entries that went without having held.
+    """
+
+    name: str
+    begins_at: int
+    holds: tuple[PastHold, ...]
+    waits: tuple[Owner, ...]
+    kind: QueueKind = "lock"
 
 
 @dataclass(frozen=True, slots=True)

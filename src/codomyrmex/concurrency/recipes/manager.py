@@ -13,7 +13,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
-from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
+from codomyrmex.concurrency.models import History, LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
@@ -23,7 +23,7 @@ from codomyrmex.concurrency.recipes.reservation import Reservation, check_ttl
 from codomyrmex.concurrency.recipes.reservation_list import reservations
 from codomyrmex.concurrency.recipes.reserving import Reserving
 from codomyrmex.concurrency.session import Session, default_session, ready
-from codomyrmex.concurrency.waitqueue import inspect
+from codomyrmex.concurrency.waitqueue import inspect, past
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
@@ -306,6 +306,14 @@ class LockManager:
         that exist."""
         async for event in inspect.watch(await ready(self._session), prefix):
             yield event
+
+    async def history(self, name: str, kind: QueueKind = "lock") -> History:
+        """Every hold of a lock since etcd's last compaction: the owner, the token, from when to when, and how it ended.
+
+        It is read from etcd's own past, so nothing had to be recorded. With ``kind="path"`` the name is that of a tree.
+        A name that never was has no holds. Raises an ``EtcdError`` if etcd does not answer.
+        """
+        return await past.history(await ready(self._session), name, kind)
 
     async def force_release(
         self, name: str, *, reason: str, token: int | None = None, kind: QueueKind = "lock"

@@ -1,0 +1,109 @@
+"""Reads the past of a queue from etcd: every change since the last compaction, up to now.
+
+A marker tells when all is read: the key of a lease that is taken for this, which lies among the keys that are watched.
+When its put comes, every earlier change has come. Progress notifications cannot tell that, for some releases of etcd
+send them ahead of events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
+from codomyrmex.concurrency.etcd.scan import pages
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, Get, Put, WatchMessage, WatchRequest
+from codomyrmex.concurrency.etcd.watch import receive
+from codomyrmex.concurrency.keys import PATH, check_name, prefix_end
+from codomyrmex.concurrency.models import ForcedRelease, History, LeaseRecord, QueueKind
+from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.inspect import KINDS
+from codomyrmex.concurrency.waitqueue.lease_end import revoke
+from codomyrmex.concurrency.waitqueue.replay import Replay
+
+_MARKER_TTL = 60  # seconds, after which a marker ends whose reader has died
+_TRIES = 5  # of a reading that meets compactions
+
+
+class _Base(NamedTuple):
+    """The history begins at ``revision``, with these keys."""
+
+    revision: int
+    kvs: Sequence[KV]
+
+
+async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> History:
+    """The past of a lock or a tree; see ``LockManager.history``."""
+    name, layout = check_name(name), session.layout
+    queue = layout.queue(name, KINDS[kind])
+    replay, begins_at = Replay(layout, queue), 1
+    lease = (await session.transport.grant(_MARKER_TTL)).id
+    marker = layout.lease(lease)
+    try:
+        await session.transport.txn((), (Put(marker, LeaseRecord(session.host, os.getpid()).encode(), lease),))
+        async with aclosing(_past(session, queue, marker)) as told:
+            async for part in told:
+                if isinstance(part, _Base):
+                    begins_at = part.revision
+                    replay.begin(part.kvs, part.revision)
+                else:
+                    replay.changed(part)
+    finally:
+        revoke(session, lease)
+    forced = await _forced(session, layout.audit(name, KINDS[kind]), begins_at)
+    return History(name, begins_at, replay.holds(forced), replay.waits(), kind)
+
+
+async def _past(session: SessionCore, queue: bytes, marker: bytes) -> AsyncGenerator[_Base | Sequence[Event], None]:
+    """The keys at the last compaction if there was one, then every change up to the put of ``marker``."""
+    request = WatchRequest(session.layout.leases, prefix_end(session.layout.under(PATH)), start=1)
+    stream = await session.transport.watch()
+    try:
+        await stream.create(request)
+        for _ in range(_TRIES):
+            compacted = 0
+            while not compacted:
+                message = await _within(session.settings.request_timeout, receive(stream))
+                if message.canceled and not message.compact_revision:
+                    raise EtcdError(f"etcd refused a watch of its history: {message.reason}")
+                compacted = message.compact_revision
+                if message.events:
+                    yield message.events
+                    if any(event.kv.key == marker for event in message.events):
+                        return
+            base = await _base(session, queue, compacted)
+            yield base
+            await stream.create(request._replace(start=base.revision + 1))
+    finally:
+        stream.close()
+    raise EtcdError("etcd compacts its history faster than it can be read; try again", retryable=True)
+
+
+async def _base(session: SessionCore, queue: bytes, revision: int) -> _Base:
+    """The keys of the queue at the revision of the last compaction."""
+    kvs = [kv async for page in pages(session.transport, queue, revision=revision) for kv in page.kvs]
+    return _Base(revision, kvs)
+
+
+async def _within(seconds: float, receiving: Coroutine[Any, Any, WatchMessage]) -> WatchMessage:
+    try:
+        async with asyncio.timeout(seconds):
+            return await receiving
+    except TimeoutError:
+        raise EtcdUnavailable(f"etcd told nothing more of its history within {seconds:g} s", retryable=True) from None
+
+
+async def _forced(session: SessionCore, audit: bytes, since: int) -> dict[int, ForcedRelease]:
+    """The forced releases since a revision, by token: the versions of the audit key, from the newest back."""
+    found: dict[int, ForcedRelease] = {}
+    revision = 0
+    while kvs := (await session.transport.get(Get(audit, revision=revision))).kvs:
+        if record := ForcedRelease.decode(kvs[0].value):
+            found[record.token] = record
+        revision = kvs[0].mod_revision - 1
+        if kvs[0].version == 1 or revision < since:
+            break
+    return found
