@@ -53,9 +53,12 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.loss import Loss as Loss
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
     from codomyrmex.concurrency.models import History as History
+    from codomyrmex.concurrency.models import Leader as Leader
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
+    from codomyrmex.concurrency.models import Member as Member
+    from codomyrmex.concurrency.models import MemberEvent as MemberEvent
     from codomyrmex.concurrency.models import Owner as Owner
     from codomyrmex.concurrency.models import PastHold as PastHold
     from codomyrmex.concurrency.models import RateLimitInfo as RateLimitInfo
@@ -72,11 +75,17 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.rates.limiter import Reserve as Reserve
     from codomyrmex.concurrency.rates.limiter import Spend as Spend
     from codomyrmex.concurrency.rates.rate import Rate as Rate
+    from codomyrmex.concurrency.recipes.election import Campaign as Campaign
+    from codomyrmex.concurrency.recipes.election import Election as Election
+    from codomyrmex.concurrency.recipes.election import Term as Term
     from codomyrmex.concurrency.recipes.lock import DistributedLock as DistributedLock
     from codomyrmex.concurrency.recipes.manager import Acquisition as Acquisition
     from codomyrmex.concurrency.recipes.manager import JointAcquisition as JointAcquisition
     from codomyrmex.concurrency.recipes.manager import LockManager as LockManager
     from codomyrmex.concurrency.recipes.manager import Shared as Shared
+    from codomyrmex.concurrency.recipes.membership import Group as Group
+    from codomyrmex.concurrency.recipes.membership import Joining as Joining
+    from codomyrmex.concurrency.recipes.membership import Membership as Membership
     from codomyrmex.concurrency.recipes.reservation import Reservation as Reservation
     from codomyrmex.concurrency.recipes.reserving import Reserving as Reserving
     from codomyrmex.concurrency.recipes.semaphore import Holding as Holding
@@ -150,6 +159,8 @@ _HOME = {
         "Target",
         "TxnResult",
     ),
+    "recipes.election": ("Campaign", "Election", "Term"),
+    "recipes.membership": ("Group", "Joining", "Membership"),
     "recipes.lock": ("DistributedLock",),
     "recipes.manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
     "models": (
@@ -157,9 +168,12 @@ _HOME = {
         "Routed",
         "ForcedRelease",
         "History",
+        "Leader",
         "LockEvent",
         "LockInfo",
         "LockStats",
+        "Member",
+        "MemberEvent",
         "Owner",
         "PastHold",
         "RateLimitInfo",

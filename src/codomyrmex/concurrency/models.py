@@ -293,6 +293,55 @@ class SemaphoreInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Leader:
+    """The leader of an election in one term. ``value`` is the last one that it has proclaimed."""
+
+    name: str
+    value: Any
+    owner: Owner
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a group. ``token`` is the revision at which it joined."""
+
+    group: str
+    capabilities: dict[str, Any]
+    owner: Owner
+    token: int
+
+
+MemberEventKind = Literal["joined", "changed", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberEvent:
+    """A change of a group, at a revision that all observers see. A member that has left has its last capabilities."""
+
+    kind: MemberEventKind
+    member: Member
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRecord:
+    """The fields of an entry that its owner shares with everybody: the value of a candidate, or the capabilities of a
+    member."""
+
+    value: Any = None
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def decode(cls, value: bytes) -> SharedRecord:
+        """The fields in an entry's value; those of a foreign one are empty."""
+        return decode.record(_SHARED, value) or cls()
+
+
+_SHARED = TypeAdapter(SharedRecord)
+
+
+@dataclass(frozen=True, slots=True)
 class PastHold:
     """One hold of a lock, as etcd's history tells it.
 

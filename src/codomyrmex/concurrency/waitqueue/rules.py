@@ -115,6 +115,25 @@ shared: Rule = _Shared()
 
 
 @dataclass(frozen=True, slots=True)
+class WithFields:
+    """Another rule, with a part of the JSON values of its entries: ``fields``."""
+
+    rule: Rule
+    fields: str
+
+    @property
+    def key_suffix(self) -> bytes:
+        return self.rule.key_suffix
+
+    @property
+    def needs_all(self) -> bool:
+        return self.rule.needs_all
+
+    def __call__(self, view: View) -> Decision:
+        return self.rule(view)
+
+
+@dataclass(frozen=True, slots=True)
 class Permits:
     """Granted when the permits up to and including one's own fit the limit. Requests are served in order of arrival, so
     a large request waits for room and small ones do not pass it.
