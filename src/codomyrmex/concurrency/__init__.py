@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.dead_letters.worker_handle import Worker as Worker
     from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
     from codomyrmex.concurrency.errors import DeadLetterNotFound as DeadLetterNotFound
+    from codomyrmex.concurrency.errors import Deadlock as Deadlock
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
     from codomyrmex.concurrency.errors import EtcdError as EtcdError
     from codomyrmex.concurrency.errors import EtcdQuotaExceeded as EtcdQuotaExceeded
@@ -61,11 +62,15 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import MemberEvent as MemberEvent
     from codomyrmex.concurrency.models import Owner as Owner
     from codomyrmex.concurrency.models import PastHold as PastHold
+    from codomyrmex.concurrency.models import QueueName as QueueName
     from codomyrmex.concurrency.models import RateLimitInfo as RateLimitInfo
     from codomyrmex.concurrency.models import RateUse as RateUse
     from codomyrmex.concurrency.models import ReservationInfo as ReservationInfo
     from codomyrmex.concurrency.models import Routed as Routed
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
+    from codomyrmex.concurrency.models import WaitEdge as WaitEdge
+    from codomyrmex.concurrency.models import WaitNode as WaitNode
+    from codomyrmex.concurrency.models import Waits as Waits
     from codomyrmex.concurrency.pool.cluster import ClusterPoolStats as ClusterPoolStats
     from codomyrmex.concurrency.pool.results import DeadLetterSink as DeadLetterSink
     from codomyrmex.concurrency.pool.results import PoolStats as PoolStats
@@ -130,6 +135,7 @@ _HOME = {
         "PoolClosed",
         "PayloadTooLarge",
         "ConcurrencyError",
+        "Deadlock",
         "EtcdAuthError",
         "EtcdError",
         "EtcdQuotaExceeded",
@@ -176,6 +182,10 @@ _HOME = {
         "MemberEvent",
         "Owner",
         "PastHold",
+        "QueueName",
+        "WaitEdge",
+        "WaitNode",
+        "Waits",
         "RateLimitInfo",
         "RateUse",
         "ReservationInfo",

@@ -32,6 +32,9 @@ class Observer:
     def committed(self, requests: int) -> None:
         """One transaction carried this number of requests of entries that join or leave."""
 
+    def deadlock(self, waiters: int) -> None:
+        """A waiter of this session is one of so many waiters that wait for each other in a cycle."""
+
     def session_lost(self, session: int) -> None:
         """The session with this lease id lost its lease, although it was not closed."""
 

@@ -398,6 +398,10 @@ class Entry:
     def holds(self) -> tuple[str, float] | None:
         return (self.queue_ref.what, self._since) if self.state is State.HELD else None
 
+    def holds_too(self) -> bool:
+        """True if its requester holds something."""
+        return self.by.who is not None and any(who == self.by.who for _, who in self.local.by_holder)
+
     def tick(self) -> None:
         """Notice a loss; from the second tick on, watch the own key; record the wait of a hold that lasts."""
         self.notice_loss()
@@ -443,6 +447,11 @@ class Entry:
             self._lose(Event.KEY_LOST, reason)
         elif self.state is State.HELD:
             self._lose(Event.TRUST_ENDED, reason)
+
+    def fail(self, reason: ConcurrencyError) -> None:
+        """Stop waiting, for ``reason``."""
+        if self.state is State.WAITING:
+            self.lose_with_group(reason)
 
     def _hold_over(self, option: str) -> None:
         if self.state is State.HELD:
