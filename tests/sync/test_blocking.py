@@ -67,13 +67,15 @@ def run_threads(count: int, target: Any) -> None:
 # Whole
 
 
-@pytest.mark.parametrize("name", ["Session", "DistributedLock", "LockManager", "Semaphore", "Permit", "Grant"])
+@pytest.mark.parametrize(
+    "name", ["Session", "DistributedLock", "LockManager", "Semaphore", "Permit", "Grant", "RateLimiter"]
+)
 def test_the_twin_has_all_that_the_asyncio_class_has(name: str) -> None:
     _same(getattr(twin, name), getattr(sync, name))
 
 
-@pytest.mark.parametrize("name", ["AsyncWorkerPool", "DeadLetterQueue", "Attempt"])
-def test_the_twin_has_all_of_pools_and_dead_letters(name: str) -> None:
+@pytest.mark.parametrize("name", ["AsyncWorkerPool", "DeadLetterQueue", "Attempt", "RateLimiter"])
+def test_the_twin_has_all_of_pools_dead_letters_and_rates(name: str) -> None:
     _same(getattr(twin, name), getattr(sync, name))
 
 
