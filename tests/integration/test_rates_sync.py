@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -98,6 +102,35 @@ def test_a_pool_takes_a_limiter_of_the_twin(blocking: Session) -> None:
             pool.map(abs, [1], rate=limiter)
     used = {use.dimension: use.used for use in limiter.info().uses}
     assert used["requests"] >= 4 and used["tokens"] >= 600
+
+
+def test_an_interrupted_reserve_that_was_granted_gives_all_back(
+    blocking: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = RateLimiter("provider", Rate(10, per=60), session=blocking)
+    reserve, granted = twin.RateLimiter._reserve, threading.Event()
+
+    async def too_late(self: twin.RateLimiter, cost: dict[str, int], timeout: float | None) -> twin.Spend:
+        spend = await reserve(self, cost, timeout)
+        granted.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        return spend
+
+    def interrupt() -> None:
+        granted.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(twin.RateLimiter, "_reserve", too_late)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt), limiter.reserve(10):
+        pass
+    limiter.acquire(10, timeout=5)
+
+
+def test_a_pool_refuses_what_is_no_limiter() -> None:
+    with AsyncWorkerPool() as pool, pytest.raises(TypeError, match="rate must be a RateLimiter"):
+        pool.map(abs, [1], rate=5)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("call", ["acquire(1)", "reserve(1).__enter__()"])

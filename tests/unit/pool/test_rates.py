@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from codomyrmex.concurrency import AsyncWorkerPool, EtcdUnavailable, LimitMismatch, Rate, RateLimiter, RetryPolicy
+from codomyrmex.concurrency import (
+    AsyncWorkerPool,
+    EtcdUnavailable,
+    LimitMismatch,
+    Rate,
+    RateLimiter,
+    RetryPolicy,
+    sync,
+)
+from tests.helpers import eventually
 
 QUICK = RetryPolicy(max_attempts=3, initial=0.01, jitter=0)
 NAMED = {"requests": Rate(100, per=60), "tokens": Rate(5_000, per=60)}
@@ -94,8 +103,7 @@ async def test_the_wait_is_counted_and_is_no_part_of_the_time_limit() -> None:
     rate = unnamed(delay=0.3)
     async with AsyncWorkerPool(1, task_timeout=0.2) as pool:
         running = asyncio.create_task(pool.map(double, [1], rate=rate))
-        await asyncio.sleep(0.05)
-        assert pool.stats().waiting == 1
+        await eventually(lambda: pool.stats().waiting == 1)
         (result,) = await running
         assert result.unwrap() == 2 and pool.stats().waiting == 0
 
@@ -146,6 +154,7 @@ async def test_an_error_of_the_limiter_is_the_tasks(error: Exception) -> None:
     [
         (None, 1, TypeError, "give the limiter as rate="),
         (5, None, TypeError, "rate must be a RateLimiter"),
+        (lambda: sync.RateLimiter("x", Rate(1, per=60)), None, TypeError, "RateLimiter of codomyrmex.concurrency, not"),
         (unnamed, "1", TypeError, "must be an int"),
         (unnamed, 0, ValueError, "at least 1"),
         (unnamed, {"tokens": 1}, ValueError, "no dimension 'tokens'"),

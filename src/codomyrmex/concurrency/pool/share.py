@@ -43,7 +43,7 @@ def share_of(rate: RateLimiter | None, cost: Cost[Any] | None) -> Share | None:
     from codomyrmex.concurrency.rates.limiter import RateLimiter
 
     if not isinstance(rate, RateLimiter):
-        raise TypeError(f"rate must be a RateLimiter, not {rate!r}")
+        raise TypeError(f"rate must be a RateLimiter of codomyrmex.concurrency, not {type(rate).__module__}: {rate!r}")
     if not callable(cost):
         check_cost(rate.limits, *_arguments(cost))
     return Share(rate, cost)

@@ -111,7 +111,7 @@ class Reserve(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            text = f"reserve() of the rate limit {self._limiter.name!r} was never entered by `async with`"
+            text = f"reserve() of the rate limit {self._limiter.name!r} was never entered as a block"
             warn(self._line, f"{text}: nothing was reserved", RuntimeWarning)
 
 

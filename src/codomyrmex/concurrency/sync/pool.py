@@ -185,8 +185,9 @@ class AsyncWorkerPool(BlockingOnly):
         return repr(self._twin)
 
 
-def _inner(given: Semaphore | RateLimiter | None) -> Any:
-    return given._twin if given else None
+def _inner(given: Any) -> Any:
+    """The asyncio twin of a semaphore or a rate limiter. The pool refuses what is neither."""
+    return getattr(given, "_twin", given)
 
 
 def _without_blocking(items: Iterable[Any]) -> Any:
