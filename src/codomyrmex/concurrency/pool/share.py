@@ -1,4 +1,4 @@
-"""What the tasks of a pool take of a ``RateLimiter``: the arguments ``rate`` and ``cost`` of ``map``."""
+"""The share of a ``RateLimiter`` that each task of a pool takes: the arguments ``rate`` and ``cost`` of ``map``."""
 
 from __future__ import annotations
 
