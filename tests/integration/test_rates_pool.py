@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from codomyrmex.concurrency import AsyncWorkerPool, LockManager, Rate, RateLimiter, Session
 from tests.helpers import eventually
 from tests.integration.test_cancel import until_cancelled
@@ -59,10 +61,25 @@ async def test_errors_of_the_limiter_are_the_tasks(session: Session, other: Sess
     assert mismatch.error_type == "LimitMismatch"
 
 
-async def test_nothing_waits_or_is_held_after_a_cancel_at_any_step(session: Session, other: Session) -> None:
-    limiter = RateLimiter("provider", Rate(1_000, per=1), session=session)
+@pytest.mark.parametrize("paused", [False, True])
+async def test_nothing_waits_or_is_held_after_a_cancel_at_any_step(
+    session: Session, other: Session, paused: bool
+) -> None:
+    limiter, theirs = (RateLimiter("provider", Rate(1_000, per=1), session=of) for of in (session, other))
+    rivals: list[asyncio.Task[None]] = []
+    begun = asyncio.Event()
+
+    async def pause_for_a_moment() -> None:
+        await theirs.throttled(30)
+        begun.set()
+        await asyncio.sleep(0.03)
+        await theirs.resume()
 
     async def tasks(session: Session) -> None:
+        if paused:
+            begun.clear()
+            rivals.append(asyncio.create_task(pause_for_a_moment()))
+            await begun.wait()
         async with AsyncWorkerPool(2, session=session, report=False) as pool:
             try:
                 await pool.map(double, range(3), lock=lambda item: f"item:{item}", rate=limiter, cost=2)
@@ -73,9 +90,12 @@ async def test_nothing_waits_or_is_held_after_a_cancel_at_any_step(session: Sess
 
     async def free() -> bool:
         info = await limiter.info()
-        return not (await LockManager(other).locks() or info.waiting)
+        return not (await LockManager(other).locks() or info.waiting or info.paused_until)
 
     async def nothing_left() -> None:
+        await asyncio.gather(*rivals)
+        rivals.clear()
         await eventually(free)
 
+    await limiter.acquire()
     assert await until_cancelled(session, tasks, nothing_left) >= 1
