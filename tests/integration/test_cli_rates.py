@@ -17,6 +17,7 @@ from codomyrmex.concurrency.rates import limits, overview
 from codomyrmex.concurrency.session import core_of
 from tests.helpers import eventually
 from tests.integration.command_line import Cli, ended, line
+from tests.integration.test_cli_fleet import Terminal
 from tests.integration.test_completion import completed
 from tests.json_schema import faults
 
@@ -116,6 +117,17 @@ async def test_watching_in_a_pipe_tells_each_change(cli: Cli, session: Session) 
         for watching in (rows, one):
             watching.send_signal(signal.SIGINT)
             assert await ended(watching) == 0
+
+
+@pytest.mark.parametrize("name", [(), ("anthropic",)], ids=["all", "one"])
+async def test_a_live_view_is_redrawn_on_a_terminal(cli: Cli, session: Session, name: tuple[str, ...]) -> None:
+    await made(session)
+    async with Terminal(cli, "rates", *name, "--watch") as terminal:
+        await eventually(terminal.shows(b"q ends", b"anthropic"), 15)
+        await RateLimiter("anthropic", limits=BOTH, session=session).acquire(tokens=7)
+        await eventually(terminal.shows(b"993" if not name else b"7 of 1000 tokens per 60 s used"), 15)
+        terminal.type(b"q")
+        assert await ended(terminal.process) == 0 and b"Traceback" not in terminal.seen
 
 
 async def test_names_are_completed_without_their_dimensions(cli: Cli, session: Session) -> None:
