@@ -140,11 +140,10 @@ async def test_names_are_completed_without_their_dimensions(cli: Cli, session: S
 async def test_hostile_names_stay_legible(cli: Cli, session: Session) -> None:
     await made(session, HOSTILE, {"": Rate(3, per=60)})
     calls = [("-o", form) for form in ("table", "wide", "json", "jsonl", "name")]
-    calls += [("show", HOSTILE), ("resize", HOSTILE, "4"), ("pause", HOSTILE, "--for", "30s"), ("resume", HOSTILE)]
-    calls += [("resize", HOSTILE, f"{HOSTILE}=4"), ("delete", HOSTILE, "-y")]
-    shown = [cli("rates", *call) for call in calls[:6]]
-    results = [*await asyncio.gather(*shown), *[await cli("rates", *call) for call in calls[6:]]]
-    assert [result.code for result in results] == [0] * 9 + [2, 0], results
+    calls += [("show", HOSTILE), ("resize", HOSTILE, "4"), ("pause", HOSTILE, "--for", "30s")]
+    results = await asyncio.gather(*(cli("rates", *call) for call in calls))
+    results += [await cli("rates", "resume", HOSTILE), await cli("rates", "delete", HOSTILE, "-y")]
+    assert [result.code for result in results] == [0] * 10, results
     for result in results:
         assert not {"\u202e", "\u200b"} & set(result.out + result.err)
         assert "\\u202e[bold]" in result.out + result.err
@@ -205,13 +204,17 @@ async def test_a_pause_holds_for_the_fleet_until_it_is_resumed(cli: Cli, session
     await limiter.acquire()
     paused = await cli("rates", "pause", "provider", "--for", "60s")
     assert paused.code == 0 and "the rate limiter provider is paused until " in paused.out
-    (row,) = json.loads((await cli("rates", "-o", "json")).out)
-    assert row["paused_until"] and row["paused_by"]
-    assert "paused" in (await cli("rates")).out and "paused until" in (await cli("rates", "provider")).out
-    waiting = await cli("run", "--rate", "provider", "--timeout", "300ms", "--", "echo", "never")
-    assert (waiting.code, waiting.out) == (75, "") and "paused until" in waiting.err
     with pytest.raises(LockTimeout):
-        await limiter.acquire(timeout=0.2)
+        await limiter.acquire(timeout=0)
+    listed, table, shown, refused = await asyncio.gather(
+        cli("rates", "-o", "json"),
+        cli("rates"),
+        cli("rates", "provider"),
+        cli("run", "--rate", "provider", "--timeout", "0", "--", "echo", "never"),
+    )
+    (row,) = json.loads(listed.out)
+    assert row["paused_until"] and row["paused_by"] and "paused" in table.out and "paused until" in shown.out
+    assert (refused.code, refused.out) == (75, "") and "paused until" in refused.err
     assert (await cli("rates", "resume", "provider")).out == "the rate limiter provider is resumed\n"
     await limiter.acquire(timeout=5)
     assert await cli("rates", "resume", "provider") == (0, "the rate limiter provider was not paused\n", "")
@@ -235,16 +238,20 @@ async def test_a_rate_limiter_is_deleted_unless_it_is_in_use(cli: Cli, session: 
 
 
 async def test_run_spends_of_a_rate_that_stays_spent(cli: Cli, session: Session) -> None:
-    unknown = await cli("run", "--rate", "provider", "--", "true")
+    unknown, first = await asyncio.gather(
+        cli("run", "--rate", "nobody", "--", "true"),
+        cli("run", "--rate", "provider", "--rate-limit", "5/60s", "--cost", "2", "--", "sh", "-c", "exit 7"),
+    )
     assert unknown.code == 2 and "--rate-limit 100/60s" in unknown.err and "requests=100/60s" in unknown.err
-    first = await cli("run", "--rate", "provider", "--rate-limit", "5/60s", "--cost", "2", "--", "sh", "-c", "exit 7")
     second = await cli("run", "--rate", "provider", "--", "echo", "ran")
     assert (first.code, second.code, second.out) == (7, 0, "ran\n")
     assert used_of(await info(session, "provider")) == {"": 3}
-    late = await cli("run", "--rate", "provider", "--cost", "3", "--timeout", "0", "--", "echo", "never")
+    late, other = await asyncio.gather(
+        cli("run", "--rate", "provider", "--cost", "3", "--timeout", "0", "--", "echo", "never"),
+        cli("run", "--rate", "provider", "--rate-limit", "9/60s", "--", "true"),
+    )
     assert (late.code, late.out) == (75, "")
     assert "the rate limiter provider: not granted at once; provider: 3 of 5 per 60 s used" in late.err
-    other = await cli("run", "--rate", "provider", "--rate-limit", "9/60s", "--", "true")
     assert other.code == 1 and other.err.startswith("error: ")
 
 
@@ -295,3 +302,17 @@ async def test_nothing_is_spent_while_the_lock_is_not_held(cli: Cli, session: Se
         result = await cli(*command)
     assert result.code == 75 and "held by" in result.err
     assert used_of(await info(session, "provider")) == {"": 0}
+
+
+async def test_waiting_for_a_rate_can_be_interrupted_and_leaves_no_waiter(cli: Cli, session: Session) -> None:
+    await RateLimiter("provider", Rate(2, per=60), session=session).acquire(2)
+    async with cli.started("run", "--rate", "provider", "--", "echo", "never") as running:
+        assert running.stderr and b"waiting for the rate limiter provider" in await running.stderr.readline()
+        assert (await info(session, "provider")).waiting == 1
+        running.send_signal(signal.SIGINT)
+        assert await ended(running) == 128 + signal.SIGINT
+
+    async def alone() -> bool:
+        return not (await info(session, "provider")).waiting
+
+    await eventually(alone)

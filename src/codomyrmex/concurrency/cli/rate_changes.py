@@ -77,7 +77,7 @@ def _rate(amount: int, per: float) -> Rate:
 def pause(context: click.Context, name: str, seconds: float) -> None:
     """Pause a rate limiter: nobody in the fleet spends from it until the time is over.
 
-    It goes on by itself. Calls that have begun go on.
+    It then goes on by itself. Calls that have begun go on. etcd counts a pause in whole seconds, two at the least.
 
     \b
     Example:  codomyrmex concurrency rates pause anthropic --for 30s
