@@ -15,7 +15,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, InvalidName, LimitMi
 from codomyrmex.concurrency.keys import MAX_NAME_BYTES, check_name
 from codomyrmex.concurrency.models import RateLimitInfo
 from codomyrmex.concurrency.rates import limits as limits_in_etcd
-from codomyrmex.concurrency.rates import overview, pauses, timing
+from codomyrmex.concurrency.rates import overview, timing
 from codomyrmex.concurrency.rates.budget import Call
 from codomyrmex.concurrency.rates.driver import Driver, Drivers
 from codomyrmex.concurrency.rates.rate import (
@@ -202,14 +202,11 @@ class RateLimiter(AsyncOnly):
         if not 0 < retry_after <= LONGEST:
             raise ValueError(f"retry_after must be above 0 and at most 7 days (604800 seconds), not {retry_after}")
         driver = await self._driven()
-        if driver.pauses.begin(retry_after):
-            await pauses.pause(driver.session, self._name, retry_after, self._agent)
+        await driver.pauses.begin(retry_after, self._agent)
 
     async def resume(self) -> bool:
         """End every pause of the limiter early, for everybody; False if there was none."""
-        driver = await self._driven()
-        driver.pauses.forget_own()
-        return await pauses.resume(driver.session, self._name)
+        return await (await self._driven()).pauses.end_all()
 
     async def info(self) -> RateLimitInfo:
         """The limits, the amounts that count now, the waiters and the pause, as they are in etcd.
