@@ -41,6 +41,79 @@ _EXAMPLES = "../../../examples/"
 
 MUTANTS = (
     Mutant(
+        "Take a task's cost before its lock",
+        "pool/job.py",
+        "                if work.lock is not None and (",
+        "                if work.share is not None:\n"
+        "                    await work.share.acquire(job.args[0])\n"
+        "                if work.lock is not None and (",
+        "tests/integration/test_rates_pool.py -k lock_before",
+        also=(("pool/job.py", "work.share is not None:  # last", "False:  # last"),),
+    ),
+    Mutant(
+        "Run a task with a rate as if it had none",
+        "pool/job.py",
+        " and work.share is None and",
+        " and",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Find a missing cost only when a task runs",
+        "pool/share.py",
+        "        check_cost(rate.limits, *_arguments(cost))",
+        "        pass",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Let a cost function return nothing",
+        "pool/share.py",
+        "            if cost is None:",
+        "            if False:",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Take a cost named timeout for the timeout",
+        "pool/share.py",
+        "acquire(amount, timeout=None, **named)",
+        "acquire(amount, **named)",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Keep what an interrupted reserve was granted",
+        "sync/rate_limiter.py",
+        "self._twin.__aenter__(), self._give_back)",
+        "self._twin.__aenter__())",
+        "tests/integration/test_rates_sync.py -k interrupted",
+    ),
+    Mutant(
+        "Call a spend's used outside its loop",
+        "sync/rate_limiter.py",
+        "portal().run(_used(self._twin, amount, amounts))",
+        "self._twin.used(amount, **amounts)",
+        "tests/integration/test_rates_sync.py -k reserved",
+    ),
+    Mutant(
+        "Let a cancelled wait in the portal go on",
+        "sync/portal.py",
+        "asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))",
+        "asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))",
+        "tests/sync/test_blocking.py -k another_loop",
+    ),
+    Mutant(
+        "Make a label of every limiter's name",
+        "prometheus.py",
+        "len(self._limiters) >= MAX_LIMITERS",
+        "False",
+        "tests/integration/test_rates_metrics.py -k many",
+    ),
+    Mutant(
+        "Tell no observer how long a call waited for a rate",
+        "rates/limiter.py",
+        "cost, clock.now() - began)",
+        "cost, 0.0)",
+        "tests/integration/test_rates_metrics.py -k observer",
+    ),
+    Mutant(
         "Leave the connections of a loop that ended open",
         "etcd/transports/native_link.py",
         "        finally:\n            self._abort()\n",
