@@ -1700,6 +1700,57 @@ MUTANTS = (
         "tests/integration/test_commands.py -k are_its_own",
     ),
     Mutant(
+        "spend of a rate before the lock is held",
+        "cli/run_request.py",
+        "    grants: list[Grant] = []\n",
+        "    grants: list[Grant] = []\n"
+        "    if wanted.rate:\n"
+        "        await rate_request.spend(session, wanted.rate, wanted.metadata, patience)\n",
+        "tests/integration/test_cli_rates.py -k nothing_is_spent",
+    ),
+    Mutant(
+        "take the token of the run around it from a command at a rate",
+        "cli/run.py",
+        "    if grants:\n        environment",
+        '    environment["CODOMYRMEX_FENCING_TOKEN"] = ""\n    if grants:\n        environment',
+        "tests/integration/test_cli_rates.py -k token_of_the_run_around",
+    ),
+    Mutant(
+        "complete a rate limiter once for each dimension",
+        "names.py",
+        '                    name = name.rpartition("/")[0]\n',
+        "                    pass\n",
+        "tests/integration/test_cli_rates.py -k completed",
+    ),
+    Mutant(
+        "follow rate limiters without their pauses",
+        "rates/overview.py",
+        'session.layout.below("pause"), session.layout.under(RATE)',
+        "session.layout.under(RATE), session.layout.under(RATE)",
+        "tests/integration/test_cli_rates.py -k watching",
+    ),
+    Mutant(
+        "let the later amount of a dimension win",
+        "cli/rate_amounts.py",
+        "        if dimension in seen:\n",
+        "        if False:\n",
+        "tests/unit/cli/test_rate_amounts.py -k once",
+    ),
+    Mutant(
+        "call a dimension free whose first waiter wants more",
+        "cli/views/rate_table.py",
+        '    return "free" if row.free and not row.waiters else "full"',
+        '    return "free" if row.free else "full"',
+        "tests/unit/cli/views/test_rate_table.py -k state",
+    ),
+    Mutant(
+        "draw the lines above a table over the end of the screen",
+        "cli/views/grid.py",
+        "bool(self.title) + len(self.lines) + bool(foot)",
+        "bool(self.title) + bool(foot)",
+        "tests/unit/cli/views/test_rate_table.py -k room",
+    ),
+    Mutant(
         "show an unknown queue as an empty one",
         "cli/dlq/queues.py",
         "if name == DEFAULT or",
