@@ -95,8 +95,8 @@ class Budget:
     def used(self, call: Call, amounts: Mapping[str, int], now: float) -> dict[str, int]:
         """A served call has used ``amounts``. The difference goes back.
 
-        Returns what it used beyond its cost, by dimension, as far as no open slice has room for it: the caller must ask
-        etcd for that much, and tell ``overdrawn``.
+        Returns the amounts beyond its cost, by dimension, for which no open slice has room: the caller must ask etcd
+        for them, and tell ``overdrawn``.
         """
         beyond = {}
         for dimension, amount in amounts.items():
@@ -166,7 +166,7 @@ class Budget:
         return self._due_at
 
     def free(self, now: float) -> dict[str, int]:
-        """What may be spent now without asking etcd, by dimension."""
+        """The amounts that may be spent now without asking etcd, by dimension."""
         return {name: sum(one.free(now) for one in self._slices if one.dimension == name) for name in self.rates}
 
     def _add(self, part: Slice) -> None:

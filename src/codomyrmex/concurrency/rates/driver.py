@@ -59,6 +59,8 @@ class Driver:
 
         Raises ``LimitMismatch`` if the limit has become smaller than ``cost``, and ``EtcdUnavailable``.
         """
+        if once and (self.budget.waiting or self.budget.paused):
+            return None
         now = clock.now()
         call = self.budget.ask(cost, now)
         if self._over:
@@ -227,6 +229,7 @@ class Driver:
         self.budget.paused = bool(self.pauses)
         if self.budget.paused:
             self._open.clear()
+            self._answer_not_free(set(self._once))
         else:
             self._open.set()
         self._go_on()

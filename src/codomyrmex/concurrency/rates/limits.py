@@ -135,7 +135,7 @@ def _check_resize(name: str, former: Mapping[str, Rate], dimension: str, rate: R
 async def _change(
     session: SessionCore, queue: bytes, rate: Rate, dimensions: tuple[str, ...]
 ) -> tuple[list[Compare], list[Op]]:
-    """The compares and operations that put another limit key in the place of the one that is there. Those who wait
+    """The compares and operations that put another limit key in the place of the one that is there. The waiters
     watch the old one, and notice its deletion."""
     found = await session.transport.get(Get(*limit_range(queue)))
     new = limit_key(queue, rate.amount)
