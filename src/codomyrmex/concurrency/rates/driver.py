@@ -46,7 +46,8 @@ class Driver:
         self._open = asyncio.Event()  # set while there is no pause
         self._open.set()
         self._over: ConcurrencyError | None = None
-        self.pauses = Pauses(session, name, self._pauses_changed)
+        self._rung = session.guarded(self._ring, "the timer of a rate limit")
+        self.pauses = Pauses(session, name, self._pauses_changed, self.closing)
 
     # Calls
 
@@ -59,7 +60,7 @@ class Driver:
 
         Raises ``LimitMismatch`` if the limit has become smaller than ``cost``, and ``EtcdUnavailable``.
         """
-        if once and (self.budget.waiting or self.budget.paused):
+        if once and (self.budget.paused or not self._all_try_once()):
             return None
         now = clock.now()
         call = self.budget.ask(cost, now)
@@ -142,7 +143,7 @@ class Driver:
             if not waiter.done():
                 waiter.set_result(True)
         self._delete(self.budget.due(now))
-        if wanted := self.budget.request(now):
+        if wanted := self.budget.request(now, exact=self._all_try_once()):
             self._taking = self.session.start(self._take(wanted), "getting a slice of a rate limit")
         elif self._taking and not self.budget.waiting:
             self._taking.cancel()  # all that waited have given up
@@ -152,7 +153,7 @@ class Driver:
         """Get the slice that the budget wants. If that fails, so do the calls that wait."""
         taken: Mapping[str, Taken] | None = None
         try:
-            once = set(self._once) if self._once.issuperset(self.budget.waiting) else set()
+            once = set(self._once) if self._all_try_once() else set()
             taken = await self._slices(wanted, only_if_free=bool(once))
             if taken is None:
                 self._answer_not_free(once)
@@ -167,6 +168,10 @@ class Driver:
             else:
                 self.budget.granted(taken, clock.now())
             self._go_on()
+
+    def _all_try_once(self) -> bool:
+        """True if no call waits for its turn."""
+        return self._once.issuperset(self.budget.waiting)
 
     def _answer_not_free(self, calls: Collection[Call]) -> None:
         for call in calls:
@@ -270,7 +275,7 @@ class Driver:
             self._timer = None
         if self._timer is None and at < math.inf:
             self._timer_at = at
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._ring)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._rung)
 
     def _ring(self) -> None:
         self._timer = None
