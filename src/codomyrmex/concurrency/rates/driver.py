@@ -27,6 +27,8 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
 
+_TAKING = "getting a slice of a rate limit"
+
 
 class Driver:
     """The share of one limiter, ``name``, in one session. All objects of that name use it."""
@@ -47,6 +49,7 @@ class Driver:
         self._open.set()
         self._over: ConcurrencyError | None = None
         self._rung = session.guarded(self._ring, "the timer of a rate limit")
+        self._took = session.guarded(self._take_over, _TAKING)
         self.pauses = Pauses(session, name, self._pauses_changed, self.closing)
 
     # Calls
@@ -143,14 +146,19 @@ class Driver:
             if not waiter.done():
                 waiter.set_result(True)
         self._delete(self.budget.due(now))
-        if wanted := self.budget.request(now, exact=self._all_try_once()):
-            self._taking = self.session.start(self._take(wanted), "getting a slice of a rate limit")
+        if self._taking is None and self.budget.waiting and not self.budget.paused:
+            self._taking = self.session.start(self._take(), _TAKING)
+            self._taking.add_done_callback(lambda _: self._took())
         elif self._taking and not self.budget.waiting:
             self._taking.cancel()  # all that waited have given up
         self._set_timer(now)
 
-    async def _take(self, wanted: Mapping[str, int]) -> None:
-        """Get the slice that the budget wants. If that fails, so do the calls that wait."""
+    async def _take(self) -> None:
+        """Get the slice that the budget wants, now that all calls that came at once are known to it. If that fails, so
+        do the calls that wait."""
+        wanted = self.budget.request(clock.now(), exact=self._all_try_once())
+        if wanted is None:
+            return
         taken: Mapping[str, Taken] | None = None
         try:
             once = set(self._once) if self._all_try_once() else set()
@@ -162,12 +170,15 @@ class Driver:
         except ConcurrencyError as error:
             self._fail(self._explained(error))
         finally:
-            self._taking = None
             if taken is None:
                 self.budget.refused()
             else:
                 self.budget.granted(taken, clock.now())
-            self._go_on()
+
+    def _take_over(self) -> None:
+        """The slice was taken, or not; a task that is cancelled before it begins comes here too."""
+        self._taking = None
+        self._go_on()
 
     def _all_try_once(self) -> bool:
         """True if no call waits for its turn."""

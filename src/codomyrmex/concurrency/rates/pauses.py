@@ -101,7 +101,7 @@ class Pauses:
                         self._gone[event.kv.key] = event.kv.mod_revision
                     if event.kv.key == self._own_key:
                         self._own_until = self._written_until = 0.0
-                else:
+                elif event.kv.lease:  # without one it would never end
                     self._keys[event.kv.key] = event.kv.mod_revision
             self._changed()
         elif isinstance(notice, Started):
