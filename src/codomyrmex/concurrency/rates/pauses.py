@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 
-from codomyrmex.concurrency import clock
+from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, fresh
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Op, Put, WatchRequest
@@ -67,6 +67,8 @@ class Pauses:
         except BaseException:
             self._written_until = before
             raise
+        if telemetry.observers:
+            telemetry.tell("rate_paused", self._name, seconds)
 
     async def end_all(self) -> bool:
         """End every pause, for everybody; False if there was none."""
