@@ -24,6 +24,8 @@ from codomyrmex.concurrency import (
     Grant,
     LockLost,
     LockManager,
+    Rate,
+    RateLimiter,
     Session,
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
@@ -91,6 +93,27 @@ async def test_an_agents_role_is_enough_for_reservations(guarded: EmbeddedEtcd) 
         assert not await core_of(two).transport.time_to_live(lease)  # it was revoked
         with pytest.raises(LockLost):
             await forced.check()
+
+
+async def test_an_agents_role_is_enough_for_rate_limits(guarded: EmbeddedEtcd) -> None:
+    settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
+    async with Session(**settings) as one, Session(**settings) as two:
+        limiter, theirs = (RateLimiter("x", Rate(10, per=1), session=session) for session in (one, two))
+        async with limiter.reserve(10) as spend:
+            spend.used(12)  # taken from etcd
+        await theirs.acquire(10, timeout=8)
+        await limiter.throttled(60)
+        assert (await theirs.info()).paused_until
+        assert await theirs.resume()
+        await limiter.resize(Rate(20, per=1))
+        await theirs.acquire(10, timeout=8)
+        await eventually(lambda: _uncounted(limiter))
+        await limiter.delete()
+        assert (await limiter.info()).uses == ()
+
+
+async def _uncounted(limiter: RateLimiter) -> bool:
+    return not any(use.used for use in (await limiter.info()).uses)
 
 
 async def test_a_user_keeps_its_locks_beyond_its_tokens(guarded: EmbeddedEtcd) -> None:
