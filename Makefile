@@ -20,8 +20,9 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
+# Five at a time on two cores: half of what a test takes is waiting.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
+	$(BIN)/python -m pytest -n 5 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
 
 # Leases that run out, processes that are killed, the pages' commands, the examples; some four minutes.
 long: $(VENV)/.ready
