@@ -92,7 +92,7 @@ def test_a_file_system_without_locks_is_told(path: Path, monkeypatch: pytest.Mon
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    with pytest.raises(fencing.FencingUnavailable, match="no POSIX locks .*NFSv4"):
+    with pytest.raises(fencing.FencingUnavailable, match=r"no POSIX locks .*NFSv4"):
         files.replace(path, "x", held(7))
     assert not path.exists()
 

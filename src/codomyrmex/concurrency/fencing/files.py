@@ -139,7 +139,7 @@ def _tokens_in(record: Path) -> dict[str, int]:
     if isinstance(found, dict) and all(type(token) is int and 0 < token <= MAX_NUMBER for token in found.values()):
         return found
     raise FencingUnavailable(
-        f"{str(record)!r} is damaged, so the tokens that were seen are unknown; delete it when no earlier holder is left"
+        f"{str(record)!r} is damaged, so the highest token is unknown; delete it when no earlier holder is left"
     )
 
 
