@@ -1,8 +1,8 @@
 """A holder that is stopped past its lease and writes then.
 
-python -m tests.integration.fenced_writer ENDPOINT NAMESPACE HOLD PLACE TARGET, with HOLD one of ``lock`` (blocking) and
-``reservation``, and PLACE one of ``PLACES``. It prints the token once it holds. For each line ``fenced`` or ``plain`` on
-standard input it writes, with the kit or without, and prints ``written`` or the error.
+python -m tests.integration.fenced_writer ENDPOINT NAMESPACE HOLD MEDIUM TARGET, with HOLD one of ``lock`` and
+``reservation``, both blocking, and MEDIUM one of ``MEDIA``. It prints the token once it holds. For each line ``fenced``
+or ``plain`` on standard input it writes, with the kit or without, and prints ``written`` or the error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def http(target: str, value: str, hold: Hold | None) -> None:
             raise FencedWriteRejected(f"HTTP {error.code}: {json.load(error)['detail']}") from None
 
 
-PLACES: dict[str, Callable[[str, str, Hold | None], None]] = {
+MEDIA: dict[str, Callable[[str, str, Hold | None], None]] = {
     "sqlite": sqlite,
     "postgres": postgres,
     "file": file,
@@ -65,7 +65,7 @@ PLACES: dict[str, Callable[[str, str, Hold | None], None]] = {
 }
 
 
-def main(endpoint: str, namespace: str, kind: str, place: str, target: str) -> None:
+def main(endpoint: str, namespace: str, kind: str, medium: str, target: str) -> None:
     with sync.Session(endpoints=endpoint, namespace=namespace, session_ttl=2) as session:
         if kind == "lock":
             hold: Hold = sync.DistributedLock("data", session, on_loss="notify").acquire()
@@ -74,7 +74,7 @@ def main(endpoint: str, namespace: str, kind: str, place: str, target: str) -> N
         print(hold.token, flush=True)
         for line in sys.stdin:
             try:
-                PLACES[place](target, f"late, {line.strip()}", hold if line.strip() == "fenced" else None)
+                MEDIA[medium](target, f"late, {line.strip()}", hold if line.strip() == "fenced" else None)
                 print("written", flush=True)
             except FencedWriteRejected as error:
                 print(error, flush=True)

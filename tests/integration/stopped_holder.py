@@ -8,17 +8,17 @@ import sys
 from collections.abc import Callable
 
 from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
-from tests.integration.fenced_writer import PLACES
+from tests.integration.fenced_writer import MEDIA
 
 LIMIT = 25.0
 
 
 async def stopped_and_late(
-    etcd: EmbeddedEtcd, session: Session, namespace: str, kind: str, place: str, target: str, read: Callable[[], str]
+    etcd: EmbeddedEtcd, session: Session, namespace: str, kind: str, medium: str, target: str, read: Callable[[], str]
 ) -> None:
-    """Check that the late write is refused with the kit and lands without it. ``read`` tells what is in the place."""
+    """Check that the late write is refused with the kit and lands without it. ``read`` tells what is in the medium."""
     writer = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.integration.fenced_writer", etcd.endpoint, namespace, kind, place, target,
+        sys.executable, "-m", "tests.integration.fenced_writer", etcd.endpoint, namespace, kind, medium, target,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert writer.stdin and writer.stdout
@@ -30,7 +30,7 @@ async def stopped_and_late(
             if kind == "reservation":  # its time is over later than a test can wait for
                 await manager.force_release("data", reason="a test")
             async with manager.acquire("data") as grant:
-                await asyncio.to_thread(PLACES[place], target, "by the second holder", grant)
+                await asyncio.to_thread(MEDIA[medium], target, "by the second holder", grant)
                 writer.send_signal(signal.SIGCONT)
 
                 writer.stdin.write(b"fenced\n")

@@ -146,7 +146,9 @@ def test_a_later_holder_waits_for_an_earlier_one_under_way(connect: Callable[...
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
-def test_an_earlier_holder_that_waits_for_a_later_one_does_not_write(connect: Callable[..., Any], isolation: Any) -> None:
+def test_an_earlier_holder_that_waits_for_a_later_one_does_not_write(
+    connect: Callable[..., Any], isolation: Any
+) -> None:
     earlier, later = connect(isolation), connect(isolation)
     write(earlier, held(7), "by 7")
     fencing.sql(later, held(9))

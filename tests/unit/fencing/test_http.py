@@ -230,7 +230,8 @@ async def test_a_stopped_upload_does_not_stop_the_next_holder(
     stopped = by(7, body=False)
     stopped.body.put_nowait({"type": "http.request", "body": b"half", "more_body": True})
     upload = await under_way(served, stopped)
-    assert (await by(9).to(served)).status == 200
+    async with asyncio.timeout(5):
+        assert (await by(9).to(served)).status == 200
     assert (await upload).status == 409
     assert app.log == ["begin 7", "cut 7", "end 7", "begin 9", "end 9"]
 

@@ -120,6 +120,7 @@ def test_a_later_holder_waits_for_an_earlier_one_under_way(connect: Connect, beg
     thread = threading.Thread(target=write, args=(later, held(9), "by 9"))
     thread.start()
     earlier.execute("UPDATE data SET value = 'by 7'")
+    thread.join(0.1)
     assert thread.is_alive()
     earlier.commit()
     thread.join()

@@ -16,7 +16,18 @@ from codomyrmex.concurrency.fencing.fence import Fence, Granted, Reserved, fence
 from codomyrmex.concurrency.fencing.request_order import Higher, Request, RequestOrder
 from codomyrmex.concurrency.fencing.token_stores import MemoryStore, SqlStore, TokenStore
 
-__all__ = ["NAMES", "TOKEN", "FencingMiddleware", "MemoryStore", "SqlStore", "TokenStore", "headers"]
+__all__ = [
+    "NAMES",
+    "TOKEN",
+    "App",
+    "FencingMiddleware",
+    "MemoryStore",
+    "Receive",
+    "Send",
+    "SqlStore",
+    "TokenStore",
+    "headers",
+]
 
 TOKEN, NAMES = "Fencing-Token", "Fencing-Names"
 
