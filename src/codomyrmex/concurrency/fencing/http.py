@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from codomyrmex.concurrency.decode import number
@@ -169,12 +169,12 @@ def _fence_in(sent: Iterable[tuple[bytes, bytes]]) -> Fence | None:
 async def _refuse(send: Send, fence: Fence, higher: Higher) -> None:
     error = rejected(higher.name, fence.token, higher.token, "this request changed nothing")
     body = {"detail": str(error), "name": higher.name, "token": fence.token, "highest": higher.token}
-    await _answer(send, 409, body, (TOKEN.lower().encode(), str(higher.token).encode()))
+    await _answer(send, 409, body, {TOKEN: str(higher.token)})
 
 
-async def _answer(send: Send, status: int, body: dict[str, Any], *extra: tuple[bytes, bytes]) -> None:
+async def _answer(send: Send, status: int, body: dict[str, Any], extra: Mapping[str, str] | None = None) -> None:
     content = json.dumps(body).encode()
-    length = (b"content-length", str(len(content)).encode())
-    start = {"type": "http.response.start", "status": status}
-    await send({**start, "headers": [(b"content-type", b"application/json"), length, *extra]})
+    fields = {"Content-Type": "application/json", "Content-Length": str(len(content)), **(extra or {})}
+    sent = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": sent})
     await send({"type": "http.response.body", "body": content})
