@@ -22,7 +22,7 @@ from codomyrmex.concurrency.watching import snapshots
 async def limiter(session: SessionCore, name: str) -> RateLimitInfo:
     """One limiter; without ``uses`` if it is not in etcd."""
     name = check_name(name)
-    prefix = session.layout.rate(name, "")[:-1]
+    prefix = session.layout.rate_prefix(name)
     found = await _read(session, [prefix])
     return await _info(session, name, found.get(name, {}))
 
@@ -35,9 +35,10 @@ async def limiters(session: SessionCore, prefix: str = "") -> list[RateLimitInfo
 
 
 def follow(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[RateLimitInfo], None]:
-    """Every limiter whose name starts with ``prefix``: at once, and again after each change."""
-    under = session.layout.under(RATE)
-    return snapshots(session, under, lambda: limiters(session, prefix), prefix_end(under))
+    """Every limiter whose name starts with ``prefix``: at once, and again after each change, also of a pause."""
+    # One watch has both kinds of keys; the reports of pools, which lie between them, only cause a few more readings.
+    pauses, limits = session.layout.below("pause"), session.layout.under(RATE)
+    return snapshots(session, pauses, lambda: limiters(session, prefix), prefix_end(limits))
 
 
 async def _read(session: SessionCore, prefixes: Iterable[bytes]) -> dict[str, dict[str, list[KV]]]:
