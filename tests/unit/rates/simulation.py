@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from bisect import bisect_left
 from collections import defaultdict
@@ -119,7 +120,7 @@ class Etcd:
         self._watches[take] = None
         return revision
 
-    def ahead(self, dimension: str, revision: int) -> View:
+    def view(self, dimension: str, revision: int) -> View:
         entries = [Predecessor(key, one) for key, one in self.queues[dimension].items() if one < revision]
         return View(revision, entries, len(entries), self.limits[dimension])
 
@@ -207,7 +208,7 @@ class Take:
             self._answer(self.fail)
             return
         self._revision = self._world.etcd.join(self.keys, self._process.session, self)
-        views = {one: self._world.etcd.ahead(one, self._revision) for one in self.keys}
+        views = {one: self._world.etcd.view(one, self._revision) for one in self.keys}
         self._answer(lambda: self._joined(views))
 
     def _joined(self, views: Mapping[str, View]) -> None:
@@ -227,7 +228,7 @@ class Take:
 
         def read() -> None:
             self._reads.discard(dimension)
-            view = self._world.etcd.ahead(dimension, self._revision)
+            view = self._world.etcd.view(dimension, self._revision)
             self._answer(lambda: self._seen(dimension, view))
 
         self._world.sent(read)
@@ -393,7 +394,7 @@ class Process:
 
     def _set_timer(self) -> None:
         at = self.budget.next_at()
-        if at is not None:
+        if at < math.inf:
             self._timer += 1
             number = self._timer
             event = lambda: self.told(self.go_on) if number == self._timer else None  # noqa: E731
@@ -561,12 +562,12 @@ def random_history(seed: int) -> History:
 
 
 def spent_between(world: World, dimension: str, begin: float, end: float) -> int:
-    """What the fleet spent in a dimension in a stretch of time."""
+    """The amount that the fleet spent in a dimension in a stretch of time."""
     return sum(spent.amount for spent in world.spent[dimension] if begin <= spent.time < end)
 
 
 def by_process(world: World, dimension: str, begin: float) -> dict[str, int]:
-    """What each process spent in a dimension from ``begin`` on."""
+    """The amounts that the processes spent in a dimension from ``begin`` on."""
     found: dict[str, int] = defaultdict(int)
     for spent in world.spent[dimension]:
         if spent.time >= begin:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from codomyrmex.concurrency.rates import timing
 from codomyrmex.concurrency.rates.budget import Budget, Taken
 from codomyrmex.concurrency.rates.rate import Rate
@@ -126,7 +128,7 @@ def test_what_was_used_beyond_is_taken_from_an_open_slice_first() -> None:
     budget.overdrawn("", taken(3, 0.3), 0.3)
     assert budget.free(0.3) == {"": 0}
     assert [len(budget.due(now)) for now in (10.69, 10.71, 10.79, 10.81)] == [0, 4, 0, 2]
-    assert budget.next_at() is None
+    assert budget.next_at() == math.inf
 
 
 def test_a_served_call_that_is_withdrawn_gives_all_back() -> None:
@@ -139,8 +141,20 @@ def test_a_served_call_that_is_withdrawn_gives_all_back() -> None:
     assert budget.free(0.1) == {"": 8}
 
 
+def test_a_refund_to_a_closed_slice_is_due_at_once() -> None:
+    budget = budget_of()
+    call = budget.ask({"": 8}, 0.0)
+    budget.request(0.0)
+    budget.granted({"": taken(8)}, 0.0)
+    budget.serve(0.0)
+    assert budget.due(1.0) == [] and budget.free(1.0) == {"": 0} and budget.next_at() == 10.5
+    budget.used(call, {"": 3}, 2.0)
+    assert sum(part.size for part in budget.due(2.0)) == 5 and budget.next_at() == 10.5
+
+
 def test_a_closed_budget_spends_nothing_more() -> None:
     budget = with_slice(8, 2)
+    assert budget.due(0.1) == []
     budget.close()
     assert not budget.can_serve({"": 1}, 0.1) and budget.free(0.1) == {"": 0}
     assert sum(part.size for part in budget.due(0.1)) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -123,11 +124,14 @@ def test_short_and_long_periods_together_are_used(rates: dict[str, Rate]) -> Non
 def test_a_slice_that_is_over_before_another_is_granted_is_asked_for_again_with_it() -> None:
     rates = {"hours": Rate(16, 3000), "minutes": Rate(16, 400)}
     world, (both, hours, minutes) = fleet(rates, 3)
+    first = both.ask({"hours": 2})
+    world.run(1)
+    both.used(first, {"hours": 1})  # its slice has room for one more, for a while
     works(hours, {"hours": 1})
     works(minutes, {"minutes": 1})
     world.run(10)
     call = both.ask({"hours": 1, "minutes": 1})
-    world.run(10_000)
+    world.run(4_000)
     assert call.spent_at is not None
 
 
@@ -135,7 +139,7 @@ def test_nothing_is_asked_for_and_nothing_wakes_up_when_nobody_calls() -> None:
     world, (process,) = fleet({"": Rate(20, 10)}, 1)
     process.ask({"": 3})
     world.run(30)
-    assert process.budget.next_at() is None
+    assert process.budget.next_at() == math.inf
     assert not any(world.etcd.queues.values())
 
 
