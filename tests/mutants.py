@@ -3017,6 +3017,13 @@ MUTANTS = (
         "tests/unit/rates/test_liveness.py -k few_workers",
     ),
     Mutant(
+        "Ask for a first call twice",
+        "rates/budget.py",
+        "self.rates[dimension].per), now) - need\n",
+        "self.rates[dimension].per), now)\n",
+        "tests/unit/rates/test_budget.py -k first_calls",
+    ),
+    Mutant(
         "Ask for one dimension after the other for ever",
         "rates/budget.py",
         "        self._all_at_once = not self._found(head, now) if head else False\n",

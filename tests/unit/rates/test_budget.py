@@ -45,6 +45,13 @@ def test_one_slice_is_asked_for_at_a_time() -> None:
     assert budget.request(0.0) == {"": 3}
 
 
+def test_the_first_calls_ask_for_what_they_cost() -> None:
+    budget = Budget({"": Rate(80, 60)})
+    budget.ask({"": 3}, 0.0)
+    budget.ask({"": 2}, 0.0)
+    assert budget.request(0.0) == {"": 5}
+
+
 def test_a_slice_serves_as_many_waiting_calls_as_fit_the_cap() -> None:
     budget = budget_of()  # its cap is 10
     for amount in (4, 5, 3):
@@ -72,7 +79,7 @@ def test_the_foretold_amount_grows_until_it_is_the_cap() -> None:
             for _ in range(wanted[""] - 1):
                 budget.ask({"": 1}, now)
             budget.serve(now)
-    assert asked[:6] == [2, 6, 18, 54, 100, 100]
+    assert asked[:6] == [1, 3, 9, 27, 81, 100]
 
 
 def test_nothing_is_served_or_asked_for_in_a_pause() -> None:

@@ -120,8 +120,7 @@ class Budget:
         need = self._need()
         if not self._all_at_once:
             need = self._without_long(need, now)
-        foretold = {one: min(self._foretold(one, now), self._cap(one)) for one in need}
-        return {one: max(amount, foretold[one]) for one, amount in need.items()}
+        return {one: max(amount, min(self._foretold(one, amount, now), self._cap(one))) for one, amount in need.items()}
 
     def granted(self, taken: Mapping[str, Taken], now: float) -> None:
         """Etcd has granted what ``request`` wanted."""
@@ -210,10 +209,13 @@ class Budget:
                 left[dimension] = amount
         return left or dict(need)
 
-    def _foretold(self, dimension: str, now: float) -> int:
-        """Twice what is asked for in one life. Calls that wait for one another ask for no more than they get, so a
-        slice of just that amount would stay as small as it is."""
-        return self._demand[dimension].over(2 * timing.life(self.rates[dimension].per), now)
+    def _foretold(self, dimension: str, need: int, now: float) -> int:
+        """Twice what is asked for in one life, of which the waiting calls ``need`` some and need it once.
+
+        Workers that wait for their calls ask for no more than they get, so a slice of just that amount would stay as
+        small as it is.
+        """
+        return self._demand[dimension].over(2 * timing.life(self.rates[dimension].per), now) - need
 
     def _cap(self, dimension: str) -> int:
         return timing.cap(self.limits[dimension], self.sessions)
