@@ -3093,6 +3093,13 @@ MUTANTS = (
         "",
         "tests/unit/rates/test_joining.py",
     ),
+    Mutant(
+        "Let only the first of the keys that end at one revision count",
+        "waitqueue/turn.py",
+        "if revision <= self._view.revision and revision != self._deleted_at:",
+        "if revision <= self._view.revision:",
+        "tests/unit/waitqueue/test_rules.py -k one_revision",
+    ),
 )
 
 

@@ -300,6 +300,7 @@ class Process:
         self._offset = world.random.uniform(0, 1000)
         self._pending: list[Callable[[], object]] = []
         self._take: Take | None = None
+        self._begins = False  # it will ask for a slice as soon as this moment is over
         self._slots = itertools.count()
         self._stops = 0
         self._timer = 0
@@ -365,11 +366,18 @@ class Process:
             return
         self._serve()
         self._delete(self.budget.due(self.clock()))
-        if wanted := self.budget.request(self.clock()):
-            self._take = Take(self, wanted, self._taken)
+        if self._take is None and not self._begins and self.budget.waiting:
+            self._begins = True
+            self.world.at(self.world.now, lambda: self.told(self._begin))
         elif self._take and not self.budget.waiting:
             self._take.fail()
         self._set_timer()
+
+    def _begin(self) -> None:
+        """Ask for a slice, now that all calls that came at once are known."""
+        self._begins = False
+        if not self.over and (wanted := self.budget.request(self.clock())):
+            self._take = Take(self, wanted, self._taken)
 
     def _taken(self, taken: dict[str, Taken] | None) -> None:
         self._take = None

@@ -111,15 +111,17 @@ class Budget:
 
     # Slices
 
-    def request(self, now: float) -> dict[str, int] | None:
+    def request(self, now: float, *, exact: bool = False) -> dict[str, int] | None:
         """The amounts by dimension of the slice to ask for now; None if none is wanted. ``granted`` or ``refused`` must
-        follow."""
+        follow. With ``exact``, it is no more than the calls that wait need."""
         if self._requested or self.paused or not self.waiting:
             return None
         self._requested = True
         need = self._need()
         if not self._all_at_once:
             need = self._without_long(need, now)
+        if exact:
+            return need
         return {one: max(amount, min(self._foretold(one, amount, now), self._cap(one))) for one, amount in need.items()}
 
     def granted(self, taken: Mapping[str, Taken], now: float) -> None:
