@@ -3024,6 +3024,13 @@ MUTANTS = (
         "tests/unit/rates/test_budget.py -k first_calls",
     ),
     Mutant(
+        "Foretell the demand of calls that do not wait",
+        "rates/budget.py",
+        "        if exact:\n            return need\n",
+        "",
+        "tests/unit/rates/test_budget.py -k not_wait",
+    ),
+    Mutant(
         "Ask for one dimension after the other for ever",
         "rates/budget.py",
         "        self._all_at_once = not self._found(head, now) if head else False\n",

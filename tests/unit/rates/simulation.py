@@ -89,7 +89,7 @@ class Etcd:
         self.limits = {dimension: rate.amount for dimension, rate in world.rates.items()}
         self.queues: dict[str, dict[bytes, int]] = {dimension: {} for dimension in world.rates}
         self._lease_of: dict[bytes, int] = {}
-        self._keys: dict[int, set[bytes]] = {}
+        self._keys: dict[int, dict[bytes, None]] = {}  # in order, so that a seed tells all
         self._numbers = itertools.count(1)
         self._revisions = itertools.count(1)
         self._watches: dict[Take, None] = {}
@@ -97,7 +97,7 @@ class Etcd:
     def grant(self, ttl: float | None) -> int:
         """A lease; without ``ttl``, one that is kept alive."""
         lease = next(self._numbers)
-        self._keys[lease] = set()
+        self._keys[lease] = {}
         if ttl is not None:
             self.end_after(lease, ttl, lambda: True)
         return lease
@@ -136,12 +136,12 @@ class Etcd:
         changed = set()
         for key in keys:
             if (lease := self._lease_of.pop(key, None)) is not None:
-                self._keys.get(lease, set()).discard(key)
+                self._keys.get(lease, {}).pop(key, None)
                 dimension = _dimension(key)
                 del self.queues[dimension][key]
                 changed.add(dimension)
         for take in list(self._watches):
-            for dimension in changed & take.keys.keys():
+            for dimension in sorted(changed & take.keys.keys()):
                 take.changed(dimension)
 
     def unwatch(self, take: Take) -> None:
@@ -150,9 +150,9 @@ class Etcd:
     def _put(self, keys: Sequence[bytes], lease: int) -> None:
         for key in keys:
             if (former := self._lease_of.get(key)) is not None:
-                self._keys[former].discard(key)
+                self._keys[former].pop(key, None)
             self._lease_of[key] = lease
-            self._keys[lease].add(key)
+            self._keys[lease][key] = None
 
 
 def _dimension(key: bytes) -> str:

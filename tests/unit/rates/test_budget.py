@@ -82,6 +82,14 @@ def test_the_foretold_amount_grows_until_it_is_the_cap() -> None:
     assert asked[:6] == [1, 3, 9, 27, 81, 100]
 
 
+def test_calls_that_do_not_wait_ask_for_no_more_than_they_need() -> None:
+    budget = with_slice(8, 8)
+    budget.ask({"": 1}, 0.1)
+    assert budget.request(0.1, exact=True) == {"": 1}
+    budget.refused()
+    assert budget.request(0.1) == {"": 8}
+
+
 def test_nothing_is_served_or_asked_for_in_a_pause() -> None:
     budget = with_slice(8)
     budget.paused = True
