@@ -18,8 +18,8 @@ from codomyrmex.concurrency import (
     Session,
     clock,
 )
-from codomyrmex.concurrency.session import core_of
-from tests.helpers import eventually
+from codomyrmex.concurrency.session import core_of, default_session
+from tests.helpers import eventually, revoke
 from tests.integration.rate_keys import leases, nothing_left, parts, pauses
 
 SECONDLY = Rate(8, per=1)
@@ -113,6 +113,17 @@ async def test_tries_at_once_are_all_answered(session: Session) -> None:
     answers = await asyncio.gather(*tries, return_exceptions=True)
     assert [answer is None for answer in answers].count(True) == 10
     assert {type(answer) for answer in answers if answer} == {LockTimeout}
+
+
+async def test_one_try_asks_for_no_more_than_its_call_needs(session: Session, other: Session) -> None:
+    limiter = RateLimiter("x", Rate(800, per=60), session=session)
+    theirs = RateLimiter("x", Rate(800, per=60), session=other)
+    await theirs.acquire(700)
+    for _ in range(5):
+        with pytest.raises(LockTimeout):
+            await limiter.acquire(150, timeout=0)
+    await limiter.acquire(50, timeout=0)  # though it is likely to need more soon
+    assert await used(limiter) == 750
 
 
 async def test_a_pause_answers_those_that_try_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +323,27 @@ async def test_a_larger_limit_grants_to_waiters_at_once(session: Session, other:
     assert limiter.limits == {"": Rate(20, per=60)} and await used(limiter) == 20
     await limiter.resize(Rate(40, per=60))
     await theirs.acquire(10, timeout=2)  # it was opened with the former limit
+
+
+async def test_a_process_whose_limit_was_resized_goes_on_in_a_new_session(
+    etcd: EmbeddedEtcd, namespace: str, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODOMYRMEX_ETCD_ENDPOINTS", etcd.endpoint)
+    monkeypatch.setenv("CODOMYRMEX_ETCD_NAMESPACE", namespace)
+    limiter = RateLimiter("x", SECONDLY)
+    try:
+        await limiter.acquire()
+        await RateLimiter("x", SECONDLY, session=session).resize(Rate(16, per=1))
+        first = default_session()
+        await revoke(first, first.id)
+        await asyncio.wait_for(first.lost.wait(), 3)
+        await asyncio.sleep(0.3)  # the end of its slice
+        await limiter.acquire(2, timeout=3)
+        assert default_session() is not first
+    finally:
+        await default_session().close()
+    with pytest.raises(LimitMismatch):
+        await RateLimiter("x", SECONDLY, session=session).acquire()
 
 
 async def test_a_smaller_limit_fails_only_the_calls_above_it(session: Session, other: Session) -> None:

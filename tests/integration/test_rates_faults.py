@@ -169,6 +169,7 @@ async def test_changes_of_a_limit_cancelled_at_any_await_are_whole_or_not_at_all
         await limiter.resize(a=Rate(amount, per=1), b=Rate(amount, per=1))
 
     async def resized(error: BaseException | None) -> None:
+        await core_of(session).committer.idle()
         found = {use.dimension: use.limit for use in (await limiter.info()).uses}
         assert found["a"] == found["b"]
         await limiter.acquire(a=1, timeout=3)
@@ -177,6 +178,7 @@ async def test_changes_of_a_limit_cancelled_at_any_await_are_whole_or_not_at_all
     await eventually(lambda: nothing_left(other), 3)
 
     async def deleted(error: BaseException | None) -> None:
+        await core_of(session).committer.idle()  # a change that was sent is carried out
         uses = (await limiter.info()).uses
         assert len(uses) in ((0, 2) if error else (0,))
         if not uses:
