@@ -425,3 +425,35 @@ async def test_pauses_that_may_not_be_followed_end_the_driver_and_not_the_sessio
     await eventually(lambda: nothing_left(other))  # what was not spent went back
     await limiter.acquire(timeout=2)
     assert driver_of(session) is not first and not session.lost.is_set()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("call", [1, 2])
+async def test_a_session_lost_in_the_middle_of_a_slice_leaves_nothing_for_long(
+    etcd: EmbeddedEtcd, namespace: str, other: Session, call: int, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first transaction joins, the second one moves. A slice that had moved stays for its lease, 2 s here."""
+    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=5) as session:
+        limiter, before = fresh_limiter(session), leases(etcd)
+        await limiter.acquire()
+        await eventually(lambda: nothing_left(other))
+        core, calls = core_of(session), 0
+        txn = core.transport.txn
+
+        async def interfered(*args: Any) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == call and moment == "before":
+                await revoke(session, session.id)
+            answer = await txn(*args)
+            if calls == call and moment == "after":
+                await revoke(session, session.id)
+                await asyncio.wait_for(session.lost.wait(), 3)
+            return answer
+
+        monkeypatch.setattr(core.transport, "txn", interfered)
+        with suppress(SessionLost):
+            await asyncio.wait_for(limiter.acquire(9), 5)  # once it has moved, it may be spent
+        monkeypatch.undo()
+        await eventually(lambda: nothing_left(other), 4)
+    await eventually(lambda: not leases(etcd) - before, 4)

@@ -7,6 +7,7 @@ limit.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -103,7 +104,8 @@ async def _move(
     try:
         if await gate():
             let_go()  # their lives would have begun before
-        taken = {one: await lease.ready() for one, lease in leases.items()}
+        ready = await asyncio.gather(*(lease.ready() for lease in leases.values()))
+        taken = dict(zip(leases, ready, strict=True))
         keys = [entry.key for entry in every]
         puts = [Put(entry.key, entry.value, taken[one].id) for one, some in entries.items() for entry in some]
         compares = still_there(keys, every[0].token)
