@@ -3081,6 +3081,13 @@ MUTANTS = (
         "if kind is not RATE else True",
         "tests/integration/test_rates_limits.py -k told_by_the_status",
     ),
+    Mutant(
+        "Count by the period of a rate limiter that was deleted",
+        "rates/slices.py",
+        "compares = [*still_there(keys, every[0].token), *agreement.compares(entries)]",
+        "compares = [*still_there(keys, every[0].token)]",
+        "tests/integration/test_rates.py -k never_counts_by",
+    ),
 )
 
 

@@ -392,6 +392,34 @@ async def test_delete_ends_the_use_of_others_and_leaves_the_name_free(session: S
 Limits = dict[str, Rate]
 
 UNNAMED: Limits = {"": MINUTELY}
+
+
+@pytest.mark.parametrize("same_session", [False, True])
+async def test_a_process_never_counts_by_the_period_of_a_limiter_that_was_deleted(
+    session: Session, other: Session, same_session: bool
+) -> None:
+    mine = RateLimiter("x", SECONDLY, session=session)
+    await mine.acquire()
+    await eventually(lambda: nothing_left(session))
+    await RateLimiter("x", SECONDLY, session=other).delete()
+    await RateLimiter("x", Rate(8, per=60), session=session if same_session else other).acquire()
+    for _ in range(2):
+        with pytest.raises(LimitMismatch, match=r"deleted|per 60 s"):
+            await asyncio.wait_for(mine.acquire(), 3)
+    assert await used(mine) == 1
+
+
+async def test_a_waiter_keeps_its_turn_when_the_limit_is_changed(session: Session, other: Session) -> None:
+    limiter, theirs = (RateLimiter("x", MINUTELY, session=one) for one in (session, other))
+    await limiter.acquire(10)
+    waiting = asyncio.create_task(theirs.acquire(6))
+    await eventually(lambda: waits(limiter))
+    (token,) = {kv.create_revision for kv in await parts(session) if kv.key.find(b"%016x" % other.id) > 0}
+    await limiter.resize(Rate(20, per=60))
+    await soon(waiting)
+    assert token in {kv.create_revision for kv in await parts(session)}
+
+
 MISMATCHES: list[tuple[Limits, Limits, str]] = [
     (UNNAMED, {"": Rate(11, per=60)}, "other limits"),
     (UNNAMED, {"": Rate(10, per=61)}, "per 60 s"),

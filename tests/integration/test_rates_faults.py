@@ -393,9 +393,9 @@ def test_a_limiter_of_a_loop_that_was_closed_is_refused(etcd: EmbeddedEtcd, name
             asyncio.run(work())
 
 
-@pytest.mark.parametrize("work", ["_slices", "_go_on"])
+@pytest.mark.parametrize(("work", "what"), [("_slices", "getting a slice"), ("_go_on", "the timer")])
 async def test_work_that_fails_ends_the_session(
-    etcd: EmbeddedEtcd, namespace: str, work: str, monkeypatch: pytest.MonkeyPatch
+    etcd: EmbeddedEtcd, namespace: str, work: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3)
     await session.open()
@@ -408,7 +408,7 @@ async def test_work_that_fails_ends_the_session(
     waiting = asyncio.create_task(limiter.acquire(9)) if work == "_go_on" else None
     await asyncio.sleep(0.02)
     monkeypatch.setattr(driver_of(session), work, fail)
-    with pytest.raises(SessionLost, match="rate limit of this session failed: RuntimeError: a defect"):
+    with pytest.raises(SessionLost, match=f"{what} of a rate limit of this session failed: RuntimeError: a defect"):
         await asyncio.wait_for(waiting or limiter.acquire(9), 3)
     assert session.lost.is_set()
     await session.close()

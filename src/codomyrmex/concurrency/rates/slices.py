@@ -17,7 +17,7 @@ from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.keys import RATE, session_of
 from codomyrmex.concurrency.rates import timing
-from codomyrmex.concurrency.rates.rate import Rate
+from codomyrmex.concurrency.rates.limits import Agreement
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry, QueueRef, Requester
@@ -47,7 +47,7 @@ async def take(
     session: SessionCore,
     name: str,
     wanted: Mapping[str, int],
-    rates: Mapping[str, Rate],
+    agreement: Agreement,
     owner: bytes,
     gate: Callable[[], Awaitable[bool]],
     *,
@@ -65,7 +65,7 @@ async def take(
     every = [entry for some in entries.values() for entry in some]
     if len(every) > 1:
         Group(every)
-    leases = {one: EarlyLease(session, timing.ttl(rates[one].per)) for one in wanted}
+    leases = {one: EarlyLease(session, timing.ttl(agreement.rates[one].per)) for one in wanted}
 
     def let_go() -> None:
         for lease in leases.values():
@@ -74,7 +74,7 @@ async def take(
     taken = None
     try:
         if await join_and_wait(every, only_if_free=only_if_free, waits=let_go):
-            taken = await _move(every, entries, leases, started, gate, let_go)
+            taken = await _move(every, entries, leases, agreement, started, gate, let_go)
     finally:
         if taken is None:
             let_go()
@@ -96,11 +96,12 @@ async def _move(
     every: Sequence[Entry],
     entries: Mapping[str, Sequence[Entry]],
     leases: Mapping[str, EarlyLease],
+    agreement: Agreement,
     started: float,
     gate: Callable[[], Awaitable[bool]],
     let_go: Callable[[], None],
 ) -> dict[str, TakenLease]:
-    """Move granted entries to the leases of their dimensions, in one transaction."""
+    """Move granted entries to the leases of their dimensions, in one transaction, if the fleet counts as agreed."""
     try:
         if await gate():
             let_go()  # their lives would have begun before
@@ -108,10 +109,13 @@ async def _move(
         taken = dict(zip(leases, ready, strict=True))
         keys = [entry.key for entry in every]
         puts = [Put(entry.key, entry.value, taken[one].id) for one, some in entries.items() for entry in some]
-        compares = still_there(keys, every[0].token)
-        reply = await every[0].session.committer.commit(Request(keys, puts, compares=compares, again=(), alone=True))
-        if not reply.succeeded:
-            raise LockLost(f"the slice of {every[0].queue_ref.name!r} in its queue was deleted by another client")
+        committer = every[0].session.committer
+        while True:
+            compares = [*still_there(keys, every[0].token), *agreement.compares(entries)]
+            if (await committer.commit(Request(keys, puts, compares=compares, again=(), alone=True))).succeeded:
+                break
+            if not await agreement.renewed():
+                raise LockLost(f"the slice of {every[0].queue_ref.name!r} in its queue was deleted by another client")
         for entry in every:
             entry.raise_if_lost()
     except BaseException:
