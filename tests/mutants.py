@@ -3022,7 +3022,7 @@ MUTANTS = (
         "            self._taking = self.session.start(self._take(), _TAKING)\n",
         "            wanted = self.budget.request(now, exact=self._all_try_once())\n"
         "            self._taking = self.session.start(self._take(wanted), _TAKING)\n",
-        "tests/integration/test_costs.py -k three_revisions",
+        "tests/integration/test_costs.py -k one_slice",
         also=(
             ("rates/driver.py", "async def _take(self) -> None:", "async def _take(self, wanted) -> None:"),
             (
