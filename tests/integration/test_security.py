@@ -57,6 +57,7 @@ def guarded() -> Iterator[EmbeddedEtcd]:
     server.stop_sync()
 
 
+@pytest.mark.long
 async def test_tokens_that_expired_are_replaced(guarded: EmbeddedEtcd) -> None:
     """Use prolongs a token's life, so what uses it must pause for longer than that."""
     settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
@@ -116,6 +117,7 @@ async def _uncounted(limiter: RateLimiter) -> bool:
     return not any(use.used for use in (await limiter.info()).uses)
 
 
+@pytest.mark.long
 async def test_a_user_keeps_its_locks_beyond_its_tokens(guarded: EmbeddedEtcd) -> None:
     settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
     async with Session(**settings, session_ttl=3) as one, Session(**settings, session_ttl=3) as two:
@@ -147,6 +149,7 @@ async def test_who_may_not_is_refused_in_our_words(guarded: EmbeddedEtcd, settin
     assert "check user, password, role" in str(caught.value) and "horse" not in str(caught.value)
 
 
+@pytest.mark.long
 async def test_a_password_that_is_changed_costs_no_lock(guarded: EmbeddedEtcd, tmp_path: Path) -> None:
     """The file may be replaced some time after the password; until then new tokens are refused."""
     file = tmp_path / "password"
