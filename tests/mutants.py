@@ -3088,6 +3088,27 @@ MUTANTS = (
         "compares = [*still_there(keys, every[0].token)]",
         "tests/integration/test_rates.py -k never_counts_by",
     ),
+    Mutant(
+        "Wait for ever for a slice whose task was cancelled before it began",
+        "rates/driver.py",
+        "            self._taking.add_done_callback(lambda _: self._took())\n",
+        "",
+        "tests/integration/test_rates.py -k moment_of_a_try",
+        also=(
+            (
+                "rates/driver.py",
+                "                self.budget.granted(taken, clock.now())\n\n    def _take_over",
+                "                self.budget.granted(taken, clock.now())\n            self._took()\n\n    def _take_over",
+            ),
+        ),
+    ),
+    Mutant(
+        "Let a dimension have more bytes than its part of a key",
+        "rates/rate.py",
+        "len(dimension.encode()) <= _LONGEST_NAME",
+        "len(dimension) <= _LONGEST_NAME",
+        "tests/integration/test_rates_limits.py -k 'long and dimension'",
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from codomyrmex.concurrency import (
     Session,
     clock,
 )
+from codomyrmex.concurrency.rates.driver import Drivers
 from codomyrmex.concurrency.session import core_of, default_session
 from tests.helpers import eventually, revoke
 from tests.integration.rate_keys import leases, nothing_left, parts, pauses
@@ -148,6 +149,24 @@ async def test_a_pause_answers_those_that_try_once(session: Session, monkeypatch
     assert await used(limiter) <= 1
 
 
+async def test_a_pause_at_the_moment_of_a_try_leaves_the_limiter_usable(session: Session) -> None:
+    limiter = RateLimiter("x", SECONDLY, session=session)
+    await limiter.acquire()
+    await eventually(lambda: nothing_left(session))
+    answers = await asyncio.gather(limiter.acquire(7, timeout=0), limiter.throttled(60), return_exceptions=True)
+    assert isinstance(answers[0], LockTimeout)
+    await limiter.resume()
+    await limiter.acquire(7, timeout=2)
+
+
+async def test_eight_dimensions_are_granted_together(session: Session, other: Session) -> None:
+    limits = {f"{'d' * 63}{number}": Rate(1000, per=60) for number in range(8)}
+    limiter, theirs = (RateLimiter("n" * 440, limits=limits, session=one) for one in (session, other))
+    await limiter.acquire(**dict.fromkeys(limits, 500))
+    await theirs.acquire(timeout=2, **dict.fromkeys(limits, 500))
+    assert [use.used for use in (await limiter.info()).uses] == [1000] * 8
+
+
 # Refunds and overdrafts
 
 
@@ -244,6 +263,9 @@ async def test_a_pause_is_seen_by_all_and_ends_by_itself(session: Session, other
     await theirs.acquire()
     began = clock.now()
     await limiter.throttled(1)
+    driver = core_of(other).member(Drivers).find("x")
+    assert driver
+    await eventually(lambda: driver.pauses, 0.5)
     info = await limiter.info()
     assert info.paused_until and info.paused_by and str(core_of(session).host) in info.paused_by
     for one in (limiter, theirs):
