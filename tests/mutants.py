@@ -3097,8 +3097,8 @@ MUTANTS = (
         also=(
             (
                 "rates/driver.py",
-                "                self.budget.granted(taken, clock.now())\n\n    def _take_over",
-                "                self.budget.granted(taken, clock.now())\n            self._took()\n\n    def _take_over",
+                "budget.granted(taken, clock.now())\n\n    def _take_over",
+                "budget.granted(taken, clock.now())\n            self._took()\n\n    def _take_over",
             ),
         ),
     ),
