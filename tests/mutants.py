@@ -3109,6 +3109,13 @@ MUTANTS = (
         "len(dimension) <= _LONGEST_NAME",
         "tests/integration/test_rates_limits.py -k 'long and dimension'",
     ),
+    Mutant(
+        "Tie a rate limiter without a session to its first event loop",
+        "rates/limiter.py",
+        "if driver and (self._session or driver.session.home.is_here()):",
+        "if driver:",
+        "tests/integration/test_rates_faults.py -k serves_each_loop",
+    ),
 )
 
 

@@ -26,7 +26,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Lease
 from codomyrmex.concurrency.etcd.watch import Refused
 from codomyrmex.concurrency.rates import driver, slices
 from codomyrmex.concurrency.rates.driver import Driver, Drivers
-from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.session import core_of, default_session
 from tests.forks import in_child
 from tests.helpers import eventually, revoke
 from tests.integration.rate_keys import leases, nothing_left, pauses
@@ -391,6 +391,24 @@ def test_a_limiter_of_a_loop_that_was_closed_is_refused(etcd: EmbeddedEtcd, name
     for work in (made[0].acquire, lambda: made[0].throttled(5), made[0].info):
         with pytest.raises(UsedElsewhere):
             asyncio.run(work())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_limiter_without_a_session_serves_each_loop_and_a_forked_child(
+    etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODOMYRMEX_ETCD_ENDPOINTS", etcd.endpoint)
+    monkeypatch.setenv("CODOMYRMEX_ETCD_NAMESPACE", namespace)
+    limiter = RateLimiter("x", Rate(100, per=60))
+
+    async def use() -> int:
+        await limiter.acquire(2, timeout=5)
+        await default_session().close()
+        async with Session(endpoints=etcd.endpoint, namespace=namespace) as session:
+            return sum(use.used for use in (await fresh_limiter(session).info()).uses)
+
+    assert [asyncio.run(use()) for _ in range(2)] == [2, 4]
+    assert in_child(lambda: asyncio.run(use())) == 6
 
 
 @pytest.mark.parametrize(("work", "what"), [("_slices", "getting a slice"), ("_go_on", "the timer")])

@@ -296,7 +296,7 @@ class RateLimiter(AsyncOnly):
     async def _driven(self, cost: Mapping[str, int] | None = None) -> Driver:
         """The driver in the session, for which the limits were agreed on."""
         driver = self._driver
-        if driver:
+        if driver and (self._session or driver.session.home.is_here()):  # each loop has a default session of its own
             driver.session.home.check("rate limit", self._name)
             usable = driver.session.usable_here()
             if (usable and not driver.is_over) or (cost and driver.has_room(cost)):
@@ -337,7 +337,7 @@ class RateLimiter(AsyncOnly):
 
     async def _reason(self) -> str:
         """The reason of a timeout, in words."""
-        if self._driver is None:
+        if self._driver is None or not self._driver.session.home.is_here():
             return "the session was not open by then"
         try:
             async with asyncio.timeout(_PATIENCE):
