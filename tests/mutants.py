@@ -3175,8 +3175,8 @@ MUTANTS = (
     Mutant(
         "Foretell the demand for calls that try once",
         "rates/budget.py",
-        "if served == len(self.waiting) and not exact:",
-        "if served == len(self.waiting):",
+        "        if exact:\n            return need\n",
+        "",
         "tests/integration/test_rates.py -k try_asks_for_no_more",
     ),
     Mutant(
