@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ class Demand:
     rate: float | None = None
     uses: Costs | None = None
     acquire: bool = False  # the simple form, which tells no deadline
-    called: bool = True  # whether the provider is called at all
+    called: bool = True  # whether the provider is called; if not, requests are counted and not written down
     takes: float = 0.0  # seconds between the provider's answer and the end of the block
     timeout: float | None = None
     hours: float = 0.0  # by which the wall clock is wrong
-    saturating: bool = field(default=False)
+    saturating: bool = False
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -51,8 +51,8 @@ class Demand:
 def set_clock(hours: float) -> None:
     """Shift this process's time of day."""
     right, right_ns = time.time, time.time_ns
-    time.time = lambda: right() + 3600 * hours  # type: ignore[assignment]
-    time.time_ns = lambda: right_ns() + int(3600e9 * hours)  # type: ignore[assignment]
+    time.time = lambda: right() + 3600 * hours
+    time.time_ns = lambda: right_ns() + int(3600e9 * hours)
 
 
 class Client:
@@ -67,6 +67,8 @@ class Client:
         self.stopping = asyncio.Event()
         self.numbers = itertools.count()
         self.limiter: Any = None
+        self.used = {**self.demand.cost, **(self.demand.uses or {})}
+        self.counted = 0
 
     def until_told(self) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stopping.set)
@@ -127,6 +129,10 @@ class Client:
 
     async def _once(self, call: Any) -> None:
         """One spend and its call; errors are written down."""
+        if not self.demand.called:
+            await self.limiter.acquire(**self.demand.cost)
+            self.counted += 1
+            return
         identity = f"{self.name}-{next(self.numbers)}"
         self.journal.say("ask", id=identity, cost=self.demand.cost)
         try:
@@ -138,30 +144,26 @@ class Client:
     async def _acquire(self, identity: str, call: Any) -> None:
         await self.limiter.acquire(timeout=self.demand.timeout, **self.demand.cost)
         self.journal.say("granted", id=identity, cost=self.demand.cost, deadline=FOREVER)
-        answer = await call(identity, FOREVER, self.demand.cost) if call else ""
+        answer = await call(identity, FOREVER, self.demand.cost)
         self.journal.say("over", id=identity, used=self.demand.cost, answer=answer, overdraft={})
 
     async def _reserve(self, identity: str, call: Any) -> None:
-        uses = self.demand.uses or self.demand.cost
         async with self.limiter.reserve(timeout=self.demand.timeout, **self.demand.cost) as spend:
             due = time.monotonic() + spend.deadline()
             self.journal.say("granted", id=identity, cost=dict(spend.cost), deadline=due)
-            answer = await self._call(call, identity, spend, uses) if call else ""
-            if answer == "skipped" and self.demand.uses:
-                uses = dict.fromkeys(uses, 0)
+            answer = await self._call(call, identity, spend)
             await asyncio.sleep(self.demand.takes)
             if self.demand.uses:
-                spend.used(**uses)
-            used = uses if self.demand.uses else self.demand.cost
-            self.journal.say("over", id=identity, used=used, answer=answer, overdraft=dict(spend.overdraft))
+                spend.used(**self.demand.uses)
+            self.journal.say("over", id=identity, used=self.used, answer=answer, overdraft=dict(spend.overdraft))
 
-    async def _call(self, call: Any, identity: str, spend: Any, uses: Costs) -> str:
+    async def _call(self, call: Any, identity: str, spend: Any) -> str:
         """Call the provider, or skip the call: half of those whose deadline is over are made all the same."""
         now = time.monotonic()  # read first: a stop in between makes the deadline earlier, never later
         left = spend.deadline()
         if left <= 0 and self.chance.random() < 0.5:
             return "skipped"
-        granted = {dimension: min(amount, self.demand.cost[dimension]) for dimension, amount in uses.items()}
+        granted = {dimension: min(self.used[dimension], amount) for dimension, amount in self.demand.cost.items()}
         answer: str = await call(identity, now + left, granted)
         return answer
 
@@ -179,7 +181,7 @@ async def main(given: argparse.Namespace) -> None:
     set_clock(client.demand.hours)
     client.journal.say("began", demand=asdict(client.demand))
     await client.live()
-    client.journal.say("ended")
+    client.journal.say("ended", counted=client.counted)
 
 
 if __name__ == "__main__":

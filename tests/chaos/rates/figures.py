@@ -60,3 +60,12 @@ def peak(entries: Iterable[tuple[float, float, int]], per: float) -> tuple[int, 
         if now > most:
             most, ends = now, at
     return most, ends
+
+
+def leases(events: Iterable[Event], begin: float, end: float) -> int:
+    """The number of leases that keys were first put on in a span."""
+    first: dict[int, float] = {}
+    for event in events:
+        if event.lease:
+            first.setdefault(event.lease, event.seen)
+    return sum(begin <= seen < end for seen in first.values())
