@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.errors import PayloadTooLarge as PayloadTooLarge
     from codomyrmex.concurrency.errors import PoolClosed as PoolClosed
     from codomyrmex.concurrency.errors import QueueFull as QueueFull
+    from codomyrmex.concurrency.errors import RateLimitInUse as RateLimitInUse
     from codomyrmex.concurrency.errors import SemaphoreInUse as SemaphoreInUse
     from codomyrmex.concurrency.errors import SessionLost as SessionLost
     from codomyrmex.concurrency.errors import UsedElsewhere as UsedElsewhere
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
     from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.models import RateLimitInfo as RateLimitInfo
+    from codomyrmex.concurrency.models import RateUse as RateUse
     from codomyrmex.concurrency.models import ReservationInfo as ReservationInfo
     from codomyrmex.concurrency.models import Routed as Routed
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
@@ -63,6 +66,10 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.pool.results import PoolStats as PoolStats
     from codomyrmex.concurrency.pool.results import TaskResult as TaskResult
     from codomyrmex.concurrency.pool.worker_pool import AsyncWorkerPool as AsyncWorkerPool
+    from codomyrmex.concurrency.rates.limiter import RateLimiter as RateLimiter
+    from codomyrmex.concurrency.rates.limiter import Reserve as Reserve
+    from codomyrmex.concurrency.rates.limiter import Spend as Spend
+    from codomyrmex.concurrency.rates.rate import Rate as Rate
     from codomyrmex.concurrency.recipes.lock import DistributedLock as DistributedLock
     from codomyrmex.concurrency.recipes.manager import Acquisition as Acquisition
     from codomyrmex.concurrency.recipes.manager import JointAcquisition as JointAcquisition
@@ -123,6 +130,7 @@ _HOME = {
         "LockLost",
         "LockTimeout",
         "NotHeld",
+        "RateLimitInUse",
         "SemaphoreInUse",
         "SessionLost",
         "UsedElsewhere",
@@ -150,8 +158,12 @@ _HOME = {
         "LockInfo",
         "LockStats",
         "Owner",
+        "RateLimitInfo",
+        "RateUse",
         "ReservationInfo",
     ),
+    "rates.limiter": ("RateLimiter", "Reserve", "Spend"),
+    "rates.rate": ("Rate",),
     "recipes.reservation": ("Reservation",),
     "recipes.reserving": ("Reserving",),
     "waitqueue.grant": ("Grant",),

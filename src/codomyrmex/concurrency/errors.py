@@ -61,8 +61,12 @@ class SemaphoreInUse(ConcurrencyError):
     """A semaphore that was to be deleted has holders or waiters. Nothing was deleted."""
 
 
+class RateLimitInUse(ConcurrencyError):
+    """A rate limit that was to be deleted still counts what was spent, or has waiters. Nothing was deleted."""
+
+
 class LimitMismatch(ConcurrencyError):
-    """A semaphore was opened with another limit than the one in etcd; the text names both."""
+    """A semaphore or a rate limiter was opened with other limits than those in etcd; the text names both."""
 
 
 class PoolClosed(ConcurrencyError):

@@ -5,6 +5,10 @@
     /<namespace>/v1/lock/<name>/<entry>            one per holder or waiter; ordered by create revision
     /<namespace>/v1/semaphore/<name>/<entry>       the same
     /<namespace>/v1/semaphore/<name>/limit-<n>     the semaphore's limit; a new limit has a new key
+    /<namespace>/v1/rate/<name>%2F<dimension>/<entry>      one per part of a slice that is counted or waited for
+    /<namespace>/v1/rate/<name>%2F<dimension>/limit-<n>    the limit of one dimension of a rate limiter; its value has
+                                                   the period and the names of all dimensions
+    /<namespace>/v1/pause/<name>/<lease>           leased: nobody spends from this rate limiter
     /<namespace>/v1/path/<tree>/<entry>            one per holder or waiter of paths, which its value tells
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
     /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
@@ -17,8 +21,8 @@
     /<namespace>/v1/pool/<name>/<lease>-<instance> leased: a pool's latest figures
 
 An entry is ``<lease>-<slot>``: the session's lease id in hex, then the key slot, a number that tells the entries of one
-session in one queue apart. A reader's entry ends with ``.r``, a semaphore's entry for n permits with ``.<n>``. So a key
-alone tells what its entry asks for.
+session in one queue apart. A reader's entry ends with ``.r``, an entry for n permits with ``.<n>``. So a key alone
+tells what its entry asks for.
 
 A name is percent-encoded, byte by byte, into one path segment: no name can reach another's keys, and the encoding of a
 prefix is a prefix of the encoding. Names are in NFC, so a composed and a decomposed "é" are one name. ``lease/`` sorts
@@ -139,8 +143,8 @@ def past_segment(prefix: bytes, segment: bytes) -> bytes:
 
 
 _LIMIT = b"limit-"
-_LIMIT_KEY = re.compile(rb"/[^/]+/v1/semaphore/[^/]+/limit-([0-9]+)")
-_IN_SEMAPHORE = re.compile(rb"/[^/]+/v1/semaphore/")
+_LIMIT_KEY = re.compile(rb"/[^/]+/v1/(?:semaphore|rate)/[^/]+/limit-([0-9]+)")
+_OF_PERMITS = re.compile(rb"/[^/]+/v1/(?:semaphore|rate)/")
 _IN_TREE = re.compile(rb"/[^/]+/v1/path/")
 _SESSION = re.compile(rb"/([0-9a-f]{16})-[^/]*$")
 _LEASE = re.compile(rb"[0-9a-f]{16}")
@@ -173,7 +177,7 @@ def is_never_granted(entry: bytes) -> bool:
 
     Every client follows this rule, so such an entry never holds and takes no place in the queue.
     """
-    return not permits_of(entry) and _IN_SEMAPHORE.match(entry) is not None
+    return not permits_of(entry) and _OF_PERMITS.match(entry) is not None
 
 
 def is_in_tree(entry: bytes) -> bool:
@@ -223,6 +227,7 @@ class Kind(NamedTuple):
 LOCK = Kind("lock", "lock")
 SEMAPHORE = Kind("semaphore", "semaphore")
 PATH = Kind("path lock", "path")  # its queues are trees
+RATE = Kind("rate limit", "rate")  # its queues are dimensions
 
 
 _LISTED_KEY = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]*")
@@ -252,6 +257,7 @@ class Layout:
         self._audits = self.below("audit")
         self._release_markers = self.below("baton")
         self._left = self.below("left")
+        self._pauses = self.below("pause")
 
     def below(self, segment: str) -> bytes:
         """The prefix of the keys below one segment under the root, such as ``lock`` or ``dead``."""
@@ -286,6 +292,19 @@ class Layout:
     def left(self, entry: bytes) -> bytes:
         """The key of the note that an entry leaves if it expires; for a queue, the prefix of its entries' notes."""
         return self._left + entry.removeprefix(self.root)
+
+    def rate(self, name: str, dimension: str) -> bytes:
+        """The prefix, with its trailing slash, of every entry in one dimension of a rate limiter."""
+        return self.queue(f"{name}/{dimension}", RATE)
+
+    def rate_and_dimension(self, key: bytes) -> tuple[str, str] | None:
+        """The rate limiter and the dimension of an entry or a limit; None for other keys."""
+        name, slash, dimension = (self.name_of(key, RATE) or "").rpartition("/")
+        return (name, dimension) if slash and name else None
+
+    def pauses(self, name: str) -> bytes:
+        """The prefix, with its trailing slash, of the pauses of a rate limiter."""
+        return starting_with(self._pauses, name) + b"/"
 
     def audit(self, name: str, kind: Kind = LOCK) -> bytes:
         """The key of the record of the last forced release of a lock or of a tree's entry."""

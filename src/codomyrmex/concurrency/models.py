@@ -193,6 +193,49 @@ _LEASE = TypeAdapter(LeaseRecord)
 
 
 @dataclass(frozen=True, slots=True)
+class LimitRecord:
+    """The value of a rate limiter's limit in one dimension. ``per`` is its period in seconds, and ``dimensions`` names
+    all dimensions of the limiter."""
+
+    per: float
+    dimensions: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """Its value in etcd, as JSON."""
+        return json.dumps(to_json(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> LimitRecord | None:
+        """The record in a value, or None if the value is foreign."""
+        return decode.record(_LIMIT, value)
+
+
+_LIMIT = TypeAdapter(LimitRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRecord:
+    """The value of a pause of a rate limiter: the process that asked for it, and the seconds for which it did."""
+
+    host: str
+    pid: int
+    seconds: float
+    agent: str = ""
+
+    def encode(self) -> bytes:
+        """Its value in etcd, as JSON."""
+        return json.dumps(to_json(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> PauseRecord | None:
+        """The record in a value, or None if the value is foreign."""
+        return decode.record(_PAUSE, value)
+
+
+_PAUSE = TypeAdapter(PauseRecord)
+
+
+@dataclass(frozen=True, slots=True)
 class LockInfo:
     """A lock as etcd has it at one revision: holders and waiters in queue order.
 
@@ -246,6 +289,56 @@ class SemaphoreInfo:
     def available(self) -> int:
         """The number of permits without a holder; waiters may be about to get them."""
         return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
+
+
+@dataclass(frozen=True, slots=True)
+class RateUse:
+    """One dimension of a rate limiter as etcd has it: at most ``limit`` in any window of ``per`` seconds.
+
+    ``used`` is what counts at this moment: what was spent in the last period, and what processes have got to spend in
+    the next seconds. Each holder and each waiter is a slice, with its amount as ``permits``. The dimension of a limiter
+    with one rate has an empty name.
+    """
+
+    dimension: str
+    limit: int
+    per: float
+    holders: tuple[Owner, ...]
+    waiters: tuple[Owner, ...]
+
+    @property
+    def used(self) -> int:
+        """The amount that counts now."""
+        return sum(owner.permits for owner in self.holders)
+
+    @property
+    def free(self) -> int:
+        """The amount that nobody has; waiters may be about to get it."""
+        return max(0, self.limit - self.used)
+
+    @property
+    def waiting(self) -> int:
+        """The amount that is waited for."""
+        return sum(owner.permits for owner in self.waiters)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitInfo:
+    """A rate limiter as etcd has it at one revision. ``uses`` is empty if it is not in etcd.
+
+    ``paused_until`` is when its last pause ends, by the clock of this process, and ``paused_by`` the agent or the
+    process that asked for that pause; both are None while there is none.
+    """
+
+    name: str
+    uses: tuple[RateUse, ...]
+    paused_until: datetime | None = None
+    paused_by: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """The number of processes that wait."""
+        return len({owner.session for use in self.uses for owner in use.waiters})
 
 
 @dataclass(frozen=True, slots=True)

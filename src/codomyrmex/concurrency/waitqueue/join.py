@@ -51,7 +51,8 @@ async def join_and_wait(
     entries: Sequence[Entry], *, only_if_free: bool, waits: Callable[[], None] | None = None
 ) -> bool:
     """Join the queues, and wait until each entry may be granted and the session is trusted; False if ``only_if_free``
-    and one was not free. ``waits`` is called when an entry begins to wait.
+    and one was not free. Entries of one queue are granted together, since their rule counts them together. ``waits`` is
+    called when an entry begins to wait.
 
     If this ends otherwise, by an error or a cancel, no key stays in etcd.
     """
@@ -60,9 +61,11 @@ async def join_and_wait(
     actions = await _join(entries)
     patience = _patience(entries, only_if_free)
     try:
+        waited: set[bytes] = set()
         for entry, action in zip(entries, actions, strict=True):
-            if action is Action.GRANT:
+            if action is Action.GRANT or entry.queue_ref.queue in waited:
                 continue
+            waited.add(entry.queue_ref.queue)
             if not only_if_free:
                 entry.contended = True
                 if waits:
@@ -101,9 +104,10 @@ async def _join(entries: Sequence[Entry]) -> list[Action]:
         _not_joined(entries, request, error)
         raise
     if reply.succeeded:
-        results = reply.results[::2]  # of each entry's reading; the others are those of the puts
-        found = zip(entries, results, afters, strict=True)
-        return [_joined(entry, reply.revision, result, after) for entry, result, after in found]
+        readings = [result for result in reply.results if isinstance(result, GetResult)]
+        read = dict(zip(dict.fromkeys(entry.queue_ref.queue for entry in entries), readings, strict=True))
+        known = zip(entries, afters, strict=True)
+        return [_joined(entry, reply.revision, read[entry.queue_ref.queue], after) for entry, after in known]
     whole_queues = zip(entries, reply.results, strict=True)
     actions = [action for entry, result in whole_queues if (action := _joined_before(entry, result))]
     if len(actions) < len(entries):
@@ -118,14 +122,13 @@ def _known_up_to(entry: Entry) -> int:
 
 
 def _request(entries: Sequence[Entry], afters: Sequence[int]) -> Request:
-    """Read the queues, then join them. The reading comes first, so it shows the queue ahead."""
+    """Read each queue once, then join them. The readings come first, so they show the queues ahead."""
+    readings: dict[bytes, Get] = {}
+    for entry, after in zip(entries, afters, strict=True):
+        readings.setdefault(entry.queue_ref.queue, _reading(entry, after))
     return Request(
-        [entry.queue_ref.queue for entry in entries],
-        [
-            op
-            for entry, after in zip(entries, afters, strict=True)
-            for op in (_reading(entry, after), Put(entry.key, entry.value, entry.lease))
-        ],
+        list(readings),
+        [*readings.values(), *(Put(entry.key, entry.value, entry.lease) for entry in entries)],
         otherwise=[entry.queue_ref.whole for entry in entries],
         again=(Compare(entries[0].key, Target.CREATE_REVISION, 0),),
         undo=lambda: _remove(entries),
@@ -150,9 +153,8 @@ def _not_joined(entries: Sequence[Entry], request: Request, error: BaseException
         _remove(entries)
 
 
-def _joined(entry: Entry, revision: int, found: OpResult, after: int) -> Action:
+def _joined(entry: Entry, revision: int, found: GetResult, after: int) -> Action:
     """The entry's put was applied at ``revision``, behind the entries that were found or are known up to ``after``."""
-    assert isinstance(found, GetResult)
     if isinstance(entry.rule, Overlap):
         queue_ref, own = entry.queue_ref, Predecessor(entry.key, revision, entry.value)
         view = entry.local.trees.joined(queue_ref.queue, queue_ref.queue_end, own, found, after)
@@ -215,7 +217,8 @@ async def _all_grantable(entries: Sequence[Entry]) -> bool:
     """True if all would be granted if they joined now; if not, their key slots are given back."""
     grantable = False
     try:
-        grantable = all([await _grantable(entry) for entry in entries])
+        first = {entry.queue_ref.queue: entry for entry in reversed(entries)}
+        grantable = all([await _grantable(entry) for entry in first.values()])
     finally:
         if not grantable:
             _free_key_slots(entries)

@@ -117,9 +117,13 @@ shared: Rule = _Shared()
 @dataclass(frozen=True, slots=True)
 class Permits:
     """Granted when the permits up to and including one's own fit the limit. Requests are served in order of arrival, so
-    a large request waits for room and small ones do not pass it."""
+    a large request waits for room and small ones do not pass it.
+
+    ``together`` is the number of permits of all entries that one request has in the queue; 0 if it has only this one.
+    """
 
     permits: int
+    together: int = 0
     needs_all: bool = True
     fields: str = ""
 
@@ -128,12 +132,13 @@ class Permits:
         return permits_suffix(self.permits)
 
     def __call__(self, view: View) -> Decision:
+        wanted = self.together or self.permits
         if view.limit is None:
-            return Never("the semaphore's limit was deleted from etcd; open it anew")
-        if self.permits > view.limit:
-            return Never(f"{self.permits} permits were asked for, but the limit is {view.limit} now")
+            return Never("the limit was deleted from etcd; open it anew")
+        if wanted > view.limit:
+            return Never(f"{wanted} permits were asked for, but the limit is {view.limit} now")
         taken = sum(permits_of(entry.key) for entry in view.entries)
-        return _GRANTED if taken + self.permits <= view.limit else WaitFor(b"")
+        return _GRANTED if taken + wanted <= view.limit else WaitFor(b"")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,11 @@ class Turn:
         return self._view.revision
 
     @property
+    def view(self) -> View:
+        """Its latest view of the queue ahead."""
+        return self._view
+
+    @property
     def sees_all(self) -> bool:
         """True if its view has every entry ahead."""
         return self._view.complete

@@ -1,0 +1,172 @@
+"""The limits of a rate limiter in etcd: agreed on, changed, and deleted.
+
+Each dimension has a limit key beside its entries, as a semaphore has, so a reading of the queue shows both in one
+order. The value of the key has the period, and the names of all dimensions of the limiter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHeld, RateLimitInUse
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
+from codomyrmex.concurrency.keys import limit_key, limit_of, limit_range, prefix_end
+from codomyrmex.concurrency.models import LimitRecord
+from codomyrmex.concurrency.rates.rate import Rate
+from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
+
+_TRIES = 20  # of a change that meets those of others
+
+
+def rates_in(dimension: str, kvs: Sequence[KV]) -> tuple[Rate, LimitRecord] | None:
+    """The rate of a dimension in a reading of its limits, the lowest if there are several; None if it has none."""
+    found = [(limit, kv) for kv in kvs if is_limit(kv) and (limit := limit_of(kv.key)) is not None]
+    for limit, kv in sorted(found, key=lambda pair: pair[0]):
+        if record := LimitRecord.decode(kv.value):
+            try:
+                return Rate(limit, record.per), record
+            except ValueError:  # a foreign period
+                continue
+    return None
+
+
+async def agree(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    """The rates of a limiter in etcd, which become ``rates`` if it has none.
+
+    Raises ``LimitMismatch`` if etcd has other dimensions or periods; other amounts are returned.
+    """
+    names = tuple(sorted(rates))
+    queues = {one: session.layout.rate(name, one) for one in names}
+    reading = [Get(*limit_range(queue)) for queue in queues.values()]
+    puts: list[Op] = [
+        Put(limit_key(queue, rates[one].amount), LimitRecord(rates[one].per, names).encode())
+        for one, queue in queues.items()
+    ]
+    seen = 0
+    for _ in range(_TRIES):
+        first = [
+            Compare(queue, Target.CREATE_REVISION, seen + 1, end, less=True)
+            for queue, end in (limit_range(queue) for queue in queues.values())
+        ]
+        request = Request(list(queues.values()), puts, compares=first, otherwise=reading, again=(), alone=True)
+        reply = await session.committer.commit(request)
+        if reply.succeeded:
+            return dict(rates)
+        found = [result for result in reply.results if isinstance(result, GetResult)]
+        known = {one: rates_in(one, result.kvs) for one, result in zip(names, found, strict=True)}
+        if any(known.values()):
+            return _agreed(name, rates, {one: pair for one, pair in known.items() if pair})
+        seen = max(result.revision for result in found)
+    raise ConcurrencyError(f"others keep writing among the limits of the rate limiter {name!r}; try again")
+
+
+def _agreed(name: str, rates: Mapping[str, Rate], known: Mapping[str, tuple[Rate, LimitRecord]]) -> dict[str, Rate]:
+    there = set(next(iter(known.values()))[1].dimensions)
+    if there != set(rates) or set(known) != set(rates):
+        raise LimitMismatch(
+            f"the rate limiter {name!r} has the dimensions {_told(there)} in etcd, not {_told(rates)}; open it with "
+            "those, or use another name"
+        )
+    found = {one: rate for one, (rate, _) in known.items()}
+    for one, rate in found.items():
+        if rate.per != rates[one].per:
+            of = f" of {one}" if one else ""
+            raise LimitMismatch(
+                f"the rate limiter {name!r} counts{of} per {rate.per:g} s in etcd, not per {rates[one].per:g} s; open "
+                "it with that, or use another name"
+            )
+    return found
+
+
+def _told(dimensions: Mapping[str, object] | set[str]) -> str:
+    return ", ".join(one or "(one without a name)" for one in sorted(dimensions))
+
+
+async def known(session: SessionCore, name: str) -> dict[str, Rate]:
+    """The rates of a limiter in etcd by dimension; empty if there is none."""
+    prefix = session.layout.rate(name, "")[:-1]  # without the slash, so the prefix of every dimension's queue
+    found: dict[str, list[KV]] = {}
+    for kv in (await session.transport.get(Get(prefix, prefix_end(prefix)))).kvs:
+        named = session.layout.rate_and_dimension(kv.key)
+        if named and named[0] == name and is_limit(kv):
+            found.setdefault(named[1], []).append(kv)
+    pairs = {one: rates_in(one, kvs) for one, kvs in found.items()}
+    return {one: pair[0] for one, pair in pairs.items() if pair}
+
+
+async def resize(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    """Set the amounts of some dimensions of a limiter that exists, all at once; returns the former rates of all.
+
+    Raises ``NotHeld`` if there is no such limiter, ``ValueError`` for another period or an unknown dimension.
+    """
+    queues = {one: session.layout.rate(name, one) for one in rates}
+    for _ in range(_TRIES):
+        former = await known(session, name)
+        if not former:
+            raise NotHeld(f"there is no rate limiter {name!r}")
+        changes: list[Op] = []
+        same: list[Compare] = []
+        for one, rate in rates.items():
+            _check_resize(name, former, one, rate)
+            if rate != former[one]:
+                compares, ops = await _change(session, queues[one], rate, tuple(sorted(former)))
+                same += compares
+                changes += ops
+        if not changes:
+            return former
+        reply = await session.committer.commit(Request(list(queues.values()), changes, compares=same, alone=True))
+        if reply.succeeded:
+            return former
+    raise ConcurrencyError(f"others keep changing the rate limiter {name!r}; try again")
+
+
+def _check_resize(name: str, former: Mapping[str, Rate], dimension: str, rate: Rate) -> None:
+    if dimension not in former:
+        raise ValueError(f"the rate limiter {name!r} has the dimensions {_told(former)}, not {dimension!r}")
+    if rate.per != former[dimension].per:
+        raise ValueError(
+            f"the rate limiter {name!r} counts per {former[dimension].per:g} s; only its amount can be changed, so "
+            "delete it when it is idle, or use another name"
+        )
+
+
+async def _change(
+    session: SessionCore, queue: bytes, rate: Rate, dimensions: tuple[str, ...]
+) -> tuple[list[Compare], list[Op]]:
+    """The compares and operations that put another limit key in the place of the one that is there. Those who wait
+    watch the old one, and notice its deletion."""
+    found = await session.transport.get(Get(*limit_range(queue)))
+    new = limit_key(queue, rate.amount)
+    old = [kv for kv in found.kvs if is_limit(kv) and kv.key != new]
+    same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in old]
+    return same, [*(Delete(kv.key) for kv in old), Put(new, LimitRecord(rate.per, dimensions).encode())]
+
+
+async def delete(session: SessionCore, name: str) -> dict[str, Rate]:
+    """Remove a limiter that nobody waits for and that counts nothing; returns its rates.
+
+    Raises ``NotHeld`` if there is none, ``RateLimitInUse`` if it is in use.
+    """
+    prefix = session.layout.rate(name, "")[:-1]
+    for _ in range(_TRIES):
+        found = await session.transport.get(Get(prefix, prefix_end(prefix)))
+        kvs = [kv for kv in found.kvs if (named := session.layout.rate_and_dimension(kv.key)) and named[0] == name]
+        limits = [kv for kv in kvs if is_limit(kv)]
+        if not limits:
+            raise NotHeld(f"there is no rate limiter {name!r}")
+        former = await known(session, name)
+        if entries := [kv for kv in kvs if is_entry(kv)]:
+            waits = max((rate.per for rate in former.values()), default=0.0)
+            raise RateLimitInUse(
+                f"the rate limiter {name!r} is in use: {len(entries)} entries are counted or wait; what was spent "
+                f"counts for {waits:g} s and a little more; nothing was deleted"
+            )
+        queues = {kv.key[: kv.key.rfind(b"/") + 1] for kv in limits}
+        same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in limits]
+        same += [Compare(one, Target.CREATE_REVISION, found.revision + 1, prefix_end(one), less=True) for one in queues]
+        change: list[Op] = [Delete(kv.key) for kv in limits]
+        if (await session.committer.commit(Request(list(queues), change, compares=same, alone=True))).succeeded:
+            return former
+    raise ConcurrencyError(f"others keep changing the rate limiter {name!r}; try again")

@@ -1,0 +1,121 @@
+"""Pauses of a rate limiter: keys on leases, which close it for the whole fleet while one of them exists."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable
+
+from codomyrmex.concurrency import clock
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
+from codomyrmex.concurrency.etcd.commit import Request
+from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Op, Put, WatchRequest
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
+from codomyrmex.concurrency.keys import prefix_end
+from codomyrmex.concurrency.models import PauseRecord
+from codomyrmex.concurrency.session_core import SessionCore
+
+_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between readings
+
+
+class Pauses:
+    """Follows the pauses of one limiter. ``changed`` is called when they may have begun or ended."""
+
+    def __init__(self, session: SessionCore, name: str, changed: Callable[[], None]) -> None:
+        self._session = session
+        self._prefix = session.layout.pauses(name)
+        self._changed = changed
+        self._keys: dict[bytes, int] = {}  # of each pause, its revision
+        self._read_at = 0
+        self._gone: dict[bytes, int] = {}  # deletions that a reading may not show yet
+        self._own_until = 0.0  # the end of the pause that this process has asked for itself
+        self._known = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self.failure: ConcurrencyError | None = None
+        self._watch = session.hub.subscribe(WatchRequest(self._prefix, prefix_end(self._prefix)), self._notice)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys) or clock.now() < self._own_until
+
+    def begin(self, seconds: float) -> bool:
+        """Pause this process for ``seconds`` at once; False if it has asked for a pause that lasts as long already."""
+        until = clock.now() + seconds
+        if until <= self._own_until:
+            return False
+        self._own_until = until
+        asyncio.get_running_loop().call_later(seconds, self._changed)
+        self._changed()
+        return True
+
+    def forget_own(self) -> None:
+        """The pauses were ended early."""
+        self._own_until = 0.0
+        self._changed()
+
+    async def known(self) -> None:
+        """Wait until the pauses that there are have been read."""
+        await self._known.wait()
+        if self.failure:
+            raise self.failure
+
+    def end(self, reason: ConcurrencyError) -> None:
+        """Follow them no more, for ``reason``."""
+        self.failure = self.failure or reason
+        self._known.set()
+        self._watch.cancel()
+        if self._reading:
+            self._reading.cancel()
+
+    def _notice(self, notice: Notice) -> None:
+        if isinstance(notice, Changed):
+            for event in notice.events:
+                if event.deleted:
+                    self._keys.pop(event.kv.key, None)
+                    self._gone[event.kv.key] = event.kv.mod_revision
+                else:
+                    self._keys[event.kv.key] = event.kv.mod_revision
+            self._changed()
+        elif isinstance(notice, Started):
+            if self._reading:
+                self._reading.cancel()
+            self._reading = self._session.start(self._read(), "the reading of a rate limiter's pauses")
+        else:
+            self.failure = notice.error
+            self._known.set()
+
+    async def _read(self) -> None:
+        """Read the pauses, since some may have begun or ended before the watch did."""
+        pause = _PAUSE
+        while True:
+            try:
+                found = await self._session.transport.get(Get(self._prefix, prefix_end(self._prefix)))
+                break
+            except EtcdError:
+                await asyncio.sleep(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+        newer = {key: revision for key, revision in self._keys.items() if revision > found.revision}
+        read = {kv.key: kv.mod_revision for kv in found.kvs if kv.lease}
+        self._keys = {**{key: at for key, at in read.items() if self._gone.get(key, 0) < at}, **newer}
+        self._gone.clear()
+        self._known.set()
+        self._changed()
+
+
+async def pause(session: SessionCore, name: str, seconds: float, agent: str = "") -> None:
+    """Close a limiter for ``seconds``, for everybody. etcd ends the pause, some two seconds after it began at the
+    earliest."""
+    lease = await session.transport.grant(math.ceil(seconds))
+    key = session.layout.pauses(name) + b"%016x" % lease.id
+    record = PauseRecord(session.host, os.getpid(), seconds, agent)
+    await session.committer.commit(Request([key], [Put(key, record.encode(), lease.id)], again=(), alone=True))
+
+
+async def resume(session: SessionCore, name: str) -> bool:
+    """End every pause of a limiter; False if there was none."""
+    prefix = session.layout.pauses(name)
+    end = prefix_end(prefix)
+    ops: list[Op] = [Get(prefix, end), Delete(prefix, end)]
+    reply = await session.committer.commit(Request([prefix], ops, again=(), alone=True))
+    found = next(result for result in reply.results if isinstance(result, GetResult))
+    return bool(found.kvs)
