@@ -149,11 +149,15 @@ def test_use_below_the_floor_is_caught() -> None:
     assert "use: 1\n  50.0% of requests" in judged(said, floor={"requests": 0.9})
 
 
-def test_use_is_measured_over_whole_periods_from_the_second_on() -> None:
-    said = even(28)
-    run = Run({"requests": (LIMIT, PER)}, said.facts, [], 0.0, 28.0)
-    assert run.measured("requests") == (10.0, 20.0)
-    assert use(run, "requests") == pytest.approx(1.0)
+def test_use_does_not_depend_on_when_the_bursts_come() -> None:
+    """A burst every 12.5 s uses four fifths, wherever the run begins and ends."""
+    for offset in (0.1, 3.0, 6.0, 9.0, 12.0):
+        said = Said(a=SATURATING)
+        for burst in range(6):
+            for _ in range(10):
+                said.spend("a", offset + 12.5 * burst)
+        run = Run({"requests": (LIMIT, PER)}, said.facts, [], 0.0, 70.0)
+        assert use(run, "requests") == pytest.approx(0.8, abs=0.05)
 
 
 def test_unfair_shares_are_caught() -> None:

@@ -39,6 +39,7 @@ class Demand:
     uses: Costs | None = None
     acquire: bool = False  # the simple form, which tells no deadline
     called: bool = True  # whether the provider is called; if not, requests are counted and not written down
+    hesitates: float = 0.0  # seconds at most before a call's deadline is checked, and again until the call is sent
     takes: float = 0.0  # seconds between the provider's answer and the end of the block
     timeout: float | None = None
     hours: float = 0.0  # by which the wall clock is wrong
@@ -159,13 +160,18 @@ class Client:
 
     async def _call(self, call: Any, identity: str, spend: Any) -> str:
         """Call the provider, or skip the call: half of those whose deadline is over are made all the same."""
+        await self._hesitate()
         now = time.monotonic()  # read first: a stop in between makes the deadline earlier, never later
         left = spend.deadline()
         if left <= 0 and self.chance.random() < 0.5:
             return "skipped"
+        await self._hesitate()
         granted = {dimension: min(self.used[dimension], amount) for dimension, amount in self.demand.cost.items()}
         answer: str = await call(identity, now + left, granted)
         return answer
+
+    async def _hesitate(self) -> None:
+        await asyncio.sleep(self.demand.hesitates * self.chance.random())
 
     def _tell_error(self, identity: str, error: BaseException) -> None:
         import codomyrmex.concurrency as library

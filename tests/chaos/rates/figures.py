@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 
 from tests.chaos.documents.history import Event
@@ -12,20 +12,28 @@ from tests.chaos.rates.run import Run
 
 def use(run: Run, dimension: str) -> float:
     """The part of the limit that served calls used, from the second period on."""
-    begin, end = run.measured(dimension)
+    _, span = run.measured(dimension)
     amount, per = run.limits[dimension]
-    used = sum(shares(run, dimension).values())
-    return used / (amount * (end - begin) / per) if end > begin else 0.0
+    return sum(shares(run, dimension).values()) / (amount * span / per)
 
 
-def shares(run: Run, dimension: str) -> Counter[str]:
-    """The amount that each process used, from the second period on."""
-    begin, end = run.measured(dimension)
-    found: Counter[str] = Counter()
+def shares(run: Run, dimension: str) -> dict[str, float]:
+    """The amount that each process used, as the mean of all spans of one length that begin in the second period.
+
+    Calls come in bursts, about one in each period: one span would count a burst more or less by chance.
+    """
+    begin, span = run.measured(dimension)
+    per = run.limits[dimension][1]
+    found: dict[str, float] = defaultdict(float)
     for call in run.calls:
-        if call.answer == SERVED and begin <= call.arrived < end:
-            found[call.process] += call.cost.get(dimension, 0)
+        if call.answer == SERVED:
+            spans = _part((call.arrived - begin) / per) - _part((call.arrived - begin - span) / per)
+            found[call.process] += call.cost.get(dimension, 0) * spans
     return found
+
+
+def _part(value: float) -> float:
+    return min(1.0, max(0.0, value))
 
 
 def jain(amounts: Iterable[float]) -> float:
@@ -35,10 +43,14 @@ def jain(amounts: Iterable[float]) -> float:
     return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
 
 
-def saturating(run: Run, dimension: str) -> dict[str, int]:
+def saturating(run: Run, dimension: str) -> dict[str, float]:
     """The amounts of the clients that always wait and worked from beginning to end."""
     got = shares(run, dimension)
-    return {name: got[name] for name, demand in run.steady.items() if demand.saturating and dimension in demand.cost}
+    return {
+        name: got.get(name, 0.0)
+        for name, demand in run.steady.items()
+        if demand.saturating and dimension in demand.cost
+    }
 
 
 def revisions(events: Iterable[Event], begin: float, end: float) -> int:

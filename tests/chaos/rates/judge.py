@@ -81,8 +81,12 @@ def fair(run: Run) -> list[Violation]:
     for dimension in run.floor:
         got = saturating(run, dimension)
         if len(got) > 1 and (index := jain(got.values())) < FAIRNESS:
-            found.append(Violation("fairness", f"Jain's index of {dimension} is {index:.3f}: {got}"))
+            found.append(Violation("fairness", f"Jain's index of {dimension} is {index:.3f}: {_rounded(got)}"))
     return found
+
+
+def _rounded(amounts: dict[str, float]) -> dict[str, int]:
+    return {name: round(amount) for name, amount in amounts.items()}
 
 
 def nobody_starves(run: Run) -> list[Violation]:

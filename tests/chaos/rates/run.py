@@ -141,10 +141,9 @@ class Run:
         return state_at_end(self.events)
 
     def measured(self, dimension: str) -> tuple[float, float]:
-        """The span over which use is measured: whole periods, from the second one on."""
+        """The beginning of the second period, and the length of the spans over which use is measured."""
         per = self.limits[dimension][1]
-        periods = int((self.ended - self.began) / per) - 1
-        return self.began + per, self.began + per * (periods + 1)
+        return self.began + per, max(per, self.ended - self.began - 2 * per)
 
 
 def _learn(spend: Spend, fact: Fact) -> None:
