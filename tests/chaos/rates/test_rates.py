@@ -86,10 +86,8 @@ def volume(made: Run) -> str:
     lines = [f"calls {dict(Counter(call.answer for call in made.calls))}"]
     lines += [f"errors {dict(Counter(fact['error'] for fact in made.facts if fact['fact'] == 'error'))}"]
     for dimension in made.limits:
-        got = saturating(made, dimension)
-        lines.append(
-            f"{dimension}: {use(made, dimension):.1%} used; Jain {jain(got.values()):.3f} of {sorted(map(round, got.values()))}"
-        )
+        got = sorted(map(round, saturating(made, dimension).values()))
+        lines.append(f"{dimension}: {use(made, dimension):.1%} used; Jain {jain(got):.3f} of {got}")
     minutes = (made.ended - made.began) / 60
     lines.append(f"{revisions(made.events, made.began, made.ended) / minutes:.0f} revisions a minute")
     return "; ".join(lines)
