@@ -302,9 +302,18 @@ class Layout:
         name, slash, dimension = (self.name_of(key, RATE) or "").rpartition("/")
         return (name, dimension) if slash and name else None
 
+    def rate_prefix(self, name: str) -> bytes:
+        """The prefix of every key of a rate limiter, and of those of limiters whose names begin with ``name`` and a
+        slash."""
+        return starting_with(self.under(RATE), f"{name}/")
+
     def pauses(self, name: str) -> bytes:
         """The prefix, with its trailing slash, of the pauses of a rate limiter."""
         return starting_with(self._pauses, name) + b"/"
+
+    def pause(self, name: str, lease_id: int) -> bytes:
+        """The key of the pause of a rate limiter that hangs on this lease."""
+        return self.pauses(name) + b"%016x" % lease_id
 
     def audit(self, name: str, kind: Kind = LOCK) -> bytes:
         """The key of the record of the last forced release of a lock or of a tree's entry."""

@@ -8,6 +8,7 @@ Calls are served in order of arrival. A call takes its amounts in all dimensions
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Budget:
         self.paused = False
         self.waiting: deque[Call] = deque()
         self._slices: list[Slice] = []
+        self._due_at = math.inf  # nothing is due before
         self._demand = {one: Demand(max(_SPAN, timing.life(rate.per))) for one, rate in rates.items()}
         self._requested = False
         self._all_at_once = False  # a slice in one dimension came after that in another was over
@@ -73,7 +75,7 @@ class Budget:
             self.waiting.remove(call)
             return
         for dimension, part in call.slices.items():
-            part.give_back(call.cost[dimension])
+            self._give_back(part, call.cost[dimension])
 
     def can_serve(self, cost: Mapping[str, int], now: float) -> bool:
         """True if ``cost`` would be served at once."""
@@ -93,14 +95,14 @@ class Budget:
     def used(self, call: Call, amounts: Mapping[str, int], now: float) -> dict[str, int]:
         """A served call has used ``amounts``. The difference goes back.
 
-        Returns what it used beyond its cost, by dimension, as far as no open slice has room for it: the caller must ask
-        etcd for that much, and tell ``overdrawn``.
+        Returns the amounts beyond its cost, by dimension, for which no open slice has room: the caller must ask etcd
+        for them, and tell ``overdrawn``.
         """
         beyond = {}
         for dimension, amount in amounts.items():
             more = amount - call.cost[dimension]
             if more <= 0:
-                call.slices[dimension].give_back(-more)
+                self._give_back(call.slices[dimension], -more)
             elif part := self._open(dimension, more, now):
                 part.spend(more, now)
             else:
@@ -128,7 +130,7 @@ class Budget:
         self._requested = False
         for dimension, one in taken.items():
             per = self.rates[dimension].per
-            self._slices.append(Slice(dimension, per, one.parts, one.asked_at, now))
+            self._add(Slice(dimension, per, one.parts, one.asked_at, now))
         head = self.waiting[0].cost if self.waiting else {}
         self._all_at_once = not self._found(head, now) if head else False
 
@@ -141,26 +143,40 @@ class Budget:
         part = Slice(dimension, self.rates[dimension].per, taken.parts, taken.asked_at, now)
         part.spend(part.weight, now)
         part.close()
-        self._slices.append(part)
+        self._add(part)
 
     def close(self) -> None:
         """Spend nothing more."""
         for part in self._slices:
             part.close()
+        self._due_at = 0.0
 
     def due(self, now: float) -> list[Part]:
         """The parts that count no more at ``now``, to be deleted."""
+        if now < self._due_at:
+            return []
         gone = [part for one in self._slices for part in one.due(now)]
         self._slices = [one for one in self._slices if one.state is not State.OVER]
+        self._due_at = min((one.next_at() for one in self._slices), default=math.inf)
         return gone
 
-    def next_at(self) -> float | None:
-        """The time at which ``due`` is to be asked again; None while there is no slice."""
-        return min((one.next_at() for one in self._slices), default=None)
+    def next_at(self) -> float:
+        """A time before which ``due`` has nothing to give, unless something is given back until then; infinite while
+        there is no slice."""
+        return self._due_at
 
     def free(self, now: float) -> dict[str, int]:
-        """What may be spent now without asking etcd, by dimension."""
+        """The amounts that may be spent now without asking etcd, by dimension."""
         return {name: sum(one.free(now) for one in self._slices if one.dimension == name) for name in self.rates}
+
+    def _add(self, part: Slice) -> None:
+        self._slices.append(part)
+        self._due_at = min(self._due_at, part.next_at())
+
+    def _give_back(self, part: Slice, amount: int) -> None:
+        part.give_back(amount)
+        if part.state is State.CLOSED and amount:
+            self._due_at = 0.0
 
     def _found(self, cost: Mapping[str, int], now: float) -> dict[str, Slice]:
         """A slice with room for each amount of ``cost``; empty if one of them has none."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 
 class Demand:
-    """What was asked for in the last ``span`` seconds, told from two buckets of that length: the present one, and as
-    much of the former as the span still covers."""
+    """The amount that was asked for in the last ``span`` seconds.
+
+    Two buckets of that length tell it: the present one, and as much of the former as the span still covers.
+    """
 
     def __init__(self, span: float) -> None:
         self._span = span
@@ -19,7 +21,7 @@ class Demand:
         self._present += amount
 
     def over(self, seconds: float, now: float) -> int:
-        """What the next ``seconds`` will ask for, if all goes on as in the last span."""
+        """The amount that the next ``seconds`` will ask for if they are like the last span."""
         self._turn(now)
         passed = now / self._span - self._bucket
         recent = self._present + self._former * (1 - passed)

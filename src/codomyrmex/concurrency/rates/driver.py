@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -58,6 +59,8 @@ class Driver:
 
         Raises ``LimitMismatch`` if the limit has become smaller than ``cost``, and ``EtcdUnavailable``.
         """
+        if once and (self.budget.waiting or self.budget.paused):
+            return None
         now = clock.now()
         call = self.budget.ask(cost, now)
         if self._over:
@@ -226,6 +229,7 @@ class Driver:
         self.budget.paused = bool(self.pauses)
         if self.budget.paused:
             self._open.clear()
+            self._answer_not_free(set(self._once))
         else:
             self._open.set()
         self._go_on()
@@ -261,10 +265,10 @@ class Driver:
     def _set_timer(self, now: float) -> None:
         """Go on when a slice has something to give back."""
         at = self.budget.next_at()
-        if self._timer and (at is None or at != self._timer_at):
+        if self._timer and at < self._timer_at:
             self._timer.cancel()
             self._timer = None
-        if at is not None and self._timer is None:
+        if self._timer is None and at < math.inf:
             self._timer_at = at
             self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._ring)
 

@@ -1,4 +1,4 @@
-"""``RateLimiter``: so much of each dimension in any window of a period, for the whole fleet together."""
+"""``RateLimiter``: a limit on each dimension in any window of a period, over the whole fleet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, InvalidName, LimitMi
 from codomyrmex.concurrency.keys import MAX_NAME_BYTES, check_name
 from codomyrmex.concurrency.models import RateLimitInfo
 from codomyrmex.concurrency.rates import limits as limits_in_etcd
-from codomyrmex.concurrency.rates import overview, pauses, timing
+from codomyrmex.concurrency.rates import overview, timing
 from codomyrmex.concurrency.rates.budget import Call
 from codomyrmex.concurrency.rates.driver import Driver, Drivers
 from codomyrmex.concurrency.rates.rate import (
@@ -37,9 +37,10 @@ _PATIENCE = 0.5  # seconds that etcd has to tell the reason of a timeout
 
 
 class Spend(AsyncOnly):
-    """What one call may spend, from ``RateLimiter.reserve``. ``cost`` is what was reserved, by dimension.
+    """The reserved amounts of one call, from ``RateLimiter.reserve``.
 
-    ``overdraft`` is what the call used beyond that, once ``used`` has told.
+    ``cost`` has the amounts by dimension. ``overdraft`` has the amounts that the call used beyond them; it is empty
+    until ``used`` is called.
     """
 
     def __init__(self, driver: Driver, call: Call, name: str) -> None:
@@ -51,12 +52,12 @@ class Spend(AsyncOnly):
         self._state = "open"
 
     def used(self, amount: int | None = None, /, **amounts: int) -> None:
-        """Tell how much the call has really used, once, inside the block.
+        """Report the amounts that the call used, once, inside the block.
 
-        What was reserved and not used goes back to the fleet. What was used beyond it is taken from the limit at once,
-        and is the ``overdraft``. A dimension that is left out was used as reserved; a call that never reached its
-        provider used 0. Raises ``NotHeld`` for a second call and after the block, ``ValueError`` or ``TypeError`` for
-        amounts that cannot be.
+        The unused rest goes back to the fleet. Use beyond the reserved amount counts against the limit at once, and is
+        the ``overdraft``. A dimension that is left out counts as reserved; a call that never reached its provider used
+        0. Raises ``NotHeld`` for a second call and after the block, ``ValueError`` for an amount below 0 and a
+        dimension that was not reserved, ``TypeError`` for an amount that is no int.
         """
         if self._state != "open":
             raise NotHeld(f"used() of the rate limit {self._name!r} {self._state}")
@@ -65,8 +66,11 @@ class Spend(AsyncOnly):
         self.overdraft = self._driver.used(self._call, told)
 
     def deadline(self) -> float:
-        """Seconds in which the call must reach its provider, so that the provider counts it as the fleet does; 0.0
-        when they are over, as after the process was stopped."""
+        """The seconds that are left for the call to reach its provider; 0.0 when they are over.
+
+        The promise of the limiter holds for calls that reach the provider within them. Look at it after anything that
+        may have taken long: a process that was stopped finds 0.0, and should reserve again.
+        """
         assert self._call.spent_at is not None
         rates = self._driver.budget.rates
         until = self._call.spent_at + min(timing.margin(rates[one].per) for one in self.cost)
@@ -109,16 +113,16 @@ class Reserve(AsyncOnly):
 
 
 class RateLimiter(AsyncOnly):
-    """At most so much in any window of a period, over all processes of the fleet together.
+    """A limit on the amounts in any window of a period, over all processes of the fleet together.
 
     ``RateLimiter("x", Rate(100, per=60))`` limits one dimension without a name: ``await limiter.acquire(5)``.
     ``RateLimiter("x", limits={"requests": Rate(100, per=60), "tokens": Rate(50_000, per=60)})`` limits several, and a
     call gets its amounts in all of them or waits. The first use by any process sets the limits in etcd.
 
     A process gets a *slice* of each limit at a time and serves its calls from it, in order of arrival, so the number of
-    writes to etcd does not grow with the number of calls. What a slice has left after a few seconds goes back. The
-    processes take their turns in order of arrival. A process that dies costs use, never the limit: its slices count
-    until everything that it may have spent is out of every window.
+    writes to etcd does not grow with the number of calls. The unspent rest of a slice goes back when its life is over,
+    a tenth of the period. The processes take their turns in order of arrival. A process that dies costs use, never the
+    limit: its slices count until everything that it may have spent is out of every window.
 
     The promise holds for calls that reach their provider within ``Spend.deadline()``, a twentieth of the period and at
     most a second after they were granted.
@@ -130,10 +134,11 @@ class RateLimiter(AsyncOnly):
         session: the session to use; the process's default one when left out.
         metadata: shown to others with each slice, as ``DistributedLock``'s.
 
-    Raises ``ValueError``, ``TypeError`` or ``InvalidName`` for arguments that cannot be.
+    Raises ``InvalidName``, ``ValueError`` for limits that are out of range, and ``TypeError`` unless exactly one of
+    ``rate`` and ``limits`` is given.
 
-    The algorithm is a sliding log of slices under the rule of a semaphore; in each window it never grants more, unlike
-    a token bucket, which may grant twice its size in one.
+    The algorithm is a sliding log of slices under the rule of a semaphore. No window of a period has more than the
+    limit; a token bucket may grant twice its size in one.
     """
 
     def __init__(
@@ -168,48 +173,52 @@ class RateLimiter(AsyncOnly):
         return dict(self._limits)
 
     async def acquire(self, amount: int | None = None, /, *, timeout: float | None = None, **cost: int) -> None:
-        """Wait until a call of this cost may begin, for at most ``timeout`` seconds (None: as long as it takes; 0: one
-        try). Without a name, the cost is 1 if it is left out.
+        """Wait until a call of this cost may begin, and count it.
+
+        The cost is ``amount`` in a limiter with one rate, 1 if it is left out, and ``requests=1, tokens=4000`` in one
+        with several. ``timeout`` is the longest wait in seconds: None waits as long as it takes, 0 tries once.
 
         Raises ``LockTimeout``, ``LimitMismatch`` (the limiter has other limits in etcd), ``ValueError`` for a cost
-        above a limit, below 1 or in an unknown dimension, ``SessionLost`` or an ``EtcdError``. After an error nothing
-        is spent.
+        above a limit, below 1 or in an unknown dimension, ``TypeError`` for a cost that is no int, ``SessionLost`` or
+        an ``EtcdError``. After an error nothing is spent.
         """
         await self._spend(self._checked(amount, cost, timeout), timeout)
 
     def reserve(self, amount: int | None = None, /, *, timeout: float | None = None, **cost: int) -> Reserve:
-        """Wait as ``acquire`` does, for a block that can give back what it has not used:
-        ``async with limiter.reserve(tokens=4000) as spend: ...; spend.used(tokens=reply.tokens)``."""
+        """A block that waits as ``acquire`` does, and can give back the amounts that it has not used.
+
+        ``async with limiter.reserve(tokens=4000) as spend: ...; spend.used(tokens=reply.tokens)``
+        """
         return Reserve(self, self._checked(amount, cost, timeout), timeout)
 
     async def throttled(self, retry_after: float) -> None:
-        """Pause the limiter for ``retry_after`` seconds, for the whole fleet: the provider said 429.
+        """Pause the limiter for ``retry_after`` seconds, for the whole fleet, after the provider answered 429.
 
-        Nobody spends meanwhile, and all go on by themselves. This process pauses at once, the others as soon as etcd
-        tells them. etcd ends a pause after whole seconds, two at the least. Raises ``ValueError`` or ``TypeError``
-        unless it is a number above 0 of at most 7 days, and an ``EtcdError``.
+        Nobody spends during a pause, and it ends by itself. This process pauses at once, the others as soon as etcd
+        tells them. etcd ends a pause after whole seconds, two at the least. Raises ``ValueError`` unless the number is
+        above 0 and at most 7 days, ``TypeError`` for another type, and an ``EtcdError``.
         """
         check_number("retry_after", retry_after)
         if not 0 < retry_after <= LONGEST:
             raise ValueError(f"retry_after must be above 0 and at most 7 days (604800 seconds), not {retry_after}")
         driver = await self._driven()
-        if driver.pauses.begin(retry_after):
-            await pauses.pause(driver.session, self._name, retry_after, self._agent)
+        await driver.pauses.begin(retry_after, self._agent)
 
     async def resume(self) -> bool:
         """End every pause of the limiter early, for everybody; False if there was none."""
-        driver = await self._driven()
-        driver.pauses.forget_own()
-        return await pauses.resume(driver.session, self._name)
+        return await (await self._driven()).pauses.end_all()
 
     async def info(self) -> RateLimitInfo:
-        """The limits, what counts now, who waits, and the pause, as etcd has them at one revision."""
+        """The limits, the amounts that count now, the waiters and the pause, as they are in etcd.
+
+        A limiter that is not in etcd has no ``uses``.
+        """
         return await overview.limiter(await ready(self._session), self._name)
 
     async def resize(self, rate: Rate | None = None, /, **rates: Rate) -> None:
         """Change the amounts of some dimensions for everyone, at once.
 
-        What was got under a larger limit stays counted. A call that waits for more than the new limit fails with
+        Slices of a larger limit stay counted. A call that waits for more than the new limit fails with
         ``LimitMismatch``. Raises ``ValueError`` for another period and an unknown dimension, ``NotHeld`` if the limiter
         is not in etcd.
         """

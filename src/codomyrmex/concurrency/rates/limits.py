@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHeld, RateLimitInUse
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import limit_key, limit_of, limit_range, prefix_end
+from codomyrmex.concurrency.keys import limit_key, limit_of, limit_range, prefix_end, queue_of
 from codomyrmex.concurrency.models import LimitRecord
 from codomyrmex.concurrency.rates.rate import Rate
 from codomyrmex.concurrency.session_core import SessionCore
@@ -86,7 +86,7 @@ def _told(dimensions: Mapping[str, object] | set[str]) -> str:
 
 async def known(session: SessionCore, name: str) -> dict[str, Rate]:
     """The rates of a limiter in etcd by dimension; empty if there is none."""
-    prefix = session.layout.rate(name, "")[:-1]  # without the slash, so the prefix of every dimension's queue
+    prefix = session.layout.rate_prefix(name)
     found: dict[str, list[KV]] = {}
     for kv in (await session.transport.get(Get(prefix, prefix_end(prefix)))).kvs:
         named = session.layout.rate_and_dimension(kv.key)
@@ -135,7 +135,7 @@ def _check_resize(name: str, former: Mapping[str, Rate], dimension: str, rate: R
 async def _change(
     session: SessionCore, queue: bytes, rate: Rate, dimensions: tuple[str, ...]
 ) -> tuple[list[Compare], list[Op]]:
-    """The compares and operations that put another limit key in the place of the one that is there. Those who wait
+    """The compares and operations that put another limit key in the place of the one that is there. The waiters
     watch the old one, and notice its deletion."""
     found = await session.transport.get(Get(*limit_range(queue)))
     new = limit_key(queue, rate.amount)
@@ -149,7 +149,7 @@ async def delete(session: SessionCore, name: str) -> dict[str, Rate]:
 
     Raises ``NotHeld`` if there is none, ``RateLimitInUse`` if it is in use.
     """
-    prefix = session.layout.rate(name, "")[:-1]
+    prefix = session.layout.rate_prefix(name)
     for _ in range(_TRIES):
         found = await session.transport.get(Get(prefix, prefix_end(prefix)))
         kvs = [kv for kv in found.kvs if (named := session.layout.rate_and_dimension(kv.key)) and named[0] == name]
@@ -163,7 +163,7 @@ async def delete(session: SessionCore, name: str) -> dict[str, Rate]:
                 f"the rate limiter {name!r} is in use: {len(entries)} entries are counted or wait; what was spent "
                 f"counts for {waits:g} s and a little more; nothing was deleted"
             )
-        queues = {kv.key[: kv.key.rfind(b"/") + 1] for kv in limits}
+        queues = {queue_of(kv.key) for kv in limits}
         same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in limits]
         same += [Compare(one, Target.CREATE_REVISION, found.revision + 1, prefix_end(one), less=True) for one in queues]
         change: list[Op] = [Delete(kv.key) for kv in limits]

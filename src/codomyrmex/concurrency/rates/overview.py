@@ -22,7 +22,7 @@ from codomyrmex.concurrency.watching import snapshots
 async def limiter(session: SessionCore, name: str) -> RateLimitInfo:
     """One limiter; without ``uses`` if it is not in etcd."""
     name = check_name(name)
-    prefix = session.layout.rate(name, "")[:-1]
+    prefix = session.layout.rate_prefix(name)
     found = await _read(session, [prefix])
     return await _info(session, name, found.get(name, {}))
 

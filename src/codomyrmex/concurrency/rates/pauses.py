@@ -24,12 +24,15 @@ class Pauses:
 
     def __init__(self, session: SessionCore, name: str, changed: Callable[[], None]) -> None:
         self._session = session
+        self._name = name
         self._prefix = session.layout.pauses(name)
         self._changed = changed
         self._keys: dict[bytes, int] = {}  # of each pause, its revision
         self._read_at = 0
         self._gone: dict[bytes, int] = {}  # deletions that a reading may not show yet
-        self._own_until = 0.0  # the end of the pause that this process has asked for itself
+        self._own_until = 0.0  # until when this process pauses by itself, whatever etcd says
+        self._own_key = b""  # the pause that it has written last
+        self._written_until = 0.0  # the time that this pause lasts at least
         self._known = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self.failure: ConcurrencyError | None = None
@@ -38,19 +41,25 @@ class Pauses:
     def __bool__(self) -> bool:
         return bool(self._keys) or clock.now() < self._own_until
 
-    def begin(self, seconds: float) -> bool:
-        """Pause this process for ``seconds`` at once; False if it has asked for a pause that lasts as long already."""
+    async def begin(self, seconds: float, agent: str) -> None:
+        """Pause this process for ``seconds`` at once, then the whole fleet unless it has asked for as long already."""
         until = clock.now() + seconds
-        if until <= self._own_until:
-            return False
-        self._own_until = until
-        asyncio.get_running_loop().call_later(seconds, self._changed)
-        self._changed()
-        return True
+        if until > self._own_until:
+            self._own_until = until
+            asyncio.get_running_loop().call_later(seconds, self._changed)
+            self._changed()
+        if until > self._written_until:
+            self._own_key = await pause(self._session, self._name, seconds, agent)
+            self._written_until = until
 
-    def forget_own(self) -> None:
-        """The pauses were ended early."""
-        self._own_until = 0.0
+    async def end_all(self) -> bool:
+        """End every pause, for everybody; False if there was none."""
+        was_own = clock.now() < self._own_until
+        self._forget_own()
+        return await resume(self._session, self._name) or was_own
+
+    def _forget_own(self) -> None:
+        self._own_until = self._written_until = 0.0
         self._changed()
 
     async def known(self) -> None:
@@ -73,6 +82,8 @@ class Pauses:
                 if event.deleted:
                     self._keys.pop(event.kv.key, None)
                     self._gone[event.kv.key] = event.kv.mod_revision
+                    if event.kv.key == self._own_key:
+                        self._own_until = self._written_until = 0.0
                 else:
                     self._keys[event.kv.key] = event.kv.mod_revision
             self._changed()
@@ -102,13 +113,14 @@ class Pauses:
         self._changed()
 
 
-async def pause(session: SessionCore, name: str, seconds: float, agent: str = "") -> None:
-    """Close a limiter for ``seconds``, for everybody. etcd ends the pause, some two seconds after it began at the
-    earliest."""
+async def pause(session: SessionCore, name: str, seconds: float, agent: str = "") -> bytes:
+    """Close a limiter for ``seconds``, for everybody, and return the key of the pause. etcd ends it, some two seconds
+    after it began at the earliest."""
     lease = await session.transport.grant(math.ceil(seconds))
-    key = session.layout.pauses(name) + b"%016x" % lease.id
+    key = session.layout.pause(name, lease.id)
     record = PauseRecord(session.host, os.getpid(), seconds, agent)
     await session.committer.commit(Request([key], [Put(key, record.encode(), lease.id)], again=(), alone=True))
+    return key
 
 
 async def resume(session: SessionCore, name: str) -> bool:

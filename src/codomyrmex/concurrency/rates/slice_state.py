@@ -63,11 +63,11 @@ class Slice:
 
     @property
     def weight(self) -> int:
-        """What it counts in etcd."""
+        """The amount that it counts in etcd."""
         return sum(part.size for part in self._parts)
 
     def free(self, now: float) -> int:
-        """What may be spent from it now."""
+        """The amount that may be spent from it now."""
         return self.weight - self.spent if self.state is State.OPEN and now < self.spend_until else 0
 
     def spend(self, amount: int, now: float) -> None:
