@@ -41,6 +41,79 @@ _EXAMPLES = "../../../examples/"
 
 MUTANTS = (
     Mutant(
+        "Take a task's cost before its lock",
+        "pool/job.py",
+        "                if work.lock is not None and (",
+        "                if work.share is not None:\n"
+        "                    await work.share.acquire(job.args[0])\n"
+        "                if work.lock is not None and (",
+        "tests/integration/test_rates_pool.py -k lock_before",
+        also=(("pool/job.py", "work.share is not None:  # last", "False:  # last"),),
+    ),
+    Mutant(
+        "Run a task with a rate as if it had none",
+        "pool/job.py",
+        " and work.share is None and",
+        " and",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Find a missing cost only when a task runs",
+        "pool/share.py",
+        "        check_cost(rate.limits, *_arguments(cost))",
+        "        pass",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Let a cost function return nothing",
+        "pool/share.py",
+        "            if cost is None:",
+        "            if False:",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Take a cost named timeout for the timeout",
+        "pool/share.py",
+        "acquire(amount, timeout=None, **named)",
+        "acquire(amount, **named)",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Keep what an interrupted reserve was granted",
+        "sync/rate_limiter.py",
+        "self._twin.__aenter__(), self._give_back)",
+        "self._twin.__aenter__())",
+        "tests/integration/test_rates_sync.py -k interrupted",
+    ),
+    Mutant(
+        "Call a spend's used outside its loop",
+        "sync/rate_limiter.py",
+        "portal().run(_used(self._twin, amount, amounts))",
+        "self._twin.used(amount, **amounts)",
+        "tests/integration/test_rates_sync.py -k reserved",
+    ),
+    Mutant(
+        "Let a cancelled wait in the portal go on",
+        "sync/portal.py",
+        "asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))",
+        "asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))",
+        "tests/sync/test_blocking.py -k another_loop",
+    ),
+    Mutant(
+        "Make a label of every limiter's name",
+        "prometheus.py",
+        "len(self._limiters) >= MAX_LIMITERS",
+        "False",
+        "tests/integration/test_rates_metrics.py -k many",
+    ),
+    Mutant(
+        "Tell no observer how long a call waited for a rate",
+        "rates/limiter.py",
+        "cost, clock.now() - began)",
+        "cost, 0.0)",
+        "tests/integration/test_rates_metrics.py -k observer",
+    ),
+    Mutant(
         "Leave the connections of a loop that ended open",
         "etcd/transports/native_link.py",
         "        finally:\n            self._abort()\n",
@@ -1625,6 +1698,57 @@ MUTANTS = (
         '"allow_interspersed_args": False',
         '"ignore_unknown_options": True',
         "tests/integration/test_commands.py -k are_its_own",
+    ),
+    Mutant(
+        "spend of a rate before the lock is held",
+        "cli/run_request.py",
+        "    grants: list[Grant] = []\n",
+        "    grants: list[Grant] = []\n"
+        "    if wanted.rate:\n"
+        "        await rate_request.spend(session, wanted.rate, wanted.metadata, patience)\n",
+        "tests/integration/test_cli_rates.py -k nothing_is_spent",
+    ),
+    Mutant(
+        "take the token of the run around it from a command at a rate",
+        "cli/run.py",
+        "    if grants:\n        environment",
+        '    environment["CODOMYRMEX_FENCING_TOKEN"] = ""\n    if grants:\n        environment',
+        "tests/integration/test_cli_rates.py -k token_of_the_run_around",
+    ),
+    Mutant(
+        "complete a rate limiter once for each dimension",
+        "names.py",
+        '                    name = name.rpartition("/")[0]\n',
+        "                    pass\n",
+        "tests/integration/test_cli_rates.py -k completed",
+    ),
+    Mutant(
+        "follow rate limiters without their pauses",
+        "rates/overview.py",
+        'session.layout.below("pause"), session.layout.under(RATE)',
+        "session.layout.under(RATE), session.layout.under(RATE)",
+        "tests/integration/test_cli_rates.py -k watching",
+    ),
+    Mutant(
+        "let the later amount of a dimension win",
+        "cli/rate_amounts.py",
+        "        if dimension in seen:\n",
+        "        if False:\n",
+        "tests/unit/cli/test_rate_amounts.py -k once",
+    ),
+    Mutant(
+        "call a dimension free whose first waiter wants more",
+        "cli/views/rate_table.py",
+        '    return "free" if row.free and not row.waiters else "full"',
+        '    return "free" if row.free else "full"',
+        "tests/unit/cli/views/test_rate_table.py -k state",
+    ),
+    Mutant(
+        "draw the lines above a table over the end of the screen",
+        "cli/views/grid.py",
+        "bool(self.title) + len(self.lines) + bool(foot)",
+        "bool(self.title) + bool(foot)",
+        "tests/unit/cli/views/test_rate_table.py -k room",
     ),
     Mutant(
         "show an unknown queue as an empty one",

@@ -42,12 +42,12 @@ def environment(etcd: EmbeddedEtcd, namespace: str) -> dict[str, str]:
     }
 
 
-def output_of(name: str, etcd: EmbeddedEtcd, namespace: str) -> list[str]:
+def output_of(name: str, etcd: EmbeddedEtcd, namespace: str, limit: float = LIMIT) -> list[str]:
     """The lines that an example prints; it must end well and without a word on stderr."""
     command = "sh" if name.endswith(".sh") else sys.executable
     run = [command, str(EXAMPLES / name)]
     done = subprocess.run(
-        run, capture_output=True, text=True, check=False, env=environment(etcd, namespace), timeout=LIMIT
+        run, capture_output=True, text=True, check=False, env=environment(etcd, namespace), timeout=limit
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout.splitlines()
@@ -81,6 +81,14 @@ def test_the_rate_limited_provider_refuses_no_call(etcd: EmbeddedEtcd, namespace
         "12 calls answered, 0 refused, at most 3 units at once",
         "permits free at the end: 3",
     ]
+
+
+def test_the_rate_limits_are_kept_and_used(etcd: EmbeddedEtcd, namespace: str) -> None:
+    (line,) = output_of(
+        "rate_limits.py", etcd, namespace, limit=50
+    )  # its own time is 14 s, beside the start of processes
+    served, refused, used = map(int, re.findall(r"\d+", line))
+    assert served > 32 and refused == 0 and used >= 60, line
 
 
 def test_redrive_retries_each_once_and_replays_what_was_parked(etcd: EmbeddedEtcd, namespace: str) -> None:

@@ -39,6 +39,7 @@ from codomyrmex.concurrency.sync import (
     Session,
 )
 from codomyrmex.concurrency.sync.portal import portal
+from tests.helpers import eventually
 
 
 @pytest.fixture
@@ -67,13 +68,15 @@ def run_threads(count: int, target: Any) -> None:
 # Whole
 
 
-@pytest.mark.parametrize("name", ["Session", "DistributedLock", "LockManager", "Semaphore", "Permit", "Grant"])
+@pytest.mark.parametrize(
+    "name", ["Session", "DistributedLock", "LockManager", "Semaphore", "Permit", "Grant", "RateLimiter"]
+)
 def test_the_twin_has_all_that_the_asyncio_class_has(name: str) -> None:
     _same(getattr(twin, name), getattr(sync, name))
 
 
-@pytest.mark.parametrize("name", ["AsyncWorkerPool", "DeadLetterQueue", "Attempt"])
-def test_the_twin_has_all_of_pools_and_dead_letters(name: str) -> None:
+@pytest.mark.parametrize("name", ["AsyncWorkerPool", "DeadLetterQueue", "Attempt", "RateLimiter"])
+def test_the_twin_has_all_of_pools_dead_letters_and_rates(name: str) -> None:
     _same(getattr(twin, name), getattr(sync, name))
 
 
@@ -380,6 +383,27 @@ def test_an_interrupted_call_undoes_what_it_got_all_the_same() -> None:
     with pytest.raises(KeyboardInterrupt):
         portal().run(too_late(), undo)
     assert undone == ["granted"]
+
+
+async def test_another_loop_awaits_and_cancels_what_the_portal_runs() -> None:
+    steps = []
+
+    async def work(seconds: float) -> str:
+        steps.append("begun")
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            steps.append("cancelled")
+            raise
+        return threading.current_thread().name
+
+    assert await portal().awaited(work(0)) == "codomyrmex-portal"
+    waiting = asyncio.create_task(portal().awaited(work(30)))
+    await eventually(lambda: len(steps) == 2)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await eventually(lambda: steps == ["begun", "begun", "cancelled"])
 
 
 def run_python(code: str, etcd: EmbeddedEtcd, namespace: str) -> subprocess.Popen[str]:

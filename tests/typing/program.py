@@ -37,6 +37,8 @@ from codomyrmex.concurrency import (
     Permit,
     PoolStats,
     Put,
+    Rate,
+    RateLimiter,
     Retry,
     RetryPolicy,
     Semaphore,
@@ -131,6 +133,10 @@ async def pools(provider: Semaphore, queue: DeadLetterQueue) -> None:
         assert_type(
             await pool.map(int, ["1"], lock=lambda text: text.strip(), semaphore=provider), list[TaskResult[int]]
         )
+        limiter = RateLimiter("provider", limits={"requests": Rate(100, per=60), "tokens": Rate(50_000, per=60)})
+        costs = await pool.map(len, ["1"], rate=limiter, cost=lambda text: {"requests": 1, "tokens": len(text)})
+        assert_type(costs, list[TaskResult[int]])
+        assert_type(await pool.map(len, ["1"], rate=limiter, cost={"requests": 1}), list[TaskResult[int]])
         assert_type(await pool.map(shout, paths()), list[TaskResult[str]])
         async for result in pool.imap(summarize, paths(), ordered=True):
             assert_type(result, TaskResult[int])
@@ -182,6 +188,11 @@ def blocking(session: sync.Session, queue: sync.DeadLetterQueue) -> None:
         assert_type(pool.submit(summarize, "a.py", depth=2), TaskResult[int])
         assert_type(pool.submit(summarize, "a.py", task_id="7"), TaskResult[int])
         assert_type(pool.map(int, ["1"]), list[TaskResult[int]])
+        limiter = sync.RateLimiter("provider", Rate(100, per=60))
+        assert_type(pool.map(int, ["1"], rate=limiter, cost=len), list[TaskResult[int]])
+        with limiter.reserve(4, timeout=5) as spend:
+            assert_type(spend, sync.Spend)
+            spend.used(3)
         for result in pool.imap(summarize, ["a.py"]):
             assert_type(result.unwrap(), int)
     with queue.worker() as worker:

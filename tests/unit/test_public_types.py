@@ -31,7 +31,7 @@ def names_for_checkers(module: Any) -> dict[str, Any]:
     """The names that a module's annotations use, those included that are imported for type checkers only."""
     known: dict[str, Any] = {}
     for found in pkgutil.walk_packages(public.__path__, f"{PACKAGE}."):
-        if ".cli" not in found.name and "rpc_pb2" not in found.name:
+        if not any(part in found.name for part in (".cli", "rpc_pb2", ".langchain")):
             known |= {k: v for k, v in vars(importlib.import_module(found.name)).items() if inspect.isclass(v)}
     return known | vars(module)
 

@@ -1,4 +1,4 @@
-"""The names of locks, semaphores, pools and dead letter queues, for a shell to complete.
+"""The names of locks, semaphores, rate limiters, pools and dead letter queues, for a shell to complete.
 
 Needs no lease, so a prompt costs etcd a few small reads and nothing else.
 """
@@ -13,12 +13,13 @@ from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.keys import Layout, check_name
 from codomyrmex.concurrency.settings import EtcdSettings
 
-Kind = Literal["lock", "tree", "semaphore", "pool", "dead letter queue"]
+Kind = Literal["lock", "tree", "semaphore", "rate limiter", "pool", "dead letter queue"]
 
 _SEGMENTS: dict[Kind, str] = {
     "lock": "lock",
     "tree": "path",
     "semaphore": "semaphore",
+    "rate limiter": "rate",
     "pool": "pool",
     "dead letter queue": "dead",
 }
@@ -44,7 +45,9 @@ async def beginning_with(
             async for name in names_under(transport, under, prefix):
                 if len(found) == limit:
                     break
-                if name.isprintable():
+                if kind == "rate limiter":  # each dimension is a queue: its name has the dimension behind a slash
+                    name = name.rpartition("/")[0]
+                if name.isprintable() and name not in found:
                     found.append(name)
     finally:
         await transport.close()

@@ -1,6 +1,7 @@
 """Metrics for Prometheus (extra ``prometheus``): counters of the observed events, and gauges read at each scrape.
 
-The only labels are kinds, states and the names of pools and of the given dead letter queues; never a lock's name.
+The only labels are kinds, states, dimensions, and the names of pools, of rate limiters and of the given dead letter
+queues; never a lock's name.
 
     codomyrmex_grants_total{kind}            codomyrmex_wait_seconds{kind}        histogram
     codomyrmex_handoffs_total{kind}          codomyrmex_hold_seconds{kind}        histogram
@@ -10,6 +11,10 @@ The only labels are kinds, states and the names of pools and of the given dead l
     codomyrmex_sessions_lost_total           codomyrmex_holding{kind}, codomyrmex_oldest_hold_seconds{kind}
     codomyrmex_pool_tasks{pool,state}        each task has one state; "waiting" tasks have begun, and wait
     codomyrmex_dead_letters{queue,state}, codomyrmex_dead_letters_oldest_seconds{queue}
+    codomyrmex_rate_granted_total{limiter,dimension}, codomyrmex_rate_given_back_total{limiter,dimension}
+    codomyrmex_rate_overdraft_total{limiter,dimension}    amounts, as the calls of this process count them
+    codomyrmex_rate_pauses_total{limiter}                 by this process; each pauses the whole fleet
+    codomyrmex_rate_wait_seconds{limiter}                 histogram
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -37,6 +42,7 @@ from codomyrmex.concurrency.session_core import open_sessions
 log = logging.getLogger("codomyrmex.concurrency")
 
 MAX_POOLS = 50  # the number of pool names in labels; further pools are summed up as "other"
+MAX_LIMITERS = 50  # the same of rate limiters
 _KINDS = ("lock", "semaphore", "path lock")
 _STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
@@ -70,6 +76,13 @@ class Metrics(telemetry.Observer):
         self._waits = self._histogram("wait_seconds", "Time from the request to the grant", _SECONDS)
         self._holds = self._histogram("hold_seconds", "Time from the grant to the release", _SECONDS)
         self._batches = self._histogram("commit_batch_size", "Requests in one transaction", _SIZES, ())
+        amounts = ("limiter", "dimension")
+        self._rate_granted = self._counter("rate_granted", "Amounts that rate limiters granted", amounts)
+        self._rate_given_back = self._counter("rate_given_back", "Amounts reserved, but not used", amounts)
+        self._rate_overdraft = self._counter("rate_overdraft", "Amounts used beyond those reserved", amounts)
+        self._rate_pauses = self._counter("rate_pauses", "Pauses of rate limiters by this process", ("limiter",))
+        self._rate_waits = self._histogram("rate_wait_seconds", "Time until the grant", _SECONDS, ("limiter",))
+        self._limiters: set[str] = set()
         for kind in _KINDS:  # each counter begins at 0, so that a rate includes its first event
             for counter in (self._grants, self._handoffs, self._releases, self._losses):
                 counter.labels(kind)
@@ -108,7 +121,9 @@ class Metrics(telemetry.Observer):
     # The methods of an observer
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
-        """Count a grant and its wait."""
+        """Count a grant and its wait. The slices of a rate limit are not counted: ``rate_granted`` counts calls."""
+        if kind not in _KINDS:
+            return
         self._grants.labels(kind).inc()
         self._waits.labels(kind).observe(waited)
         if contended:
@@ -134,6 +149,29 @@ class Metrics(telemetry.Observer):
     def session_lost(self, session: int) -> None:
         """Count a lost session."""
         self._sessions_lost.inc()
+
+    def rate_granted(self, name: str, cost: Mapping[str, int], waited: float) -> None:
+        """Count the amounts of a call and its wait."""
+        limiter = self._limiter(name)
+        _add(self._rate_granted, limiter, cost)
+        self._rate_waits.labels(limiter).observe(waited)
+
+    def rate_used(self, name: str, given_back: Mapping[str, int], overdraft: Mapping[str, int]) -> None:
+        """Count what a call gives back, and what it used beyond its cost."""
+        limiter = self._limiter(name)
+        _add(self._rate_given_back, limiter, given_back)
+        _add(self._rate_overdraft, limiter, overdraft)
+
+    def rate_paused(self, name: str, seconds: float) -> None:
+        """Count a pause."""
+        self._rate_pauses.labels(self._limiter(name)).inc()
+
+    def _limiter(self, name: str) -> str:
+        """The label of a rate limiter: its name, or "other" when there are many."""
+        if name not in self._limiters and len(self._limiters) >= MAX_LIMITERS:
+            return "other"
+        self._limiters.add(name)
+        return name
 
     # Gauges, read at each scrape in the server's thread
 
@@ -219,6 +257,11 @@ class Metrics(telemetry.Observer):
         metric = Histogram(f"codomyrmex_{name}", text, labels, buckets=buckets, registry=self._registry)
         self._made.append(metric)
         return metric
+
+
+def _add(counter: Counter, limiter: str, amounts: Mapping[str, int]) -> None:
+    for dimension, amount in amounts.items():
+        counter.labels(limiter, dimension).inc(amount)
 
 
 def _since(found: list[tuple[str, float]], counted: tuple[str, str], oldest: tuple[str, str]) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ By default there is no observer, which costs one look at an empty tuple per even
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 log = logging.getLogger("codomyrmex.concurrency")
 
@@ -14,7 +15,8 @@ class Observer:
     """An observer; override the methods you need.
 
     The event loop calls them in the middle of its work, so they must be quick. An error that one raises is logged and
-    goes no further. ``kind`` is ``"lock"`` or ``"semaphore"``; times are seconds.
+    goes no further. ``kind`` is ``"lock"``, ``"semaphore"``, ``"path lock"``, or ``"rate limit"`` for a part of a
+    slice. Times are seconds.
     """
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
@@ -34,6 +36,15 @@ class Observer:
 
     def session_lost(self, session: int) -> None:
         """The session with this lease id lost its lease, although it was not closed."""
+
+    def rate_granted(self, name: str, cost: Mapping[str, int], waited: float) -> None:
+        """A rate limiter granted a call its cost, which has an amount for each dimension."""
+
+    def rate_used(self, name: str, given_back: Mapping[str, int], overdraft: Mapping[str, int]) -> None:
+        """A call told what it used: the amounts by dimension that it gives back, and those beyond its cost."""
+
+    def rate_paused(self, name: str, seconds: float) -> None:
+        """This process paused a rate limiter for the whole fleet."""
 
 
 observers: tuple[Observer, ...] = ()

@@ -18,11 +18,12 @@ _COMMANDS = {
     "guard": "Refuse edits and commits of paths without a reservation.",
     "locks": "Holders, waiters and tokens of all locks, also live; release by force.",
     "pools": "Every worker pool of the fleet, per host; also live.",
+    "rates": "Limits and use of all rate limiters, also live; resize, pause, resume, delete.",
     "release": "Give reservations of this agent back.",
     "renew": "Renew reservations of this agent.",
     "reservations": "All reservations: owners, notes and time left, also live.",
     "reserve": "Reserve names and paths beyond the life of this process.",
-    "run": "Run a command while holding locks, or permits of a semaphore.",
+    "run": "Run a command while holding locks or a permit, or at a limited rate.",
     "semaphores": "Limits, holders and waiters of all semaphores, also live; resize, delete.",
     "status": "Health of the etcd cluster; exits with 1 if anything is wrong.",
 }
@@ -49,7 +50,7 @@ class _Lazy(Group):
 @click.version_option(package_name="codomyrmex-concurrency", message="%(package)s %(version)s")
 @common_options
 def concurrency() -> None:
-    """Locks, semaphores, worker pools and dead letters for fleets of agents, on etcd.
+    """Locks, semaphores, rate limits, worker pools and dead letters for fleets of agents, on etcd.
 
     \b
     See it work:           codomyrmex concurrency demo

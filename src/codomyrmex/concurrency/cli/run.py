@@ -1,4 +1,6 @@
-"""``run``: runs a command while it holds locks or a permit of a semaphore, and ends it when they are lost."""
+"""``run``: runs a command while it holds locks or a permit of a semaphore, and ends it when they are lost.
+
+A rate limiter may say when the command begins."""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ from codomyrmex.concurrency.cli.duration_types import Duration
 from codomyrmex.concurrency.cli.notify import reports
 from codomyrmex.concurrency.cli.options import common_options, possible_limit, settings
 from codomyrmex.concurrency.cli.process import Command
+from codomyrmex.concurrency.cli.rate_amounts import Amount, AmountType, Limit, LimitType, amounts, limits
+from codomyrmex.concurrency.cli.rate_request import RateRequest
 from codomyrmex.concurrency.cli.run_request import RunRequest, acquire
 from codomyrmex.concurrency.cli.running import EXIT_LOST
 from codomyrmex.concurrency.cli.running import run as run_main
@@ -51,6 +55,28 @@ _MARGIN = 0.8  # of the third of a TTL between the end of trust and the end of t
     type=click.IntRange(min=1),
     metavar="N",
     help="The semaphore's limit, which a new semaphore needs. Default: its present limit.",
+)
+@click.option(
+    "--rate",
+    metavar="NAME",
+    shell_complete=names_of("rate limiter"),
+    help="A rate limiter; CMD begins when its cost fits the limit.",
+)
+@click.option(
+    "--cost",
+    "costs",
+    multiple=True,
+    type=AmountType(),
+    metavar="[DIMENSION=]N",
+    help="The amount that CMD spends of the rate; once for each dimension. Default: 1, if there is only one.",
+)
+@click.option(
+    "--rate-limit",
+    "rate_limits",
+    multiple=True,
+    type=LimitType(),
+    metavar="[DIMENSION=]N/TIME",
+    help="The rate limiter's limit, which a new one needs; once for each dimension. Default: its present limits.",
 )
 @click.option("--max-hold", type=Duration(), metavar="TIME", help="Release everything, and end CMD, after this time.")
 @click.option(
@@ -86,6 +112,9 @@ def run(
     shared: bool,
     semaphore: str | None,
     limit: int | None,
+    rate: str | None,
+    costs: tuple[Amount, ...],
+    rate_limits: tuple[Limit, ...],
     max_hold: float | None,
     max_idle: float | None,
     lock_delay: float,
@@ -94,13 +123,16 @@ def run(
     kill_after: float,
     command: tuple[str, ...],
 ) -> None:
-    """Run CMD while holding locks, or a permit of a semaphore, or both. Exits with CMD's exit code, or with 76 if a
-    lock or the permit was lost meanwhile.
+    """Run CMD while holding locks, or a permit of a semaphore, or at the turn that a rate limiter gives it, or all of
+    these. Exits with CMD's exit code, or with 76 if a lock or the permit was lost meanwhile.
 
     Several locks are acquired together or not at all. A permit is acquired after the locks. CMD finds
     CODOMYRMEX_FENCING_TOKEN and CODOMYRMEX_LOCK_NAME (one name a line) in its environment. When a lock or the permit is
     lost, CMD and its whole process group are ended. If the session can no longer be trusted, they have ended before
     another waiter is granted; after a forced release they may overlap with the next holder.
+
+    With --rate, CMD begins when its cost fits the limit. It spends the cost after the locks and the permit are
+    acquired, and gives nothing of it back.
 
     With --max-idle, CMD reports progress to NOTIFY_SOCKET, as `systemd-notify WATCHDOG=1` does, or with a note as
     `systemd-notify --status=TEXT` does.
@@ -112,11 +144,17 @@ def run(
       codomyrmex concurrency run --lock deploy --timeout 10m -- ./deploy.sh
       codomyrmex concurrency run --lock a.py --metadata agent=parser -- ./edit.sh
       codomyrmex concurrency run --semaphore gpu --max 2 -- ./train.sh
+      codomyrmex concurrency run --rate anthropic --cost requests=1 --cost tokens=400 -- ./ask.sh
     """
     if settings(context).endpoints == ("embedded",):
         raise click.UsageError("an etcd embedded in this command would exclude nobody; start one with `dev`")
-    if not locks and semaphore is None:
-        raise click.UsageError("give --lock or --semaphore: what CMD is to hold")
+    holds = bool(locks) or semaphore is not None
+    if not holds and rate is None:
+        raise click.UsageError("give --lock, --semaphore or --rate: what CMD is to hold, or to wait for")
+    if rate is None and (costs or rate_limits):
+        raise click.UsageError("--cost and --rate-limit go with --rate")
+    if not holds and (max_hold is not None or max_idle is not None):
+        raise click.UsageError("--max-hold and --max-idle go with --lock or --semaphore: a rate is not held")
     if (shared and not locks) or (limit is not None and semaphore is None):
         raise click.UsageError("--shared goes with --lock, and --max with --semaphore")
     if max_hold == 0:
@@ -126,7 +164,8 @@ def run(
     if limit is not None:
         possible_limit(limit)
     told = {"command": " ".join(command)[:200], **_pairs(metadata)}
-    wanted = RunRequest(locks, shared, semaphore, limit, max_hold, max_idle, lock_delay, told)
+    spending = RateRequest(rate, amounts(costs), limits(rate_limits)) if rate is not None else None
+    wanted = RunRequest(locks, shared, semaphore, limit, max_hold, max_idle, lock_delay, told, spending)
     run_main(_run(context, wanted, timeout, kill_after, command))
 
 
@@ -141,6 +180,8 @@ async def _run(
     context: click.Context, wanted: RunRequest, timeout: float | None, kill_after: float, command: tuple[str, ...]
 ) -> int:
     wanted = wanted._replace(locks=tuple(map(checked, wanted.locks)))
+    if wanted.rate:
+        wanted = wanted._replace(rate=wanted.rate._replace(name=checked(wanted.rate.name)))
     async with Session(settings(context)) as session, AsyncExitStack() as held:
         grants = await acquire(session, wanted, timeout, held)
         return await _hold(session, wanted, grants, command, kill_after)
@@ -151,16 +192,22 @@ async def _hold(
 ) -> int:
     if reason := _lost(grants):  # one of them, while it waited for another
         raise reason
+    async with reports(_apart(wanted, grants), wanted.max_idle, _environment(session, wanted, grants)) as told:
+        command = Command(argv, told, may_continue=lambda: all(grant.deadline() > 0 for grant in grants))
+        return await _see_through(session, grants, command, kill_after)
+
+
+def _environment(session: Session, wanted: RunRequest, grants: Sequence[Grant]) -> dict[str, str]:
+    """The command's environment. Without ``grants`` it keeps the token and the names of a ``run`` around this one."""
     environment = {
         **os.environ,
-        "CODOMYRMEX_LOCK_NAME": "\n".join(dict.fromkeys(wanted.locks)),
-        "CODOMYRMEX_FENCING_TOKEN": str(grants[0].token),
         "CODOMYRMEX_ETCD_ENDPOINTS": ",".join(session.settings.endpoints),
         "CODOMYRMEX_ETCD_NAMESPACE": session.settings.namespace,
     }
-    async with reports(_apart(wanted, grants), wanted.max_idle, environment) as told:
-        command = Command(argv, told, may_continue=lambda: all(grant.deadline() > 0 for grant in grants))
-        return await _see_through(session, grants, command, kill_after)
+    if grants:
+        environment["CODOMYRMEX_LOCK_NAME"] = "\n".join(dict.fromkeys(wanted.locks))
+        environment["CODOMYRMEX_FENCING_TOKEN"] = str(grants[0].token)
+    return environment
 
 
 async def _see_through(session: Session, grants: Sequence[Grant], command: Command, kill_after: float) -> int:

@@ -1,4 +1,5 @@
-"""The locks and the permit that ``run`` is to hold: acquired together, with a message about the holders in the way."""
+"""The locks and the permit that ``run`` is to hold, and the rate that it keeps to: acquired one after another, with a
+message about the holders in the way."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import NamedTuple
 import click
 
 from codomyrmex.concurrency import EtcdError, Grant, LockManager, LockTimeout, Owner, Semaphore, Session
+from codomyrmex.concurrency.cli import rate_request
+from codomyrmex.concurrency.cli.rate_request import RateRequest
 from codomyrmex.concurrency.cli.views import owners, text
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import inspect
@@ -18,7 +21,7 @@ _SAY_AFTER = 1.0  # seconds
 
 
 class RunRequest(NamedTuple):
-    """The locks and the semaphore to hold, with their options."""
+    """The locks and the semaphore to hold, with their options, and the rate limiter to spend from."""
 
     locks: tuple[str, ...]
     shared: bool
@@ -28,10 +31,13 @@ class RunRequest(NamedTuple):
     max_idle: float | None
     lock_delay: float
     metadata: dict[str, str]
+    rate: RateRequest | None = None
 
     def __str__(self) -> str:
         named = [f"the lock {text.visible(name)}" for name in self.locks]
-        return ", ".join(named + ([f"the semaphore {text.visible(self.semaphore)}"] if self.semaphore else []))
+        named += [f"the semaphore {text.visible(self.semaphore)}"] if self.semaphore else []
+        named += [f"the rate limiter {text.visible(self.rate.name)}"] if self.rate else []
+        return ", ".join(named)
 
 
 async def _acquire_all(
@@ -72,6 +78,8 @@ async def _acquire_all(
         permit = await semaphore.acquire(timeout=patience)
         held.push_async_callback(_release, permit.release)
         grants.append(permit.grant)
+    if wanted.rate:  # last, since what it spends is not given back
+        await rate_request.spend(session, wanted.rate, wanted.metadata, patience)
     return grants
 
 
@@ -95,7 +103,7 @@ async def acquire(session: Session, wanted: RunRequest, timeout: float | None, h
             return await _acquire_all(session, wanted, 0.0 if timeout == 0 else None, held)
     except TimeoutError:
         within = f" within {timeout:g} s" if timeout else " at once"
-        raise LockTimeout(f"{wanted}: not granted{within}{await _held_by(session, wanted)}") from None
+        raise LockTimeout(f"{wanted}: not granted{within}{await _in_the_way(session, wanted)}") from None
     finally:
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
@@ -103,7 +111,13 @@ async def acquire(session: Session, wanted: RunRequest, timeout: float | None, h
 
 async def _tell(session: Session, wanted: RunRequest) -> None:
     await asyncio.sleep(_SAY_AFTER)
-    click.echo(f"waiting for {wanted}{await _held_by(session, wanted)}", err=True)
+    click.echo(f"waiting for {wanted}{await _in_the_way(session, wanted)}", err=True)
+
+
+async def _in_the_way(session: Session, wanted: RunRequest) -> str:
+    """The end of a message: the present holders of other sessions, and the use of the rate limiter."""
+    used = await rate_request.use(session, wanted.rate) if wanted.rate else ""
+    return await _held_by(session, wanted) + used
 
 
 async def _held_by(session: Session, wanted: RunRequest) -> str:

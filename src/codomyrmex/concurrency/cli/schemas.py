@@ -9,10 +9,19 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from codomyrmex.concurrency import ClusterPoolStats, DeadLetter, LockEvent, LockInfo, ReservationInfo, SemaphoreInfo
+from codomyrmex.concurrency import (
+    ClusterPoolStats,
+    DeadLetter,
+    LockEvent,
+    LockInfo,
+    RateLimitInfo,
+    ReservationInfo,
+    SemaphoreInfo,
+)
 from codomyrmex.concurrency.cli.agents.outcomes import GuardOutcome, InstallOutcome, KeptOutcome, ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEvent
 from codomyrmex.concurrency.cli.description import Capabilities
+from codomyrmex.concurrency.cli.rate_rows import RateRow
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary
 from codomyrmex.concurrency.models import ClusterStatus
 from codomyrmex.concurrency.waitqueue.idle_times import StuckHolder
@@ -40,6 +49,8 @@ OUTPUTS = {
     "locks": Output(LockInfo, True, LockEvent, also=StuckHolder),
     "locks show": Output(LockInfo),
     "pools": Output(ClusterPoolStats, True, ClusterPoolStats),
+    "rates": Output(RateRow, True, RateRow),
+    "rates show": Output(RateLimitInfo, event=RateLimitInfo),
     "release": Output(KeptOutcome, True),
     "renew": Output(KeptOutcome, True),
     "reservations": Output(ReservationInfo, True, ReservationEvent),

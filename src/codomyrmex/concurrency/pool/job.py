@@ -54,13 +54,13 @@ class Course:
         """Run ``job`` and settle it. Returns True if nothing that the task left behind can reach the ``worker``.
 
         A task that waited, or that may have kept a reference to its worker, can cancel the worker later. So a worker
-        goes on only after a task without lock, semaphore and time limit that succeeded at its first attempt, never
-        waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a small
-        task of the pool.
+        goes on only after a task without lock, semaphore, rate and time limit that succeeded at its first attempt,
+        never waited and kept no reference to it; any other worker is replaced. A new asyncio task costs as much as a
+        small task of the pool.
         """
         source = job.source
         work = source.work
-        plain = work.lock is None and work.semaphore is None and self._task_timeout is None
+        plain = work.lock is None and work.semaphore is None and work.share is None and self._task_timeout is None
         self._meter.begin()
         job.began = True
         began = time.perf_counter()
@@ -159,6 +159,8 @@ class Course:
                     await held.enter_async_context(
                         work.semaphore.hold() if hasattr(work.semaphore, "hold") else work.semaphore
                     )
+                if work.share is not None:  # last: a share must be used soon after its grant
+                    await work.share.acquire(job.args[0])
             return await self._call(job)
 
     async def _call(self, job: Job) -> Any:

@@ -14,15 +14,17 @@ from typing import Any, NamedTuple
 
 from codomyrmex.concurrency.pool.executors import Call
 from codomyrmex.concurrency.pool.results import TaskResult
+from codomyrmex.concurrency.pool.share import Share
 
 
 class Work(NamedTuple):
-    """The function that a source runs on every item, with its lock and its semaphore."""
+    """The function that a source runs on every item, with its lock, its semaphore and its share of a rate limit."""
 
     function: Callable[..., Any]
     call: Call  # the awaitable form of the function
     lock: Callable[[Any], str | None] | None
     semaphore: Any
+    share: Share | None
 
     @property
     def on_loop(self) -> bool:

@@ -24,6 +24,7 @@ from codomyrmex.concurrency.pool.executors import Executor, Runner, describe
 from codomyrmex.concurrency.pool.job import Course
 from codomyrmex.concurrency.pool.progress import Callback, Progress
 from codomyrmex.concurrency.pool.results import DeadLetterSink, PoolStats, TaskResult
+from codomyrmex.concurrency.pool.share import Cost, share_of
 from codomyrmex.concurrency.pool.source import Single, Source, Work
 from codomyrmex.concurrency.pool.workers import Crew, patiently
 from codomyrmex.concurrency.retry import RetryPolicy
@@ -31,6 +32,7 @@ from codomyrmex.concurrency.retry import RetryPolicy
 if TYPE_CHECKING:
     from codomyrmex.concurrency.pool.cluster import ClusterPoolStats
     from codomyrmex.concurrency.pool.reporting import Reporter
+    from codomyrmex.concurrency.rates.limiter import RateLimiter
     from codomyrmex.concurrency.recipes.semaphore import Semaphore
     from codomyrmex.concurrency.session import Session
 
@@ -133,7 +135,7 @@ class AsyncWorkerPool(AsyncOnly):
         self, function: Callable[..., Any], *args: Any, task_id: Any = "", **kwargs: Any
     ) -> TaskResult[Any]:
         """Run ``function(*args, **kwargs)`` and return its result. Raises ``PoolClosed`` after ``shutdown``."""
-        source = Single(self._work(function, None, None), args, kwargs, task_id, time.perf_counter())
+        source = Single(self._work(function), args, kwargs, task_id, time.perf_counter())
         try:
             self._start(source, 1)
             (result,) = await source.results()
@@ -149,6 +151,8 @@ class AsyncWorkerPool(AsyncOnly):
         *,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> list[TaskResult[T]]: ...
     @overload
     async def map(
@@ -158,6 +162,8 @@ class AsyncWorkerPool(AsyncOnly):
         *,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> list[TaskResult[T]]: ...
     async def map(
         self,
@@ -166,14 +172,22 @@ class AsyncWorkerPool(AsyncOnly):
         *,
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Any] | None = None,
     ) -> list[TaskResult[Any]]:
         """Run ``function(item)`` for every item; the results come in the items' order.
 
         ``lock`` is called with an item and returns the name of the lock to hold while the item runs, or None.
         ``semaphore`` is a ``Semaphore`` of which one permit is held while an item runs. An error of ``items`` itself is
         raised here, after the tasks that have begun have ended.
+
+        ``rate`` is a ``RateLimiter`` from which each attempt takes ``cost`` before it runs: a number, a dict of amounts
+        by dimension, or a function that is called with the item and returns one of them. Left out, it is 1 of a limiter
+        without named dimensions. The attempt has the lock and the semaphore before it takes its cost, since what a
+        limiter grants must be used at once. ``task_timeout`` does not count the waits.
         """
-        each = self._each(function, items, lock, semaphore, ordered=True, window=None)
+        work = self._work(function, lock, semaphore, rate, cost)
+        each = self._each(work, items, ordered=True, window=None)
         return [result async for batch in each for result in batch]
 
     @overload
@@ -185,6 +199,8 @@ class AsyncWorkerPool(AsyncOnly):
         ordered: bool = False,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> AsyncGenerator[TaskResult[T], None]: ...
     @overload
     def imap(
@@ -195,6 +211,8 @@ class AsyncWorkerPool(AsyncOnly):
         ordered: bool = False,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> AsyncGenerator[TaskResult[T], None]: ...
     async def imap(
         self,
@@ -204,13 +222,16 @@ class AsyncWorkerPool(AsyncOnly):
         ordered: bool = False,
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Any] | None = None,
     ) -> AsyncGenerator[TaskResult[Any], None]:
         """Run ``function(item)`` for every item, and yield each result as its task ends, or in the items' order.
 
         Memory is bounded: at most twice ``max_workers`` items are taken whose results have not been taken yet. Leaving
-        the loop early cancels the tasks that run. ``lock`` and ``semaphore`` are those of ``map``.
+        the loop early cancels the tasks that run. ``lock``, ``semaphore``, ``rate`` and ``cost`` are those of ``map``.
         """
-        each = self._each(function, items, lock, semaphore, ordered=ordered, window=2 * self._max_workers)
+        work = self._work(function, lock, semaphore, rate, cost)
+        each = self._each(work, items, ordered=ordered, window=2 * self._max_workers)
         try:
             async for batch in each:
                 for result in batch:
@@ -281,7 +302,12 @@ class AsyncWorkerPool(AsyncOnly):
     # Sources
 
     def _work(
-        self, function: Callable[..., Any], lock: Callable[[Any], str | None] | None, semaphore: Semaphore | None
+        self,
+        function: Callable[..., Any],
+        lock: Callable[[Any], str | None] | None = None,
+        semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Any] | None = None,
     ) -> Work:
         self._crew.check_here()
         if self._closed:
@@ -290,20 +316,12 @@ class AsyncWorkerPool(AsyncOnly):
             raise TypeError(f"lock must be a function from an item to a lock's name, not {lock!r}")
         if semaphore is not None and not hasattr(semaphore, "__aenter__"):
             raise TypeError(f"semaphore must be a Semaphore, not {semaphore!r}")
-        return Work(function, self._runner.call(function), lock, semaphore)
+        return Work(function, self._runner.call(function), lock, semaphore, share_of(rate, cost))
 
     async def _each(
-        self,
-        function: Callable[[Any], Any],
-        items: Iterable[Any] | AsyncIterable[Any],
-        lock: Callable[[Any], str | None] | None,
-        semaphore: Semaphore | None,
-        *,
-        ordered: bool,
-        window: int | None,
+        self, work: Work, items: Iterable[Any] | AsyncIterable[Any], *, ordered: bool, window: int | None
     ) -> AsyncGenerator[list[TaskResult[Any]], None]:
         """The results: all that are there at a time, or one at a time with a ``window``."""
-        work = self._work(function, lock, semaphore)
         source = Source(work, items, time.perf_counter(), window=window, ordered=ordered)
         total = len(items) if isinstance(items, Sized) else None
         try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency import clock
+from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_number, check_timeout
@@ -64,6 +64,9 @@ class Spend(AsyncOnly):
         told = check_used(self.cost, amount, amounts)
         self._state = "was called before: call it once, with the amounts of all dimensions"
         self.overdraft = self._driver.used(self._call, told)
+        if telemetry.observers:
+            given_back = {one: less for one, amount in told.items() if (less := self.cost[one] - amount) > 0}
+            telemetry.tell("rate_used", self._name, given_back, self.overdraft)
 
     def deadline(self) -> float:
         """The seconds that are left for the call to reach its provider; 0.0 when they are over.
@@ -108,7 +111,7 @@ class Reserve(AsyncOnly):
 
     def __del__(self) -> None:
         if not self._begun:
-            text = f"reserve() of the rate limit {self._limiter.name!r} was never entered by `async with`"
+            text = f"reserve() of the rate limit {self._limiter.name!r} was never entered as a block"
             warn(self._line, f"{text}: nothing was reserved", RuntimeWarning)
 
 
@@ -260,6 +263,7 @@ class RateLimiter(AsyncOnly):
         return Spend(driver, call, self._name)
 
     async def _spend(self, cost: Mapping[str, int], timeout: float | None) -> tuple[Driver, Call]:
+        began = clock.now()
         if timeout is None:
             got = await self._spent(cost)
         elif timeout == 0:
@@ -277,6 +281,8 @@ class RateLimiter(AsyncOnly):
                 f"{_amounts(cost)} of the rate limit {self._name!r} was not granted within {timeout:g} s: "
                 f"{await self._reason()}"
             )
+        if telemetry.observers:
+            telemetry.tell("rate_granted", self._name, cost, clock.now() - began)
         return got
 
     async def _spent(self, cost: Mapping[str, int], *, once: bool = False) -> tuple[Driver, Call] | None:

@@ -35,9 +35,10 @@ async def limiters(session: SessionCore, prefix: str = "") -> list[RateLimitInfo
 
 
 def follow(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[RateLimitInfo], None]:
-    """Every limiter whose name starts with ``prefix``: at once, and again after each change."""
-    under = session.layout.under(RATE)
-    return snapshots(session, under, lambda: limiters(session, prefix), prefix_end(under))
+    """Every limiter whose name starts with ``prefix``: at once, and again after each change, also of a pause."""
+    # One watch has both kinds of keys; the reports of pools, which lie between them, only cause a few more readings.
+    pauses, limits = session.layout.below("pause"), session.layout.under(RATE)
+    return snapshots(session, pauses, lambda: limiters(session, prefix), prefix_end(limits))
 
 
 async def _read(session: SessionCore, prefixes: Iterable[bytes]) -> dict[str, dict[str, list[KV]]]:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 
-from codomyrmex.concurrency import clock
+from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Op, Put, WatchRequest
@@ -51,6 +51,8 @@ class Pauses:
         if until > self._written_until:
             self._own_key = await pause(self._session, self._name, seconds, agent)
             self._written_until = until
+            if telemetry.observers:
+                telemetry.tell("rate_paused", self._name, seconds)
 
     async def end_all(self) -> bool:
         """End every pause, for everybody; False if there was none."""

@@ -13,6 +13,7 @@ from codomyrmex.concurrency.sync.grant import Grant, Grants
 from codomyrmex.concurrency.sync.lock import DistributedLock
 from codomyrmex.concurrency.sync.manager import LockManager
 from codomyrmex.concurrency.sync.pool import AsyncWorkerPool
+from codomyrmex.concurrency.sync.rate_limiter import RateLimiter, Reserve, Spend
 from codomyrmex.concurrency.sync.reservation import Reservation
 from codomyrmex.concurrency.sync.semaphore import Permit, Semaphore
 from codomyrmex.concurrency.sync.session import Loss, Session
@@ -27,9 +28,12 @@ __all__ = [
     "LockManager",
     "Loss",
     "Permit",
+    "RateLimiter",
     "Reservation",
+    "Reserve",
     "Semaphore",
     "Session",
     "Shared",
+    "Spend",
     "Worker",
 ]

@@ -14,10 +14,12 @@ from codomyrmex.concurrency.pool.executors import Executor
 from codomyrmex.concurrency.pool.outcome import Outcome, outcome
 from codomyrmex.concurrency.pool.progress import Callback
 from codomyrmex.concurrency.pool.results import TaskResult
+from codomyrmex.concurrency.pool.share import Cost
 from codomyrmex.concurrency.retry import RetryPolicy
 from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.dead_letters import DeadLetterQueue
 from codomyrmex.concurrency.sync.portal import portal
+from codomyrmex.concurrency.sync.rate_limiter import RateLimiter
 from codomyrmex.concurrency.sync.semaphore import Semaphore
 from codomyrmex.concurrency.sync.session import Session, unwrapped
 
@@ -87,6 +89,8 @@ class AsyncWorkerPool(BlockingOnly):
         *,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> list[TaskResult[T]]: ...
     @overload
     def map(
@@ -96,6 +100,8 @@ class AsyncWorkerPool(BlockingOnly):
         *,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> list[TaskResult[T]]: ...
     @text_of(twin.AsyncWorkerPool.map)
     def map(
@@ -105,8 +111,13 @@ class AsyncWorkerPool(BlockingOnly):
         *,
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Any] | None = None,
     ) -> list[TaskResult[Any]]:
-        return portal().run(self._twin.map(function, _without_blocking(items), lock=lock, semaphore=_inner(semaphore)))
+        results = self._twin.map(
+            function, _without_blocking(items), lock=lock, semaphore=_inner(semaphore), rate=_inner(rate), cost=cost
+        )
+        return portal().run(results)
 
     @overload
     def imap(
@@ -117,6 +128,8 @@ class AsyncWorkerPool(BlockingOnly):
         ordered: bool = False,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> Iterator[TaskResult[T]]: ...
     @overload
     def imap(
@@ -127,6 +140,8 @@ class AsyncWorkerPool(BlockingOnly):
         ordered: bool = False,
         lock: Callable[[Item], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Item] | None = None,
     ) -> Iterator[TaskResult[T]]: ...
     @text_of(twin.AsyncWorkerPool.imap)
     def imap(
@@ -137,20 +152,18 @@ class AsyncWorkerPool(BlockingOnly):
         ordered: bool = False,
         lock: Callable[[Any], str | None] | None = None,
         semaphore: Semaphore | None = None,
+        rate: RateLimiter | None = None,
+        cost: Cost[Any] | None = None,
     ) -> Iterator[TaskResult[Any]]:
-        return portal().iterate(self._imap(function, items, ordered, lock, semaphore))
+        results = self._imap(
+            function, items, ordered=ordered, lock=lock, semaphore=_inner(semaphore), rate=_inner(rate), cost=cost
+        )
+        return portal().iterate(results)
 
     async def _imap(
-        self,
-        function: Callable[[Any], Any],
-        items: Iterable[Any],
-        ordered: bool,
-        lock: Callable[[Any], str | None] | None,
-        semaphore: Semaphore | None,
+        self, function: Callable[[Any], Any], items: Iterable[Any], **options: Any
     ) -> AsyncGenerator[TaskResult[Any], None]:
-        results = self._twin.imap(
-            function, _without_blocking(items), ordered=ordered, lock=lock, semaphore=_inner(semaphore)
-        )
+        results = self._twin.imap(function, _without_blocking(items), **options)
         async for result in results:
             yield result
 
@@ -172,8 +185,9 @@ class AsyncWorkerPool(BlockingOnly):
         return repr(self._twin)
 
 
-def _inner(semaphore: Semaphore | None) -> Any:
-    return semaphore._twin if semaphore else None
+def _inner(given: Any) -> Any:
+    """The asyncio twin of a semaphore or a rate limiter. The pool refuses what is neither."""
+    return getattr(given, "_twin", given)
 
 
 def _without_blocking(items: Iterable[Any]) -> Any:

@@ -45,9 +45,7 @@ class Portal:
                 "a blocking call inside the library's own event loop would wait for itself; use the asyncio classes in "
                 "async functions, or hand over a plain function, which runs in a thread"
             )
-        if self._loop.is_closed():
-            work.close()
-            raise SessionLost("the interpreter is exiting: blocking calls are over")
+        self._check_open(work)
         done: Future[T] = Future()
         task: list[asyncio.Task[Outcome]] = []
         name = threading.current_thread().name
@@ -67,6 +65,18 @@ class Portal:
                     if undo:
                         self.run(undo(result))
             raise
+
+    async def awaited(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` and return its result, as ``run`` does, to a coroutine of another event loop. A cancel reaches
+        ``work``."""
+        self._check_open(work)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Raise ``SessionLost`` while the interpreter exits."""
+        if self._loop.is_closed():
+            work.close()
+            raise SessionLost("the interpreter is exiting: blocking calls are over")
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """Yield ``items`` one by one. Leaving the loop early closes ``items``."""

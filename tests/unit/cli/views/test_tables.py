@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
+from codomyrmex.concurrency.cli.rate_rows import rows
 from codomyrmex.concurrency.cli.views import (
     dead_letter_table,
     lock_table,
@@ -22,13 +23,14 @@ from codomyrmex.concurrency.cli.views import (
     owners,
     pool_table,
     queue_table,
+    rate_table,
     semaphore_table,
     text,
 )
 from codomyrmex.concurrency.cli.views.grid import Cell, Column, Grid, Order, cut, fit
 from codomyrmex.concurrency.dead_letters import record
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary
-from codomyrmex.concurrency.models import LockInfo, Owner, SemaphoreInfo
+from codomyrmex.concurrency.models import LockInfo, Owner, RateLimitInfo, RateUse, SemaphoreInfo
 from codomyrmex.concurrency.pool.cluster import _summed
 from codomyrmex.concurrency.pool.results import PoolStats
 from codomyrmex.concurrency.waitqueue.grant_times import Sightings
@@ -55,6 +57,15 @@ LOCK = LockInfo(
     (owner(123_456_789, waited=11.0, granted_at=NOW),),
     tuple(owner(200_000_000 + n) for n in range(12)),
 )
+RATE = RateLimitInfo(
+    "anthropic-batch-eu",
+    (
+        RateUse("requests", 100, 60.0, (owner(1, permits=30),), ()),
+        RateUse("tokens", 50_000, 60.0, (owner(1, permits=40_000),), (owner(2, permits=10_001), owner(3))),
+    ),
+    NOW + timedelta(days=2),
+    f"{HOST}:12",
+)
 ENTRY = record.new("agents.mail.send_the_weekly_digest", {"to": "x" * 90}, "no route to host " * 9, None, str)
 SCREENS: dict[str, tuple[Callable[[bool], Grid], list[str]]] = {
     "locks": (lambda wide: lock_table.locks([LOCK] * 3, wide=wide), [f"{HOST}:1234567"]),
@@ -63,6 +74,8 @@ SCREENS: dict[str, tuple[Callable[[bool], Grid], list[str]]] = {
         lambda wide: semaphore_table.semaphores([SemaphoreInfo("provider" * 9, 8, LOCK.holders, ())], wide=wide),
         [],
     ),
+    "rates": (lambda wide: rate_table.rate_limiters(rows([RATE] * 2), wide=wide), ["requests", "50000"]),
+    "users of a rate limiter": (lambda wide: rate_table.rate_limiter(RATE), [f"{HOST}:1234567"]),
     "pools": (lambda wide: pool_table.pools([_summed("crawlers-of-the-east", [pool(1), pool(2)])], wide=wide), []),
     "dead letters": (lambda wide: dead_letter_table.dead_letters([ENTRY], wide=wide), [ENTRY.id]),
     "operations": (
@@ -90,16 +103,18 @@ def test_every_screen_fits_and_no_id_is_broken(screen: str, width: int, wide: bo
     lines = drawn(make(wide), width)
     assert max(map(cell_len, lines)) <= width
     assert all(any(one in line for line in lines) for one in ids)
-    assert len(lines) == len(make(wide).rows) + 2 + bool(make(wide).title)  # none is folded
+    around = 2 if screen != "users of a rate limiter" else 1 + len(make(wide).lines)  # it has no sums
+    assert len(lines) == len(make(wide).rows) + around + bool(make(wide).title)  # none is folded
 
 
 @pytest.mark.parametrize("screen", SCREENS)
 def test_off_a_terminal_every_column_is_there_whole(screen: str) -> None:
     grid = SCREENS[screen][0](True)
     lines = drawn(grid, 80, terminal=False)
-    assert all(column.title in lines[bool(grid.title)] for column in grid.columns)
+    above = bool(grid.title) + len(grid.lines)
+    assert all(column.title in lines[above] for column in grid.columns)
     assert all(grid.rows[0][0][n].text in "\n".join(lines) for n in range(len(grid.columns)))
-    assert len(lines) == len(grid.rows) + 1 + bool(grid.title)  # no sums, which programs would take for a row
+    assert len(lines) == len(grid.rows) + 1 + above  # no sums, which programs would take for a row
 
 
 def test_rows_beyond_the_screen_are_counted() -> None:

@@ -11,6 +11,7 @@ STYLES = {  # of the states that stand out
     "lost": "bold red",
     "holds": "green",
     "full": "cyan",
+    "paused": "bold yellow",
     "waiting": "cyan",
 }
 

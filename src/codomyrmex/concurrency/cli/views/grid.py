@@ -52,10 +52,12 @@ class Order(NamedTuple):
 
 @dataclass
 class Grid:
-    """A table. ``foot`` is the line below the rows on a terminal, with sums and remarks."""
+    """A table. ``lines`` stand between its title and the heads of the columns. ``foot`` is the line below the rows on a
+    terminal, with sums and remarks."""
 
     columns: Sequence[Column]
     title: str = ""
+    lines: Sequence[str] = ()
     foot: str = ""
     rows: list[tuple[tuple[Cell, ...], str]] = field(default_factory=list)
     order: Order = field(default_factory=Order)
@@ -69,8 +71,11 @@ class Grid:
         rows = self._ordered()
         if self.title:
             yield _line(visible(self.title), "italic")
+        for line in map(visible, self.lines):
+            yield _line(cut(line, options.max_width) if fits else line, "")
         foot = [self.foot] if fits and self.foot else []
-        room = len(rows) if options.height is None or not fits else options.height - 1 - bool(self.title) - bool(foot)
+        around = 1 + bool(self.title) + len(self.lines) + bool(foot)
+        room = len(rows) if options.height is None or not fits else options.height - around
         if len(rows) > room:
             room = max(0, room - (not foot))
             foot = [f"+{len(rows) - room} more", *foot]
