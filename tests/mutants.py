@@ -2960,6 +2960,13 @@ MUTANTS = (
         "[self._lease]",
         "tests/integration/test_reservations.py -k give_it_other_times",
     ),
+    Mutant(
+        "Let only the first of the keys that end at one revision count",
+        "waitqueue/turn.py",
+        "if revision <= self._view.revision and revision != self._deleted_at:",
+        "if revision <= self._view.revision:",
+        "tests/unit/waitqueue/test_rules.py -k one_revision",
+    ),
 )
 
 

@@ -111,16 +111,16 @@ class Budget:
 
     # Slices
 
-    def request(self, now: float) -> dict[str, int] | None:
+    def request(self, now: float, *, exact: bool = False) -> dict[str, int] | None:
         """The amounts by dimension of the slice to ask for now; None if none is wanted. ``granted`` or ``refused`` must
-        follow."""
+        follow. With ``exact``, it is no more than the calls that wait need."""
         if self._requested or self.paused or not self.waiting:
             return None
         self._requested = True
         need, served = self._need()
         if not self._all_at_once:
             need = self._without_long(need, now)
-        if served == len(self.waiting):
+        if served == len(self.waiting) and not exact:
             for dimension in need:
                 need[dimension] = max(need[dimension], min(self._foretold(dimension, now), self._cap(dimension)))
         return need
