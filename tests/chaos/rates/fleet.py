@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.chaos.documents.history import Event, Followers
 from tests.chaos.documents.journal import Journal, read
 from tests.chaos.documents.servers import Servers, die_with_parent
-from tests.chaos.rates.client import NAMESPACE, Demand
+from tests.chaos.rates.client import Demand
 from tests.chaos.rates.run import Limits, Run
 from tests.chaos.reservations.drive import begin
 from tests.helpers import eventually
@@ -98,6 +98,14 @@ class Fleet:
             await asyncio.sleep(away)
             self.cluster.start(leader)
             await asyncio.to_thread(self.cluster.ready)
+
+    async def stop_member(self, seconds: float) -> None:
+        """Let the first member of etcd stand still."""
+        member = self.cluster.members[0]
+        self.journal.say("member stopped", of=member.name)
+        member.send(signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        member.send(signal.SIGCONT)
 
     async def end(self) -> None:
         """All end in order."""
@@ -191,8 +199,3 @@ async def _leases_left(cluster: Servers, limits: Limits) -> list[int]:
 
 def _leases(cluster: Servers) -> list[int]:
     return [int(one["ID"]) for one in cluster.gateway().call("lease/leases").get("leases", ())]
-
-
-def entries(cluster: Servers) -> dict[str, bytes]:
-    """The keys of the namespace."""
-    return cluster.gateway().keys(f"/{NAMESPACE}/")

@@ -14,16 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.documents.journal import of
 from tests.chaos.documents.judge import report
 from tests.chaos.documents.servers import servers
 from tests.chaos.rates.client import Demand
 from tests.chaos.rates.figures import jain, revisions, saturating, use
 from tests.chaos.rates.fleet import Fleet, Work, peace, run
-from tests.chaos.rates.judge import judge
+from tests.chaos.rates.judge import judge, same_writes
 from tests.chaos.rates.run import Limits, Run
 
 SECONDS = int(os.environ.get("CHAOS_SECONDS", "60"))
-USED = 0.9
+USED = 0.9  # of the limit, at least
+REFUNDED = 0.8  # the same where calls reserve ten times their use
 HOURS = (0.0, -5.0, 0.0, 11.0)  # by which the clients' wall clocks are wrong
 
 
@@ -39,8 +41,9 @@ def demands(limit: int, per: float, light: int = 4, heavy: int = 4) -> list[Dema
 
 
 async def faults(fleet: Fleet, until: float) -> None:
-    """Kill clients, let them stand still past a slice's life and past their session, kill the leader of three."""
-    leaders = asyncio.create_task(_leaders(fleet, until))
+    """Kill and stop clients, past a slice's life and past their session; stop the one member, kill the leader of
+    three."""
+    servers = asyncio.create_task(_servers(fleet, until))
     while time.monotonic() < until:
         await asyncio.sleep(fleet.chance.uniform(2, 6))
         if (name := fleet.any()) is not None and time.monotonic() < until:
@@ -48,13 +51,16 @@ async def faults(fleet: Fleet, until: float) -> None:
                 await fleet.kill(name)
             else:
                 await fleet.stop(name, fleet.chance.choice((0.5, 3.0, 8.0)))
-    await leaders
+    await servers
 
 
-async def _leaders(fleet: Fleet, until: float) -> None:
-    while len(fleet.cluster.members) > 1 and time.monotonic() < until - 25:
-        await asyncio.sleep(20)
-        await fleet.kill_leader()
+async def _servers(fleet: Fleet, until: float) -> None:
+    while time.monotonic() < until - 12:
+        await asyncio.sleep(8)
+        if len(fleet.cluster.members) > 1:
+            await fleet.kill_leader()
+        else:
+            await fleet.stop_member(fleet.chance.choice((0.5, 3.0)))
 
 
 async def _judged(
@@ -135,3 +141,30 @@ async def test_the_limit_is_used(per: float, request: pytest.FixtureRequest, fol
     limit = int(40 * per)
     floor, patience = {"requests": USED}, 2 * per + 4
     await _judged(1, {"requests": (limit, per)}, demands(limit, per), SECONDS, peace, request, folder, floor, patience)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300 + 2 * SECONDS)
+@pytest.mark.skipif(SECONDS < 60, reason="use is measured over several periods: CHAOS_SECONDS of 60 or more")
+async def test_refunds_are_used(request: pytest.FixtureRequest, folder: Path) -> None:
+    demand = Demand({"tokens": 4_000}, tasks=4, uses={"tokens": 400}, takes=0.1, saturating=True)
+    floor = {"tokens": REFUNDED}
+    await _judged(1, {"tokens": (50_000, 10.0)}, [demand] * 4, SECONDS, peace, request, folder, floor, 24.0)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300 + 2 * SECONDS)
+async def test_writes_do_not_grow_with_calls(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    writes = []
+    for rate in (10, 2_000):
+        (tmp_path / str(rate)).mkdir()
+        wanted = [Demand({"requests": 1}, tasks=max(1, rate // 80), rate=rate / 4, called=False)] * 4
+        with servers(1, request.config.getoption("--etcd-binary")) as cluster:
+            limits: Limits = {"requests": (1_000_000, 10.0)}
+            made = await run(cluster, tmp_path / str(rate), limits, wanted, SECONDS / 2, expire=False)
+        assert not judge(made), report(judge(made))
+        minutes = (made.ended - made.began) / 60
+        counted = sum(fact["counted"] for fact in of(made.facts, "ended"))
+        writes.append(revisions(made.events, made.began, made.ended) / minutes)
+        print(f"\nrates, {counted / minutes / 60:.0f} calls a second: {writes[-1]:.0f} revisions a minute")
+    assert not same_writes(*writes), report(same_writes(*writes))
