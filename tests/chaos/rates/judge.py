@@ -112,7 +112,7 @@ def small_demand_served(run: Run) -> list[Violation]:
     """A client whose demand is below its share gets all of it."""
     found = []
     for name, demand in run.steady.items():
-        if demand.rate and not demand.saturating and run.calm:
+        if demand.rate and demand.called and run.calm:
             granted = sum(run.began <= _granted(spend) < run.ended for spend in run.spends_of[name])
             wanted = demand.rate * (run.ended - run.began)
             if granted < 0.85 * wanted - demand.tasks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
@@ -58,13 +59,13 @@ async def serve(given: argparse.Namespace) -> None:
     provider, journal = Provider(json.loads(given.limits)), Journal(Path(given.folder), "provider")
 
     async def serve_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            call = json.loads(line)
-            now = time.monotonic()
-            answer = provider.answer(now, call["due"], call["cost"])
-            journal.say("call", id=call["id"], arrived=now, due=call["due"], cost=call["cost"], answer=answer)
-            writer.write(f"{answer}\n".encode())
-        writer.close()
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):  # clients are killed
+            while line := await reader.readline():
+                call = json.loads(line)
+                now = time.monotonic()
+                answer = provider.answer(now, call["due"], call["cost"])
+                journal.say("call", id=call["id"], arrived=now, due=call["due"], cost=call["cost"], answer=answer)
+                writer.write(f"{answer}\n".encode())
 
     server = await asyncio.start_unix_server(serve_client, given.socket)
     async with server:
