@@ -102,7 +102,7 @@ def nobody_starves(run: Run) -> list[Violation]:
 
 
 def _waits(spends: list[Spend], before: float, after: float, patience: float) -> bool:
-    """Whether a request waited so long at the end of a span without a grant."""
+    """True if a request waited so long at the end of a span without a grant."""
     if after - before <= patience:
         return False
     return any(spend.asked <= after - patience and (spend.ended or FOREVER) >= after for spend in spends)

@@ -29,7 +29,7 @@ class Window:
         self._calls: deque[tuple[float, int]] = deque()
 
     def fits(self, now: float, cost: int) -> bool:
-        """Whether the window that ends now has room for the cost."""
+        """True if the window that ends now has room for the cost."""
         while self._calls and self._calls[0][0] <= now - self.per:
             self.used -= self._calls.popleft()[1]
         return self.used + cost <= self.amount

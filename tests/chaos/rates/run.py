@@ -32,7 +32,7 @@ class Spend:
 
     @property
     def in_time(self) -> bool:
-        """Whether it was granted with time left; a process that stood still finds its deadline over."""
+        """True if it was granted with time left; a process that stood still finds its deadline over."""
         return self.granted is not None and self.granted < self.deadline
 
     @property
