@@ -3160,14 +3160,14 @@ MUTANTS = (
         "Ask for a slice before all calls that came at once are known",
         "rates/driver.py",
         "            self._taking = self.session.start(self._take(), _TAKING)\n",
-        "            wanted = self.budget.request(now, exact=self._all_try_once())\n"
+        "            wanted = self.budget.request(now, exact=bool(self._once))\n"
         "            self._taking = self.session.start(self._take(wanted), _TAKING)\n",
         "tests/integration/test_costs.py -k one_slice",
         also=(
             ("rates/driver.py", "async def _take(self) -> None:", "async def _take(self, wanted) -> None:"),
             (
                 "rates/driver.py",
-                "        wanted = self.budget.request(clock.now(), exact=self._all_try_once())\n        if wanted is",
+                "        wanted = self.budget.request(clock.now(), exact=bool(once))\n        if wanted is",
                 "        if wanted is",
             ),
         ),

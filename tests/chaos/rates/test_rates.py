@@ -148,7 +148,6 @@ async def test_the_limit_is_used(per: float, request: pytest.FixtureRequest, fol
 @pytest.mark.chaos
 @pytest.mark.timeout(300 + 2 * SECONDS)
 @measured
-@pytest.mark.xfail(strict=False, reason="some 60 % is used: rests too small for the next call stay counted")
 async def test_refunds_are_used(request: pytest.FixtureRequest, folder: Path) -> None:
     demand = Demand({"tokens": 4_000}, tasks=4, uses={"tokens": 400}, takes=0.1, saturating=True)
     floor = {"tokens": REFUNDED}

@@ -157,13 +157,13 @@ class Driver:
 
     async def _take(self) -> None:
         """Get the slice that the budget wants, now that all calls that came at once are known to it. If that fails, so
-        do the calls that wait."""
-        wanted = self.budget.request(clock.now(), exact=self._all_try_once())
+        do the calls that wait. While some of them try once only, so does this; the others go on after it."""
+        once = set(self._once)
+        wanted = self.budget.request(clock.now(), exact=bool(once))
         if wanted is None:
             return
         taken: Mapping[str, Taken] | None = None
         try:
-            once = set(self._once) if self._all_try_once() else set()
             taken = await self._slices(wanted, only_if_free=bool(once))
             if taken is None:
                 self._answer_not_free(once)
@@ -227,7 +227,8 @@ class Driver:
     ) -> dict[str, Taken] | None:
         owner = f'{self._owner},"since":{time.time():.3f}}}'.encode()
         gate = self._gate if gated else _no_gate
-        granted = await take(self.session, self.name, wanted, self.agreement, owner, gate, only_if_free=only_if_free)
+        sizes = {one: self.budget.sizes(one, amount) for one, amount in wanted.items()}
+        granted = await take(self.session, self.name, sizes, self.agreement, owner, gate, only_if_free=only_if_free)
         return {one: self._keep(one, found) for one, found in granted.items()} if granted else None
 
     def _keep(self, dimension: str, granted: GrantedSlice) -> Taken:

@@ -45,22 +45,21 @@ class GrantedSlice(NamedTuple):
 async def take(
     session: SessionCore,
     name: str,
-    wanted: Mapping[str, int],
+    wanted: Mapping[str, Sequence[int]],
     agreement: Agreement,
     owner: bytes,
     gate: Callable[[], Awaitable[bool]],
     *,
     only_if_free: bool = False,
 ) -> dict[str, GrantedSlice] | None:
-    """Get slices of the ``wanted`` amounts by dimension, all or none, and wait for as long as it takes; None if
-    ``only_if_free`` and they are not free.
+    """Get slices, ``wanted`` by dimension as the sizes of their parts, all or none, and wait for as long as it takes;
+    None if ``only_if_free`` and they are not free.
 
     ``gate`` is awaited once they are granted, before their lives begin; it returns whether it had to wait. If this ends
     otherwise, by an error or a cancel, no key stays in etcd.
     """
     started = clock.now()
-    sizes = {dimension: timing.parts(weight) for dimension, weight in wanted.items()}
-    entries = {one: _entries(session, name, one, sizes[one], owner) for one in wanted}
+    entries = {one: _entries(session, name, one, wanted[one], owner) for one in wanted}
     every = [entry for some in entries.values() for entry in some]
     if len(every) > 1:
         Group(every)
@@ -77,7 +76,7 @@ async def take(
     finally:
         if taken is None:
             let_go()
-    return {one: _granted(lease, entries[one], sizes[one]) for one, lease in taken.items()} if taken else None
+    return {one: _granted(lease, entries[one], wanted[one]) for one, lease in taken.items()} if taken else None
 
 
 def _entries(session: SessionCore, name: str, dimension: str, sizes: Sequence[int], owner: bytes) -> list[Entry]:
