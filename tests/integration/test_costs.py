@@ -287,17 +287,18 @@ async def test_calls_at_once_agree_on_the_limits_together(session: Session) -> N
     assert calls["txn"] + calls["range"] + calls["grant"] <= 8, calls
 
 
-async def test_a_slice_costs_three_revisions_whatever_is_spent_from_it(session: Session) -> None:
+async def test_calls_at_once_cost_one_slice_of_a_few_revisions(session: Session) -> None:
     limiter = RateLimiter("x", Rate(80_000, per=1), session=session)
     await limiter.acquire()
     await eventually(lambda: _nothing_counted(limiter))
-    written = []
-    for calls in (1, 10, 1000):
+    for number in (1, 10, 1000):
         before = await revision_of(session)
-        await asyncio.gather(*(limiter.acquire() for _ in range(calls)))
+        with counting(session) as calls:
+            await asyncio.gather(*(limiter.acquire() for _ in range(number)))
+        assert (calls["grant"], calls["txn"]) == (1, 2), calls  # the join and the move
         await eventually(lambda: _nothing_counted(limiter))
-        written.append(await revision_of(session) - before)
-    assert max(written) <= 4, written  # the join, the move, and what is not spent and what is out of the period
+        # What is not spent goes back, later the rest; a deletion may be sent ahead of the others.
+        assert await revision_of(session) - before <= 6
 
 
 async def _nothing_counted(limiter: RateLimiter) -> bool:

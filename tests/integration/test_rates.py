@@ -18,8 +18,9 @@ from codomyrmex.concurrency import (
     Session,
     clock,
 )
-from codomyrmex.concurrency.session import core_of
-from tests.helpers import eventually
+from codomyrmex.concurrency.rates.driver import Drivers
+from codomyrmex.concurrency.session import core_of, default_session
+from tests.helpers import eventually, revoke
 from tests.integration.rate_keys import leases, nothing_left, parts, pauses
 
 SECONDLY = Rate(8, per=1)
@@ -115,6 +116,17 @@ async def test_tries_at_once_are_all_answered(session: Session) -> None:
     assert {type(answer) for answer in answers if answer} == {LockTimeout}
 
 
+async def test_one_try_asks_for_no_more_than_its_call_needs(session: Session, other: Session) -> None:
+    limiter = RateLimiter("x", Rate(800, per=60), session=session)
+    theirs = RateLimiter("x", Rate(800, per=60), session=other)
+    await theirs.acquire(700)
+    for _ in range(5):
+        with pytest.raises(LockTimeout):
+            await limiter.acquire(150, timeout=0)
+    await limiter.acquire(50, timeout=0)  # though it is likely to need more soon
+    assert await used(limiter) == 750
+
+
 async def test_a_pause_answers_those_that_try_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     limiter = RateLimiter("x", MINUTELY, session=session)
     await limiter.acquire()
@@ -135,6 +147,24 @@ async def test_a_pause_answers_those_that_try_once(session: Session, monkeypatch
         await soon(trying)
     await pausing
     assert await used(limiter) <= 1
+
+
+async def test_a_pause_at_the_moment_of_a_try_leaves_the_limiter_usable(session: Session) -> None:
+    limiter = RateLimiter("x", SECONDLY, session=session)
+    await limiter.acquire()
+    await eventually(lambda: nothing_left(session))
+    answers = await asyncio.gather(limiter.acquire(7, timeout=0), limiter.throttled(60), return_exceptions=True)
+    assert isinstance(answers[0], LockTimeout)
+    await limiter.resume()
+    await limiter.acquire(7, timeout=2)
+
+
+async def test_eight_dimensions_are_granted_together(session: Session, other: Session) -> None:
+    limits = {f"{'d' * 63}{number}": Rate(1000, per=60) for number in range(8)}
+    limiter, theirs = (RateLimiter("n" * 440, limits=limits, session=one) for one in (session, other))
+    await limiter.acquire(**dict.fromkeys(limits, 500))
+    await theirs.acquire(timeout=2, **dict.fromkeys(limits, 500))
+    assert [use.used for use in (await limiter.info()).uses] == [1000] * 8
 
 
 # Refunds and overdrafts
@@ -233,6 +263,9 @@ async def test_a_pause_is_seen_by_all_and_ends_by_itself(session: Session, other
     await theirs.acquire()
     began = clock.now()
     await limiter.throttled(1)
+    driver = core_of(other).member(Drivers).find("x")
+    assert driver
+    await eventually(lambda: driver.pauses, 0.5)
     info = await limiter.info()
     assert info.paused_until and info.paused_by and str(core_of(session).host) in info.paused_by
     for one in (limiter, theirs):
@@ -314,6 +347,27 @@ async def test_a_larger_limit_grants_to_waiters_at_once(session: Session, other:
     await theirs.acquire(10, timeout=2)  # it was opened with the former limit
 
 
+async def test_a_process_whose_limit_was_resized_goes_on_in_a_new_session(
+    etcd: EmbeddedEtcd, namespace: str, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODOMYRMEX_ETCD_ENDPOINTS", etcd.endpoint)
+    monkeypatch.setenv("CODOMYRMEX_ETCD_NAMESPACE", namespace)
+    limiter = RateLimiter("x", SECONDLY)
+    try:
+        await limiter.acquire()
+        await RateLimiter("x", SECONDLY, session=session).resize(Rate(16, per=1))
+        first = default_session()
+        await revoke(first, first.id)
+        await asyncio.wait_for(first.lost.wait(), 3)
+        await asyncio.sleep(0.3)  # the end of its slice
+        await limiter.acquire(2, timeout=3)
+        assert default_session() is not first
+    finally:
+        await default_session().close()
+    with pytest.raises(LimitMismatch):
+        await RateLimiter("x", SECONDLY, session=session).acquire()
+
+
 async def test_a_smaller_limit_fails_only_the_calls_above_it(session: Session, other: Session) -> None:
     limiter = RateLimiter("x", Rate(12, per=1), session=session)
     theirs = RateLimiter("x", Rate(12, per=1), session=other)
@@ -360,6 +414,34 @@ async def test_delete_ends_the_use_of_others_and_leaves_the_name_free(session: S
 Limits = dict[str, Rate]
 
 UNNAMED: Limits = {"": MINUTELY}
+
+
+@pytest.mark.parametrize("same_session", [False, True])
+async def test_a_process_never_counts_by_the_period_of_a_limiter_that_was_deleted(
+    session: Session, other: Session, same_session: bool
+) -> None:
+    mine = RateLimiter("x", SECONDLY, session=session)
+    await mine.acquire()
+    await eventually(lambda: nothing_left(session))
+    await RateLimiter("x", SECONDLY, session=other).delete()
+    await RateLimiter("x", Rate(8, per=60), session=session if same_session else other).acquire()
+    for _ in range(2):
+        with pytest.raises(LimitMismatch, match=r"deleted|per 60 s"):
+            await asyncio.wait_for(mine.acquire(), 3)
+    assert await used(mine) == 1
+
+
+async def test_a_waiter_keeps_its_turn_when_the_limit_is_changed(session: Session, other: Session) -> None:
+    limiter, theirs = (RateLimiter("x", MINUTELY, session=one) for one in (session, other))
+    await limiter.acquire(10)
+    waiting = asyncio.create_task(theirs.acquire(6))
+    await eventually(lambda: waits(limiter))
+    (token,) = {kv.create_revision for kv in await parts(session) if kv.key.find(b"%016x" % other.id) > 0}
+    await limiter.resize(Rate(20, per=60))
+    await soon(waiting)
+    assert token in {kv.create_revision for kv in await parts(session)}
+
+
 MISMATCHES: list[tuple[Limits, Limits, str]] = [
     (UNNAMED, {"": Rate(11, per=60)}, "other limits"),
     (UNNAMED, {"": Rate(10, per=61)}, "per 60 s"),

@@ -26,7 +26,7 @@ from codomyrmex.concurrency.etcd.transports.protocol import Lease
 from codomyrmex.concurrency.etcd.watch import Refused
 from codomyrmex.concurrency.rates import driver, slices
 from codomyrmex.concurrency.rates.driver import Driver, Drivers
-from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.session import core_of, default_session
 from tests.forks import in_child
 from tests.helpers import eventually, revoke
 from tests.integration.rate_keys import leases, nothing_left, pauses
@@ -169,6 +169,7 @@ async def test_changes_of_a_limit_cancelled_at_any_await_are_whole_or_not_at_all
         await limiter.resize(a=Rate(amount, per=1), b=Rate(amount, per=1))
 
     async def resized(error: BaseException | None) -> None:
+        await core_of(session).committer.idle()
         found = {use.dimension: use.limit for use in (await limiter.info()).uses}
         assert found["a"] == found["b"]
         await limiter.acquire(a=1, timeout=3)
@@ -177,6 +178,7 @@ async def test_changes_of_a_limit_cancelled_at_any_await_are_whole_or_not_at_all
     await eventually(lambda: nothing_left(other), 3)
 
     async def deleted(error: BaseException | None) -> None:
+        await core_of(session).committer.idle()  # a change that was sent is carried out
         uses = (await limiter.info()).uses
         assert len(uses) in ((0, 2) if error else (0,))
         if not uses:
@@ -391,9 +393,27 @@ def test_a_limiter_of_a_loop_that_was_closed_is_refused(etcd: EmbeddedEtcd, name
             asyncio.run(work())
 
 
-@pytest.mark.parametrize("work", ["_slices", "_go_on"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_limiter_without_a_session_serves_each_loop_and_a_forked_child(
+    etcd: EmbeddedEtcd, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODOMYRMEX_ETCD_ENDPOINTS", etcd.endpoint)
+    monkeypatch.setenv("CODOMYRMEX_ETCD_NAMESPACE", namespace)
+    limiter = RateLimiter("x", Rate(100, per=60))
+
+    async def use() -> int:
+        await limiter.acquire(2, timeout=5)
+        await default_session().close()
+        async with Session(endpoints=etcd.endpoint, namespace=namespace) as session:
+            return sum(use.used for use in (await fresh_limiter(session).info()).uses)
+
+    assert [asyncio.run(use()) for _ in range(2)] == [2, 4]
+    assert in_child(lambda: asyncio.run(use())) == 6
+
+
+@pytest.mark.parametrize(("work", "what"), [("_slices", "getting a slice"), ("_go_on", "the timer")])
 async def test_work_that_fails_ends_the_session(
-    etcd: EmbeddedEtcd, namespace: str, work: str, monkeypatch: pytest.MonkeyPatch
+    etcd: EmbeddedEtcd, namespace: str, work: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3)
     await session.open()
@@ -406,7 +426,7 @@ async def test_work_that_fails_ends_the_session(
     waiting = asyncio.create_task(limiter.acquire(9)) if work == "_go_on" else None
     await asyncio.sleep(0.02)
     monkeypatch.setattr(driver_of(session), work, fail)
-    with pytest.raises(SessionLost, match="rate limit of this session failed: RuntimeError: a defect"):
+    with pytest.raises(SessionLost, match=f"{what} of a rate limit of this session failed: RuntimeError: a defect"):
         await asyncio.wait_for(waiting or limiter.acquire(9), 3)
     assert session.lost.is_set()
     await session.close()
@@ -423,3 +443,35 @@ async def test_pauses_that_may_not_be_followed_end_the_driver_and_not_the_sessio
     await eventually(lambda: nothing_left(other))  # what was not spent went back
     await limiter.acquire(timeout=2)
     assert driver_of(session) is not first and not session.lost.is_set()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("call", [1, 2])
+async def test_a_session_lost_in_the_middle_of_a_slice_leaves_nothing_for_long(
+    etcd: EmbeddedEtcd, namespace: str, other: Session, call: int, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first transaction joins, the second one moves. A slice that had moved stays for its lease, 2 s here."""
+    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=5) as session:
+        limiter, before = fresh_limiter(session), leases(etcd)
+        await limiter.acquire()
+        await eventually(lambda: nothing_left(other))
+        core, calls = core_of(session), 0
+        txn = core.transport.txn
+
+        async def interfered(*args: Any) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == call and moment == "before":
+                await revoke(session, session.id)
+            answer = await txn(*args)
+            if calls == call and moment == "after":
+                await revoke(session, session.id)
+                await asyncio.wait_for(session.lost.wait(), 3)
+            return answer
+
+        monkeypatch.setattr(core.transport, "txn", interfered)
+        with suppress(SessionLost):
+            await asyncio.wait_for(limiter.acquire(9), 5)  # once it has moved, it may be spent
+        monkeypatch.undo()
+        await eventually(lambda: nothing_left(other), 4)
+    await eventually(lambda: not leases(etcd) - before, 4)

@@ -51,6 +51,7 @@ LIMITERS: dict[str, Wrong] = {
     "None for a limit": (lambda: RateLimiter("x", limits={"a": None}), TypeError, "'a' must be a Rate"),  # type: ignore[dict-item]
     "a dimension without a name": (lambda: RateLimiter("x", limits={"": MINUTELY}), ValueError, "identifier"),
     "a dimension with a slash": (lambda: RateLimiter("x", limits={"a/b": MINUTELY}), ValueError, "identifier"),
+    "too long a dimension": (lambda: RateLimiter("x", limits={"é" * 33: MINUTELY}), ValueError, "identifier"),
     "a dimension named timeout": (lambda: RateLimiter("x", limits={"timeout": MINUTELY}), ValueError, "not be named"),
     "no name": (lambda: RateLimiter("", MINUTELY), InvalidName, "empty"),
     "too long a name": (lambda: RateLimiter("n" * 441, MINUTELY), InvalidName, "440 bytes"),
@@ -151,7 +152,7 @@ async def test_a_dimension_that_was_not_reserved_cannot_be_used(session: Session
 
 async def test_a_reserve_that_is_never_entered_is_told(session: Session) -> None:
     limiter = RateLimiter("x", MINUTELY, session=session)
-    with pytest.warns(RuntimeWarning, match="never entered by `async with`"):
+    with pytest.warns(RuntimeWarning, match="was never entered"):
         limiter.reserve(5)
     assert not await parts(session)
 

@@ -174,3 +174,34 @@ def test_a_closed_budget_spends_nothing_more() -> None:
     assert not budget.can_serve({"": 1}, 0.1) and budget.free(0.1) == {"": 0}
     assert sum(part.size for part in budget.due(0.1)) == 6
     assert budget.next_at() == 10.5
+
+
+def test_what_is_too_little_for_the_next_call_goes_back_before_more_is_asked_for() -> None:
+    budget = Budget({"": Rate(100, 10)})
+    budget.ask({"": 5}, 0.0)
+    assert budget.request(0.0) == {"": 5}
+    budget.granted({"": taken(7)}, 0.1)
+    assert len(budget.serve(0.1)) == 1
+    budget.ask({"": 5}, 0.2)
+    assert budget.request(0.2)
+    assert sum(part.size for part in budget.due(0.2)) == 2
+
+
+def test_nothing_is_foretold_where_the_next_call_does_not_fit() -> None:
+    budget = Budget({"calls": Rate(1000, 10), "tokens": Rate(8000, 10)})
+    for _ in range(3):
+        budget.ask({"calls": 1, "tokens": 600}, 0.0)
+    wanted = budget.request(0.0)
+    assert wanted and wanted["tokens"] == 600 and wanted["calls"] > 1
+
+
+def test_a_dimension_in_which_calls_give_back_has_finer_parts() -> None:
+    budget = Budget({"": Rate(8000, 10)})
+    coarse = budget.sizes("", 1000)
+    call = budget.ask({"": 1000}, 0.0)
+    budget.request(0.0)
+    budget.granted({"": taken(1000)}, 0.1)
+    budget.serve(0.1)
+    budget.used(call, {"": 100}, 0.2)
+    fine = budget.sizes("", 1000)
+    assert sum(coarse) == sum(fine) == 1000 and min(fine) < min(coarse) / 8

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from codomyrmex.concurrency.rates import timing
@@ -57,6 +57,7 @@ class Budget:
         self._due_at = math.inf  # nothing is due before
         self._demand = {one: Demand(max(_SPAN, timing.life(rate.per))) for one, rate in rates.items()}
         self._requested = False
+        self._refunded: set[str] = set()  # dimensions in which calls have used less than they reserved
         self._all_at_once = False  # a slice in one dimension came after that in another was over
 
     # Calls
@@ -102,6 +103,8 @@ class Budget:
         for dimension, amount in amounts.items():
             more = amount - call.cost[dimension]
             if more <= 0:
+                if more:
+                    self._refunded.add(dimension)
                 self._give_back(call.slices[dimension], -more)
             elif part := self._open(dimension, more, now):
                 part.spend(more, now)
@@ -117,12 +120,19 @@ class Budget:
         if self._requested or self.paused or not self.waiting:
             return None
         self._requested = True
-        need = self._need()
+        need, tight = self._need()
         if not self._all_at_once:
             need = self._without_long(need, now)
         if exact:
             return need
-        return {one: max(amount, min(self._foretold(one, amount, now), self._cap(one))) for one, amount in need.items()}
+        self._close(need)
+        for one in need.keys() - tight:
+            need[one] = max(need[one], min(self._foretold(one, need[one], now), self._cap(one)))
+        return need
+
+    def sizes(self, dimension: str, weight: int) -> list[int]:
+        """The sizes of the parts of a slice. There are more of them where calls give back, so that nearly all goes."""
+        return timing.parts(weight, timing.MANY if dimension in self._refunded else timing.FEW)
 
     def granted(self, taken: Mapping[str, Taken], now: float) -> None:
         """Etcd has granted what ``request`` wanted."""
@@ -146,8 +156,14 @@ class Budget:
 
     def close(self) -> None:
         """Spend nothing more."""
+        self._close(self.rates)
+
+    def _close(self, dimensions: Collection[str]) -> None:
+        """Spend nothing more from the slices of some dimensions. Before another slice is asked for, what they have left
+        is too little for the first call that waits, and may serve others of the fleet."""
         for part in self._slices:
-            part.close()
+            if part.dimension in dimensions:
+                part.close()
         self._due_at = 0.0
 
     def due(self, now: float) -> list[Part]:
@@ -192,15 +208,17 @@ class Budget:
         slices = (one for one in self._slices if one.dimension == dimension)
         return next((one for one in slices if one.free(now) >= amount), None)
 
-    def _need(self) -> dict[str, int]:
-        """The cost of the calls that one slice is to serve, by dimension: of as many as fit the cap."""
+    def _need(self) -> tuple[dict[str, int], set[str]]:
+        """The cost of the calls that one slice is to serve, by dimension: of as many as fit the cap. And the dimensions
+        in which the next one does not fit: they are tight, so nothing more is asked for there."""
         need: dict[str, int] = {}
         for call in self.waiting:
             more = {name: need.get(name, 0) + amount for name, amount in call.cost.items()}
-            if need and any(amount > self._cap(name) for name, amount in more.items()):
-                return need
+            tight = {name for name, amount in more.items() if amount > self._cap(name)}
+            if need and tight:
+                return need, tight
             need.update(more)
-        return need
+        return need, set()
 
     def _without_long(self, need: Mapping[str, int], now: float) -> dict[str, int]:
         """``need`` without the dimensions in which an open slice has room for it and will live on for long."""

@@ -19,6 +19,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, Lim
 from codomyrmex.concurrency.keys import RATE
 from codomyrmex.concurrency.rates import limits
 from codomyrmex.concurrency.rates.budget import Budget, Call, Taken
+from codomyrmex.concurrency.rates.limits import Agreement
 from codomyrmex.concurrency.rates.pauses import Pauses
 from codomyrmex.concurrency.rates.rate import Rate
 from codomyrmex.concurrency.rates.slice_state import Part
@@ -33,10 +34,11 @@ _TAKING = "getting a slice of a rate limit"
 class Driver:
     """The share of one limiter, ``name``, in one session. All objects of that name use it."""
 
-    def __init__(self, session: SessionCore, name: str, rates: Mapping[str, Rate], metadata: str) -> None:
+    def __init__(self, session: SessionCore, name: str, agreement: Agreement, metadata: str) -> None:
         self.session = session
         self.name = name
-        self.budget = Budget(rates)
+        self.agreement = agreement
+        self.budget = Budget(agreement.rates)
         self._owner = f'{{"host":{json.dumps(session.host)},"pid":{os.getpid()}{metadata}'
         self._waiters: dict[Call, tuple[asyncio.Future[bool], float]] = {}
         self._once: set[Call] = set()  # those that do not wait for their turn
@@ -155,13 +157,13 @@ class Driver:
 
     async def _take(self) -> None:
         """Get the slice that the budget wants, now that all calls that came at once are known to it. If that fails, so
-        do the calls that wait."""
-        wanted = self.budget.request(clock.now(), exact=self._all_try_once())
+        do the calls that wait. While some of them try once only, so does this; the others go on after it."""
+        once = set(self._once)
+        wanted = self.budget.request(clock.now(), exact=bool(once))
         if wanted is None:
             return
         taken: Mapping[str, Taken] | None = None
         try:
-            once = set(self._once) if self._all_try_once() else set()
             taken = await self._slices(wanted, only_if_free=bool(once))
             if taken is None:
                 self._answer_not_free(once)
@@ -199,8 +201,9 @@ class Driver:
         except ConcurrencyError as failure:
             self._fail(self._explained(failure))
             return
-        if set(found) != set(self.budget.rates):
-            self.end(LimitMismatch(f"the rate limiter {self.name!r} was deleted, or has other dimensions now"))
+        if _periods(found) != _periods(self.budget.rates):
+            told = "was deleted, or has other dimensions or periods now; open it anew"
+            self.end(LimitMismatch(f"the rate limiter {self.name!r} {told}"))
             return
         self.budget.limits = {one: rate.amount for one, rate in found.items()}
         for call in list(self.budget.waiting):
@@ -224,7 +227,8 @@ class Driver:
     ) -> dict[str, Taken] | None:
         owner = f'{self._owner},"since":{time.time():.3f}}}'.encode()
         gate = self._gate if gated else _no_gate
-        granted = await take(self.session, self.name, wanted, self.budget.rates, owner, gate, only_if_free=only_if_free)
+        sizes = {one: self.budget.sizes(one, amount) for one, amount in wanted.items()}
+        granted = await take(self.session, self.name, sizes, self.agreement, owner, gate, only_if_free=only_if_free)
         return {one: self._keep(one, found) for one, found in granted.items()} if granted else None
 
     def _keep(self, dimension: str, granted: GrantedSlice) -> Taken:
@@ -302,6 +306,10 @@ def _free(entry: Entry, reusable: bool) -> None:
         entry.free_key_slot()
 
 
+def _periods(rates: Mapping[str, Rate]) -> dict[str, float]:
+    return {dimension: rate.per for dimension, rate in rates.items()}
+
+
 class Drivers:
     """The drivers of one session, by the names of their limiters: a session member."""
 
@@ -309,11 +317,13 @@ class Drivers:
         self.session = session
         self._drivers: dict[str, Driver] = {}
 
-    def of(self, name: str, rates: Mapping[str, Rate], metadata: str) -> Driver:
+    def of(self, name: str, agreement: Agreement, metadata: str) -> Driver:
         """The driver of a limiter, whose rates the fleet has agreed on."""
         driver = self._drivers.get(name)
+        if driver and _periods(driver.budget.rates) != _periods(agreement.rates):
+            driver.end(LimitMismatch(f"the rate limiter {name!r} was deleted, and opened anew with other periods"))
         if driver is None or driver.is_over:
-            driver = self._drivers[name] = Driver(self.session, name, rates, metadata)
+            driver = self._drivers[name] = Driver(self.session, name, agreement, metadata)
         return driver
 
     def find(self, name: str) -> Driver | None:

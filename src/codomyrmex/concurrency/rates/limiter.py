@@ -296,7 +296,7 @@ class RateLimiter(AsyncOnly):
     async def _driven(self, cost: Mapping[str, int] | None = None) -> Driver:
         """The driver in the session, for which the limits were agreed on."""
         driver = self._driver
-        if driver:
+        if driver and (self._session or driver.session.home.is_here()):  # each loop has a default session of its own
             driver.session.home.check("rate limit", self._name)
             usable = driver.session.usable_here()
             if (usable and not driver.is_over) or (cost and driver.has_room(cost)):
@@ -317,14 +317,15 @@ class RateLimiter(AsyncOnly):
             raise fresh(error) from None
 
     async def _open(self, session: SessionCore) -> Driver:
-        there = await self._agree(session)
-        driver = session.member(Drivers).of(self._name, there, self._metadata)
+        agreement = await self._agree(session)
+        driver = session.member(Drivers).of(self._name, agreement, self._metadata)
         await driver.pauses.known()
         self._driver = driver
         return driver
 
-    async def _agree(self, session: SessionCore) -> dict[str, Rate]:
-        there = await limits_in_etcd.agree(session, self._name, self._limits)
+    async def _agree(self, session: SessionCore) -> limits_in_etcd.Agreement:
+        agreement = await limits_in_etcd.agree(session, self._name, self._limits)
+        there = agreement.rates
         if there != self._limits and not self._agreed:
             told = ", ".join(f"{one} {rate}".strip() for one, rate in there.items())
             raise LimitMismatch(
@@ -332,11 +333,11 @@ class RateLimiter(AsyncOnly):
                 "for everyone with resize"
             )
         self._agreed = True
-        return there
+        return agreement
 
     async def _reason(self) -> str:
         """The reason of a timeout, in words."""
-        if self._driver is None:
+        if self._driver is None or not self._driver.session.home.is_here():
             return "the session was not open by then"
         try:
             async with asyncio.timeout(_PATIENCE):

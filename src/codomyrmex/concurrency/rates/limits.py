@@ -6,7 +6,7 @@ order. The value of the key has the period, and the names of all dimensions of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHeld, RateLimitInUse
@@ -33,8 +33,36 @@ def rates_in(kvs: Sequence[KV]) -> tuple[Rate, LimitRecord] | None:
     return None
 
 
-async def agree(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> dict[str, Rate]:
-    """The rates of a limiter in etcd, which become ``rates`` if it has none.
+class Agreement:
+    """The ``rates`` of a limiter by which a process counts: the fleet counts by their periods at ``revision``."""
+
+    def __init__(self, session: SessionCore, name: str, rates: Mapping[str, Rate], revision: int) -> None:
+        self.rates = dict(rates)
+        self.revision = revision
+        self._session = session
+        self._name = name
+
+    def compares(self, dimensions: Iterable[str]) -> list[Compare]:
+        """The compares that hold while no limit of these dimensions is newer."""
+        ranges = (limit_range(self._session.layout.rate(self._name, one)) for one in dimensions)
+        after = self.revision + 1
+        return [Compare(start, Target.CREATE_REVISION, after, end, less=True) for start, end in ranges]
+
+    async def renewed(self) -> bool:
+        """True if limits are newer, by whose periods the fleet counts too. Raises ``LimitMismatch`` if it does not: the
+        limiter was deleted, and perhaps opened anew."""
+        found = await _read(self._session, self._name)
+        known = _rates(found.limits)
+        if not known:
+            raise LimitMismatch(f"the rate limiter {self._name!r} was deleted")
+        _agreed(self._name, self.rates, known)
+        newest = max(kv.create_revision for kvs in found.limits.values() for kv in kvs)
+        former, self.revision = self.revision, found.revision
+        return newest > former
+
+
+async def agree(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> Agreement:
+    """Agree on the rates of a limiter, those in etcd, which become ``rates`` if it has none.
 
     Raises ``LimitMismatch`` if etcd has other dimensions or periods; other amounts are returned.
     """
@@ -48,12 +76,12 @@ async def agree(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> d
     for _ in range(_TRIES):
         found = await _read(session, name)
         if known := _rates(found.limits):
-            return _agreed(name, rates, known)
+            return Agreement(session, name, _agreed(name, rates, known), found.revision)
         # Another process may open the name with other dimensions now, so nothing under it may be newer.
         unchanged = Compare(prefix, Target.CREATE_REVISION, found.revision + 1, prefix_end(prefix), less=True)
         request = Request(list(queues.values()), puts, compares=(unchanged,), again=(), alone=True)
-        if (await session.committer.commit(request)).succeeded:
-            return dict(rates)
+        if (reply := await session.committer.commit(request)).succeeded:
+            return Agreement(session, name, rates, reply.revision)
     raise ConcurrencyError(f"others keep writing among the limits of the rate limiter {name!r}; try again")
 
 

@@ -51,7 +51,7 @@ class Pauses:
         return bool(self._keys) or clock.now() < self._own_until
 
     async def begin(self, seconds: float, agent: str) -> None:
-        """Pause this process for ``seconds`` at once, then the whole fleet unless it has asked for as long already."""
+        """Pause this process for ``seconds`` at once, then the fleet unless it has asked for about as long already."""
         until = clock.now() + seconds
         if until > self._own_until:
             self._own_until = until
