@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
 from codomyrmex.concurrency.etcd.scan import pages
+from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, Get, Put, WatchMessage, WatchRequest
 from codomyrmex.concurrency.etcd.watch import receive
-from codomyrmex.concurrency.keys import PATH, check_name, prefix_end
+from codomyrmex.concurrency.keys import PATH, check_name, prefix_end, session_of
 from codomyrmex.concurrency.models import ForcedRelease, History, LeaseRecord, QueueKind
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import KINDS
@@ -29,17 +30,17 @@ _TRIES = 5  # of a reading that meets compactions
 
 
 class _Base(NamedTuple):
-    """The history begins at ``revision``, with these keys."""
+    """The history begins at ``revision``, with these entries. ``ended`` are sessions of theirs that were over."""
 
     revision: int
     kvs: Sequence[KV]
+    ended: Sequence[int]
 
 
 async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> History:
     """The past of a lock or a tree; see ``LockManager.history``."""
     name, layout = check_name(name), session.layout
-    queue = layout.queue(name, KINDS[kind])
-    replay, begins_at = Replay(layout, queue), 1
+    replay, queue = Replay(layout, name, kind), layout.queue(name, KINDS[kind])
     lease = (await session.transport.grant(_MARKER_TTL)).id
     marker = layout.lease(lease)
     try:
@@ -47,14 +48,13 @@ async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> 
         async with aclosing(_past(session, queue, marker)) as told:
             async for part in told:
                 if isinstance(part, _Base):
-                    begins_at = part.revision
-                    replay.begin(part.kvs, part.revision)
+                    replay.begin(part.kvs, part.revision, part.ended)
                 else:
                     replay.changed(part)
     finally:
         revoke(session, lease)
-    forced = await _forced(session, layout.audit(name, KINDS[kind]), begins_at)
-    return History(name, begins_at, replay.holds(forced), replay.waits(), kind)
+    forced = await _forced(session, layout.audit(name, KINDS[kind]), replay.begins_at)
+    return History(name, replay.begins_at, replay.holds(forced), replay.waits(), kind)
 
 
 async def _past(session: SessionCore, queue: bytes, marker: bytes) -> AsyncGenerator[_Base | Sequence[Event], None]:
@@ -75,17 +75,26 @@ async def _past(session: SessionCore, queue: bytes, marker: bytes) -> AsyncGener
                     if any(event.kv.key == marker for event in message.events):
                         return
             base = await _base(session, queue, compacted)
-            yield base
-            await stream.create(request._replace(start=base.revision + 1))
+            if base:
+                yield base
+            await stream.create(request._replace(start=compacted + 1 if base else 1))
     finally:
         stream.close()
     raise EtcdError("etcd compacts its history faster than it can be read; try again", retryable=True)
 
 
-async def _base(session: SessionCore, queue: bytes, revision: int) -> _Base:
-    """The keys of the queue at the revision of the last compaction."""
-    kvs = [kv async for page in pages(session.transport, queue, revision=revision) for kv in page.kvs]
-    return _Base(revision, kvs)
+async def _base(session: SessionCore, queue: bytes, revision: int) -> _Base | None:
+    """The entries of the queue at the revision of the last compaction; None if there has been another one since."""
+    transport, lease_key = session.transport, session.layout.lease
+    try:
+        kvs = [kv async for page in pages(transport, queue, revision=revision) for kv in page.kvs]
+        outlived = {owner for kv in kvs if (owner := session_of(kv.key)) and owner != kv.lease}
+        found = [(one, await transport.get(Get(lease_key(one), revision=revision))) for one in outlived]
+    except EtcdError as error:
+        if COMPACTED not in str(error):
+            raise
+        return None
+    return _Base(revision, kvs, [one for one, answer in found if not answer.kvs])
 
 
 async def _within(seconds: float, receiving: Coroutine[Any, Any, WatchMessage]) -> WatchMessage:
@@ -100,10 +109,20 @@ async def _forced(session: SessionCore, audit: bytes, since: int) -> dict[int, F
     """The forced releases since a revision, by token: the versions of the audit key, from the newest back."""
     found: dict[int, ForcedRelease] = {}
     revision = 0
-    while kvs := (await session.transport.get(Get(audit, revision=revision))).kvs:
+    while kvs := await _version(session, audit, revision):
         if record := ForcedRelease.decode(kvs[0].value):
             found[record.token] = record
         revision = kvs[0].mod_revision - 1
         if kvs[0].version == 1 or revision < since:
             break
     return found
+
+
+async def _version(session: SessionCore, key: bytes, revision: int) -> Sequence[KV]:
+    """The key at a revision; nothing if etcd has compacted it."""
+    try:
+        return (await session.transport.get(Get(key, revision=revision))).kvs
+    except EtcdError as error:
+        if COMPACTED not in str(error):
+            raise
+        return ()
