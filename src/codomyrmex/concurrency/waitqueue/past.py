@@ -42,10 +42,10 @@ async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> 
     name, layout = check_name(name), session.layout
     replay, queue = Replay(layout, name, kind), layout.queue(name, KINDS[kind])
     lease = (await session.transport.grant(_MARKER_TTL)).id
-    marker = layout.lease(lease)
+    marker = Put(layout.lease(lease), LeaseRecord(session.host, os.getpid()).encode(), lease)
     try:
-        await session.transport.txn((), (Put(marker, LeaseRecord(session.host, os.getpid()).encode(), lease),))
-        async with aclosing(_past(session, queue, marker)) as told:
+        now = (await session.transport.txn((), (marker,))).revision
+        async with aclosing(_past(session, queue, now)) as told:
             async for part in told:
                 if isinstance(part, _Base):
                     replay.begin(part.kvs, part.revision, part.ended)
@@ -57,8 +57,9 @@ async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> 
     return History(name, replay.begins_at, replay.holds(forced), replay.waits(), kind)
 
 
-async def _past(session: SessionCore, queue: bytes, marker: bytes) -> AsyncGenerator[_Base | Sequence[Event], None]:
-    """The keys at the last compaction if there was one, then every change up to the put of ``marker``."""
+async def _past(session: SessionCore, queue: bytes, now: int) -> AsyncGenerator[_Base | Sequence[Event], None]:
+    """The keys at the last compaction if there was one, then every change up to the revision ``now``, that of the
+    marker."""
     request = WatchRequest(session.layout.leases, prefix_end(session.layout.under(PATH)), start=1)
     stream = await session.transport.watch()
     try:
@@ -72,11 +73,13 @@ async def _past(session: SessionCore, queue: bytes, marker: bytes) -> AsyncGener
                 compacted = message.compact_revision
                 if message.events:
                     yield message.events
-                    if any(event.kv.key == marker for event in message.events):
+                    if message.events[-1].kv.mod_revision >= now:
                         return
             base = await _base(session, queue, compacted)
             if base:
                 yield base
+                if base.revision >= now:
+                    return
             await stream.create(request._replace(start=compacted + 1 if base else 1))
     finally:
         stream.close()
