@@ -16,7 +16,7 @@ _COMMANDS = {
     "dev": "Start an etcd for development, alone or around a command.",
     "dlq": "Dead letters: list, retry, discard, purge; run a worker.",
     "guard": "Refuse edits and commits of paths without a reservation.",
-    "locks": "Holders, waiters and tokens of all locks, also live; release by force.",
+    "locks": "Holders, waiters and tokens of all locks, also live; their past; release by force.",
     "pools": "Every worker pool of the fleet, per host; also live.",
     "release": "Give reservations of this agent back.",
     "renew": "Renew reservations of this agent.",

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from codomyrmex.concurrency import ClusterPoolStats, DeadLetter, LockEvent, LockInfo, ReservationInfo, SemaphoreInfo
+from codomyrmex.concurrency import (
+    ClusterPoolStats,
+    DeadLetter,
+    LockEvent,
+    LockInfo,
+    PastHold,
+    ReservationInfo,
+    SemaphoreInfo,
+)
 from codomyrmex.concurrency.cli.agents.outcomes import GuardOutcome, InstallOutcome, KeptOutcome, ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEvent
 from codomyrmex.concurrency.cli.description import Capabilities
@@ -38,6 +46,7 @@ OUTPUTS = {
     "guard check": Output(GuardOutcome),
     "guard install": Output(InstallOutcome),
     "locks": Output(LockInfo, True, LockEvent, also=StuckHolder),
+    "locks history": Output(PastHold, True),
     "locks show": Output(LockInfo),
     "pools": Output(ClusterPoolStats, True, ClusterPoolStats),
     "release": Output(KeptOutcome, True),
