@@ -15,7 +15,7 @@ from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of, sessi
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 QueueKind = Literal["lock", "path"]
-HowEnded = Literal["released", "expired", "forced", "lost", "held"]
+HowEnded = Literal["released", "expired", "forced", "lost", "unknown", "held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +408,8 @@ class PastHold:
     """One hold of a lock, as etcd's history tells it.
 
     ``how`` it ended: ``"released"``, ``"expired"`` with its lease, ``"forced"`` by an operator, ``"lost"`` with its
-    session before its ``lock_delay`` was over, or ``"held"``: it has not ended.
+    session before its ``lock_delay`` was over, ``"unknown"``, which only the gap of a record can be, or ``"held"``: it
+    has not ended.
 
     etcd has no clock, so the times are those that owners recorded, by the clocks of their hosts, and None where nobody
     recorded any. ``granted_at`` is the holder's. ``ended_at`` is when the next holder, which was waiting, was granted,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event
-from codomyrmex.concurrency.keys import PATH, Layout, is_in_tree, is_reader, queue_of
+from codomyrmex.concurrency.keys import LOCK, PATH, Layout, is_in_tree, is_reader, queue_of
 from codomyrmex.concurrency.models import ForcedRelease, HowEnded, PastHold, QueueKind
 from codomyrmex.concurrency.waitqueue.replay import Replay
 from codomyrmex.concurrency.waitqueue.scopes import Scopes
@@ -114,8 +114,10 @@ class World:
 
     def force(self, what: str, session: int, slot: int, extra: int) -> None:
         if (found := self._of(session, slot)) and (hold := self.holding.get(found.key)):
-            self.forced[hold.token] = ForcedRelease("a", hold.token, "because", "op", at(self.revision))
+            forced = self.forced[hold.token] = ForcedRelease("a", hold.token, "because", "op", at(self.revision))
             self._remove(found.key, "forced")
+            audit = LAYOUT.audit("a", PATH if is_in_tree(found.key) else LOCK)
+            self.events.append(Event(False, KV(audit, forced.encode(), self.revision, self.revision, 1, 0), None))
 
     def end(self, what: str, session: int, slot: int, extra: int) -> None:
         """A lease ends: that of a session, then the one that outlived it; or that of a reservation."""
@@ -151,7 +153,7 @@ class World:
             hold.ended, hold.how = self.revision, how
         else:
             self.withdrawn[queue_of(key)].append(gone.create_revision)
-        self.events.append(Event(True, KV(key, b"", 0, self.revision, 0, 0), None))
+        self.events.append(Event(True, KV(key, b"", 0, self.revision, 0, 0), gone))
 
     def _grant(self) -> None:
         """Each entry ahead is looked at for each entry."""

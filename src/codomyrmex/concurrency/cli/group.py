@@ -18,6 +18,7 @@ _COMMANDS = {
     "guard": "Refuse edits and commits of paths without a reservation.",
     "locks": "Holders, waiters and tokens of all locks, also live; their past; release by force.",
     "pools": "Every worker pool of the fleet, per host; also live.",
+    "record": "Append every step of locks to a file, for longer than etcd keeps its history.",
     "release": "Give reservations of this agent back.",
     "renew": "Renew reservations of this agent.",
     "reservations": "All reservations: owners, notes and time left, also live.",

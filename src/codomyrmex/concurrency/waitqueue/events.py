@@ -92,14 +92,15 @@ class EventTracker:
             events += self._put(kv, moment._replace(revision=kv.create_revision))
         return events
 
-    def changed(self, changes: Iterable[Event], now: datetime) -> list[LockEvent]:
-        """The events of changes in etcd's order. All changes of one revision come in one call."""
+    def changed(self, changes: Iterable[Event], now: datetime, *, seen: bool = True) -> list[LockEvent]:
+        """The events of changes in etcd's order. All changes of one revision come in one call. ``seen`` is False if
+        they are told later than they happened, so that ``now`` times nothing."""
         if not self.revision:
             raise ValueError("a change came before the first reading")
         events: list[LockEvent] = []
         for revision, together in groupby(changes, key=lambda change: change.kv.mod_revision):
             if revision > self.revision:
-                events += self._changed_together(list(together), _Moment(now, revision, seen=True))
+                events += self._changed_together(list(together), _Moment(now, revision, seen))
                 self.revision = revision
         return events
 

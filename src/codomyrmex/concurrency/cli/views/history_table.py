@@ -19,8 +19,8 @@ _REASON = Column("REASON", 2, least=16)
 _WIDE = (Column("SESSION", 5), Column("METADATA", 6, least=16), Column("NOTE", 6, least=16))
 
 
-def holds(history: History, rows: Sequence[PastHold], *, wide: bool = False) -> Grid:
-    """One row for each of ``rows``, which are holds of ``history``. The title says where the history begins.
+def holds(history: History, beginning: str, rows: Sequence[PastHold], *, wide: bool = False) -> Grid:
+    """One row for each of ``rows``, which are holds of ``history``. The title has its ``beginning``, in words.
 
     The column ``PATHS`` is there for a tree, and ``REASON`` if an operator released a hold by force. ``HELD`` counts
     until now for a hold that has not ended.
@@ -28,7 +28,7 @@ def holds(history: History, rows: Sequence[PastHold], *, wide: bool = False) -> 
     tree = history.kind == "path"
     forced = any(hold.forced for hold in rows)
     columns = (*_HEAD, *[_PATHS] * tree, *_TIMES, *_REST, *[_REASON] * forced, *(_WIDE if wide else ()))
-    grid = Grid(columns, title=f"{'tree ' if tree else ''}{history.name}: {beginning(history)}")
+    grid = Grid(columns, title=f"{'tree ' if tree else ''}{history.name}: {beginning}")
     for hold in rows:
         one = hold.owner
         row: list[object] = [hold.token, owner(one) + " (reader)" * one.shared, agent(one), *[paths(one)] * tree]
@@ -40,12 +40,6 @@ def holds(history: History, rows: Sequence[PastHold], *, wide: bool = False) -> 
         grid.add(*row, style="green" if hold.how == "held" else "")
     grid.foot = f"{count(len(rows), 'hold')}; {len(history.waits)} left the queue without having held it"
     return grid
-
-
-def beginning(history: History) -> str:
-    """The place where a history begins, in words."""
-    whole = history.begins_at == 1
-    return "since revision 1 (whole)" if whole else f"since the compaction at revision {history.begins_at}"
 
 
 def _granted(hold: PastHold) -> str:
