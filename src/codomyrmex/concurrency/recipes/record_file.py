@@ -59,6 +59,7 @@ class RecordFile:
         """Write lines; they are on disk when this returns. If it fails, the file is as it was before."""
         batch = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         try:
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
             _write(self._descriptor, batch)
             os.fsync(self._descriptor)
         except OSError as error:
@@ -107,7 +108,6 @@ class RecordFile:
             with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as content:
                 size = content.rfind(b"\n") + 1
             os.ftruncate(self._descriptor, size)
-            os.lseek(self._descriptor, 0, os.SEEK_END)
         return size
 
     def _last(self) -> Written | None:
