@@ -1,4 +1,4 @@
-"""The file of a record is whole after a crash at any byte, and is never that of somebody else."""
+"""The file of a record is whole after a crash at any byte, and a file that is no record is left alone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_crash_at_any_byte_leaves_the_whole_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"my notes", b"my notes\n", b"{}\n", b'["begin"]\n', b'{"begin": 1}\n', b"\n", b"\0"]
 )
-def test_a_file_of_somebody_else_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_no_record_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "notes"
     file.write_bytes(content)
     with pytest.raises(ConcurrencyError, match="is no record of locks; choose another file"):

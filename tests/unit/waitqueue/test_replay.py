@@ -98,7 +98,7 @@ class World:
             self._put_again(found, found.lease, waited=hold.granted - hold.token)
 
     def delay(self, what: str, session: int, slot: int, extra: int) -> None:
-        """A holder moves its entry to a lease that outlives its session."""
+        """A holder with a ``lock_delay`` moves its entry to a lease that ends later than its session."""
         if (found := self._of(session, slot, lambda kv: kv.lease == session)) and found.key in self.holding:
             self._put_again(found, session + DELAYED)
 
@@ -120,7 +120,7 @@ class World:
             self.events.append(Event(False, KV(audit, forced.encode(), self.revision, self.revision, 1, 0), None))
 
     def end(self, what: str, session: int, slot: int, extra: int) -> None:
-        """A lease ends: that of a session, then the one that outlived it; or that of a reservation."""
+        """A lease ends: that of a session, then the delayed one; or that of a reservation."""
         if what == "end reservation":
             self._end_lease(session + RESERVED, "expired", told=True)
         elif session in self.over:

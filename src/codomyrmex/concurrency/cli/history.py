@@ -74,12 +74,12 @@ async def _read(context: click.Context, name: str, kind: QueueKind, since: float
     return _show(context, past, since, f"since its record began at revision {past.begins_at}", f"in {file}")
 
 
-def _show(context: click.Context, past: History, since: float | None, beginning: str, place: str) -> int:
-    """Print the holds of a past, whose ``beginning`` and ``place`` are in words."""
+def _show(context: click.Context, past: History, since: float | None, beginning: str, where_it_is: str) -> int:
+    """Print the holds of a past, whose ``beginning`` and ``where_it_is`` are in words."""
     if not past.holds and not past.waits:
         what = "a path of the tree" if past.kind == "path" else "the lock"
         hint = "" if past.kind == "path" else "; for a tree, add --tree"
-        click.echo(f"error: nobody has held {what} {text.visible(past.name)} {place} {beginning}{hint}", err=True)
+        click.echo(f"error: nobody has held {what} {text.visible(past.name)} {where_it_is} {beginning}{hint}", err=True)
         return EXIT_FAILED
     rows = [hold for hold in past.holds if since is None or _may_have_ended_since(hold, since)]
     if output_format(context) not in ("table", "wide"):

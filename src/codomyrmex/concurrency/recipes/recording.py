@@ -158,8 +158,8 @@ class _Recorder:
             for form in forms(self._prefix):
                 under = starting_with(self._layout.under(kind), form)
                 entries += [kv async for page in pages(self._transport, under, revision=revision) for kv in page.kvs]
-        outlived = {one for kv in entries if is_entry(kv) and (one := session_of(kv.key)) and one != kv.lease}
-        leases = [(one, await self._transport.get(Get(self._layout.lease(one), revision=revision))) for one in outlived]
+        delayed = {one for kv in entries if is_entry(kv) and (one := session_of(kv.key)) and one != kv.lease}
+        leases = [(one, await self._transport.get(Get(self._layout.lease(one), revision=revision))) for one in delayed]
         return _Reading(entries, revision, [one for one, answer in leases if not answer.kvs])
 
     def _broken(self, what: str, error: BaseException) -> None:

@@ -91,8 +91,8 @@ async def _base(session: SessionCore, queue: bytes, revision: int) -> _Base | No
     transport, lease_key = session.transport, session.layout.lease
     try:
         kvs = [kv async for page in pages(transport, queue, revision=revision) for kv in page.kvs]
-        outlived = {owner for kv in kvs if (owner := session_of(kv.key)) and owner != kv.lease}
-        found = [(one, await transport.get(Get(lease_key(one), revision=revision))) for one in outlived]
+        delayed = {owner for kv in kvs if (owner := session_of(kv.key)) and owner != kv.lease}
+        found = [(one, await transport.get(Get(lease_key(one), revision=revision))) for one in delayed]
     except EtcdError as error:
         if COMPACTED not in str(error):
             raise

@@ -75,8 +75,8 @@ class RecordLines:
 
     def _how(self, event: LockEvent, lease: int) -> HowEnded:
         session = session_of(event.owner.key.encode())
-        outlived = event.owner.ttl is None and session not in (None, lease)
-        if outlived and (event.kind == "expired" or session in self._ended):
+        delayed = event.owner.ttl is None and session not in (None, lease)
+        if delayed and (event.kind == "expired" or session in self._ended):
             return "lost"
         return "expired" if event.kind == "expired" else "released"
 

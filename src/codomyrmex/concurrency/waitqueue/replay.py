@@ -51,7 +51,7 @@ class Replay:
         ``ended`` are sessions that were over by then."""
         self._living, self._over, self._marks = {}, [], []
         self.begins_at = revision
-        for kv in sorted(filter(self._is_entry, kvs), key=_place):
+        for kv in sorted(filter(self._is_entry, kvs), key=_by_age):
             self._add(kv)
         self._end_sessions(set(ended))
         self._grant(revision)
@@ -117,7 +117,7 @@ class Replay:
                 joined += self._put(change.kv)
             elif life := self._living.pop(change.kv.key, None):
                 self._over.append((life, revision, self._how(life, ended)))
-        for kv in sorted(joined, key=_place):
+        for kv in sorted(joined, key=_by_age):
             self._add(kv)
         if ended:
             self._end_sessions(ended)
@@ -130,7 +130,7 @@ class Replay:
 
     @staticmethod
     def _how(life: _Life, ended: set[int]) -> HowEnded:
-        """An entry goes with its lease in one revision; one that outlives its session for a while was lost with it."""
+        """An entry goes with its lease in one revision; one that its ``lock_delay`` kept was lost with its session."""
         if life.lease in ended:
             return "expired"
         return "lost" if life.session_ended and life.owner.ttl is None else "released"
@@ -162,6 +162,6 @@ class Replay:
                 life.granted = revision
 
 
-def _place(kv: KV) -> tuple[int, bytes]:
+def _by_age(kv: KV) -> tuple[int, bytes]:
     """The sort key of queue order."""
     return kv.create_revision, kv.key
