@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
+from codomyrmex.concurrency.recipes.record_file import lines_of
 from tests.helpers import eventually
 from tests.integration.command_line import CLI, Cli, ended
 from tests.integration.test_history import compact, revision_of
 
 
 def lines(file: Path) -> list[Any]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines_of(file)]
 
 
 def steps(file: Path) -> list[tuple[str, str, int]]:
@@ -154,10 +155,11 @@ async def test_a_full_disk_is_told_and_loses_nothing_that_was_written(
     limited = ("bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *CLI, "record", str(file))
     process = await asyncio.create_subprocess_exec(*limited, stdout=pipe, stderr=pipe, env=cli.environment)
     try:
-        await eventually(file.exists, 15)
-        while process.returncode is None:
-            await use(session, "x")
-            await asyncio.sleep(0.01)
+        await eventually(lambda: file.exists() and lines(file), 15)
+        tokens: list[int] = []
+        while process.returncode is None:  # a batch is not larger than one hold
+            tokens += await use(session, "x")
+            await eventually(lambda: process.returncode is not None or len(steps(file)) == 3 * len(tokens), 15)
         _, said = await process.communicate()
     finally:
         if process.returncode is None:
@@ -165,13 +167,12 @@ async def test_a_full_disk_is_told_and_loses_nothing_that_was_written(
             await process.communicate()
     assert process.returncode == 1 and b"cannot be written; all earlier lines are in it" in said
     recorded = steps(file)
-    assert recorded and file.read_bytes().endswith(b"\n")
-    tokens = await use(session, "x")
+    assert recorded == whole("x", tokens)[: len(recorded)] and recorded and file.read_bytes().endswith(b"\n")
+    tokens += await use(session, "x")
     async with recording(cli, file) as process:
-        await eventually(lambda: ("released", "x", tokens[0]) in steps(file))
+        await eventually(lambda: ("released", "x", tokens[-1]) in steps(file))
         assert await stopped(process) == 0
-    assert steps(file)[: len(recorded)] == recorded and len(set(steps(file))) == len(steps(file))
-    assert len(steps(file)) % 3 == 0  # each hold is whole
+    assert steps(file) == whole("x", tokens)
 
 
 async def test_files_that_it_may_not_write_are_refused(cli: Cli, session: Session, tmp_path: Path) -> None:

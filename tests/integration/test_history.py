@@ -20,6 +20,7 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put, WatchMessage, WatchRequest
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import past
 from tests.helpers import eventually, gateway, queue_of, revoke
 from tests.integration.fleet import fleet
@@ -182,16 +183,39 @@ async def test_a_compaction_while_it_reads_begins_the_history_anew(
         await compact(fresh, 3)
         read_base, compactions = past._base, []
 
-        async def compacting(core: object, queue: bytes, revision: int) -> object:
+        async def compacting(core: SessionCore, queue: bytes, revision: int) -> object:
             if len(compactions) < 2:
                 compactions.append(await revision_of(session))
                 await compact(fresh, compactions[-1])
-            return await read_base(core, queue, revision)  # type: ignore[arg-type]
+            return await read_base(core, queue, revision)
 
         monkeypatch.setattr(past, "_base", compacting)
         async with manager.acquire("x") as grant:
             found = await manager.history("x")
     assert found.begins_at == compactions[-1] and [one.token for one in found.holds] == [grant.token]
+
+
+async def test_history_that_is_compacted_twice_begins_at_the_second_time(
+    fresh: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second compaction is by one revision only, so that etcd would serve the changes behind the first one."""
+    async with Session(endpoints=fresh.endpoint, session_ttl=3) as session:
+        manager = LockManager(session)
+        async with manager.acquire("x") as grant:
+            compacted = await revision_of(session)
+            await compact(fresh, compacted)
+            read_base, readings = past._base, []
+
+            async def compacting(core: SessionCore, queue: bytes, revision: int) -> object:
+                if not readings:
+                    await compact(fresh, compacted + 1)
+                readings.append(revision)
+                return await read_base(core, queue, revision)
+
+            monkeypatch.setattr(past, "_base", compacting)
+            found = await manager.history("x")
+    assert readings == [compacted, compacted + 1] and found.begins_at == compacted + 1
+    assert [one.token for one in found.holds] == [grant.token]
 
 
 async def test_many_revisions_and_large_values_come_whole(session: Session) -> None:

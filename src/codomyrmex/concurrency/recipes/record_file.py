@@ -57,7 +57,7 @@ class RecordFile:
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write lines; they are on disk when this returns. If it fails, the file is as it was before."""
-        batch = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        batch = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
         try:
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
             _write(self._descriptor, batch)
