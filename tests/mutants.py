@@ -2879,6 +2879,27 @@ MUTANTS = (
         "tests/integration/test_history.py -k twice",
     ),
     Mutant(
+        "Expect etcd to look through a long past at once",
+        "waitqueue/past.py",
+        " + (now - seen) / _PACE",
+        "",
+        "tests/integration/test_history.py -k looks_through",
+    ),
+    Mutant(
+        "Take a forced release for the end of another entry",
+        "waitqueue/replay.py",
+        "        if record and record.token != life.owner.token:\n            record = None\n",
+        "",
+        "tests/unit/waitqueue/test_replay.py",
+    ),
+    Mutant(
+        "Grant an entry that leaves together with its predecessor",
+        "waitqueue/events.py",
+        "                left.append(queue)\n",
+        "                left.append(queue)\n                events += self._granted(queue, moment)\n",
+        "tests/unit/waitqueue/test_record_lines.py",
+    ),
+    Mutant(
         "Forget that a session had ended when the history begins",
         "waitqueue/past.py",
         "[one for one, answer in found if not answer.kvs]",

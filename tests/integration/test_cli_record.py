@@ -159,7 +159,7 @@ async def test_a_full_disk_is_told_and_loses_nothing_that_was_written(
         tokens: list[int] = []
         while process.returncode is None:  # a batch is not larger than one hold
             tokens += await use(session, "x")
-            await eventually(lambda: process.returncode is not None or len(steps(file)) == 3 * len(tokens), 15)
+            await eventually(lambda: process.returncode is not None or len(steps(file)) == 3 * len(tokens), 15)  # noqa: B023
         _, said = await process.communicate()
     finally:
         if process.returncode is None:

@@ -7,6 +7,7 @@ import base64
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -190,9 +191,8 @@ async def test_a_compaction_while_it_reads_begins_the_history_anew(
             return await read_base(core, queue, revision)
 
         monkeypatch.setattr(past, "_base", compacting)
-        async with manager.acquire("x") as grant:
-            found = await manager.history("x")
-    assert found.begins_at == compactions[-1] and [one.token for one in found.holds] == [grant.token]
+        found = await manager.history("x")
+    assert (found.begins_at, found.holds) == (compactions[-1], ())
 
 
 async def test_history_that_is_compacted_twice_begins_at_the_second_time(
@@ -260,6 +260,32 @@ async def test_a_role_for_the_namespace_is_enough(guarded: EmbeddedEtcd) -> None
             assert [one.token for one in (await manager.history("x")).holds] == [grant.token]
 
 
+async def test_an_etcd_that_looks_through_many_revisions_may_be_silent_for_longer(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is 0.2 s, and a second more for each 2,000 revisions."""
+    core = core_of(session)
+    watch, noise = core.transport.watch, core.layout.queue("noise") + b"%016x-0" % session.id
+    while await revision_of(session) < 2000:
+        await core.transport.txn((), (Put(noise, b"", session.id),))
+
+    async def slow() -> object:
+        stream: Any = await watch()
+        receive = stream.receive
+
+        async def late() -> object:
+            await asyncio.sleep(0.5)
+            stream.receive = receive
+            return await receive()
+
+        stream.receive = late
+        return stream
+
+    monkeypatch.setattr(core.transport, "watch", slow)
+    core.settings = core.settings.model_copy(update={"request_timeout": 0.2})
+    assert (await LockManager(session).history("x")).holds == ()
+
+
 async def test_an_etcd_that_falls_silent_is_an_error(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
         endpoint = ""
@@ -276,6 +302,7 @@ async def test_an_etcd_that_falls_silent_is_an_error(session: Session, monkeypat
         return Silent()
 
     monkeypatch.setattr(core_of(session).transport, "watch", silent)
+    monkeypatch.setattr(past, "_PACE", 10**9)
     core_of(session).settings = core_of(session).settings.model_copy(update={"request_timeout": 0.2})
     with pytest.raises(EtcdUnavailable, match="told nothing more of its history"):
         await LockManager(session).history("x")

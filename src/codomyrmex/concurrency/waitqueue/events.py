@@ -88,6 +88,7 @@ class EventTracker:
         for queue, entries_of in list(self._queues.items()):
             for key in [key for key, tracked in entries_of.items() if lives.get(key) != tracked.owner.token]:
                 events += self._left(queue, key, "released", moment)
+            events += self._granted(queue, moment)
         for kv in sorted(read.values(), key=lambda kv: (kv.create_revision, kv.key)):
             events += self._put(kv, moment._replace(revision=kv.create_revision))
         return events
@@ -107,6 +108,7 @@ class EventTracker:
     def _changed_together(self, changes: list[Event], moment: _Moment) -> list[LockEvent]:
         """The events of one revision. The end of a lease deletes the session's key and its entries in one revision."""
         events: list[LockEvent] = []
+        left: list[_Queue] = []
         ended = {self._layout.lease_of(change.kv.key) for change in changes if change.deleted} - {None}
         for change in changes:
             queue = self._queue_of(change.kv.key)
@@ -115,6 +117,9 @@ class EventTracker:
             elif queue is not None:
                 kind: EventKind = "expired" if self._expired(queue, change, ended) else "released"
                 events += self._left(queue, change.kv.key, kind, moment)
+                left.append(queue)
+        for queue in left:  # not before all have left that leave together
+            events += self._granted(queue, moment)
         if ended:
             self._end_sessions(ended)
         return events
@@ -175,7 +180,7 @@ class EventTracker:
             return []
         if not entries:
             del self._queues[queue]
-        return [self._event(kind, queue, tracked.owner, moment), *self._granted(queue, moment)]
+        return [self._event(kind, queue, tracked.owner, moment)]
 
     def _granted(self, queue: _Queue, moment: _Moment) -> list[LockEvent]:
         """The grants that follow from a change of the queue."""

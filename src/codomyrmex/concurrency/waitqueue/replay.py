@@ -64,7 +64,7 @@ class Replay:
             self._step(list(together), revision)
 
     def holds(self, forced: Mapping[int, ForcedRelease]) -> tuple[PastHold, ...]:
-        """Every hold, in the order of the grants. ``forced`` are the forced releases by token."""
+        """Every hold, in the order of the grants. ``forced`` are the forced releases by revision."""
         held = [(life, end, how) for life, end, how in self._over if life.granted is not None]
         held += [(life, 0, "held") for life in self._living.values() if life.granted is not None]
         ordered = sorted(held, key=lambda one: (one[0].granted or 0, one[0].owner.token))
@@ -83,7 +83,9 @@ class Replay:
         forced: Mapping[int, ForcedRelease],
         grants: Mapping[int | None, datetime],
     ) -> PastHold:
-        record = forced.get(life.owner.token)
+        record = forced.get(end)
+        if record and record.token != life.owner.token:
+            record = None
         return PastHold(
             name=self._name,
             kind=self._kind,
@@ -92,7 +94,7 @@ class Replay:
             granted_at=self._granted_at(life),
             ended_at=record.at if record else grants.get(end),
             ended_before=self._mark_after(end) if end else None,
-            how="forced" if record and how != "held" else how,
+            how="forced" if record else how,
             granted_revision=None if life.older else life.granted,
             ended_revision=end or None,
             forced=record,
