@@ -2886,13 +2886,6 @@ MUTANTS = (
         "tests/integration/test_history.py -k looks_through",
     ),
     Mutant(
-        "Take a forced release for the end of another entry",
-        "waitqueue/replay.py",
-        "        if record and record.token != life.owner.token:\n            record = None\n",
-        "",
-        "tests/unit/waitqueue/test_replay.py",
-    ),
-    Mutant(
         "Grant an entry that leaves together with its predecessor",
         "waitqueue/events.py",
         "                left.append(queue)\n",

@@ -64,7 +64,8 @@ class Replay:
             self._step(list(together), revision)
 
     def holds(self, forced: Mapping[int, ForcedRelease]) -> tuple[PastHold, ...]:
-        """Every hold, in the order of the grants. ``forced`` are the forced releases by revision."""
+        """Every hold, in the order of the grants. ``forced`` are the forced releases by revision, each
+        that of the entry which it deleted."""
         held = [(life, end, how) for life, end, how in self._over if life.granted is not None]
         held += [(life, 0, "held") for life in self._living.values() if life.granted is not None]
         ordered = sorted(held, key=lambda one: (one[0].granted or 0, one[0].owner.token))
@@ -84,8 +85,6 @@ class Replay:
         grants: Mapping[int | None, datetime],
     ) -> PastHold:
         record = forced.get(end)
-        if record and record.token != life.owner.token:
-            record = None
         return PastHold(
             name=self._name,
             kind=self._kind,
