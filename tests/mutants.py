@@ -2886,6 +2886,13 @@ MUTANTS = (
         "tests/integration/test_history.py -k looks_through",
     ),
     Mutant(
+        "Tell the last forced release of a name alone",
+        "waitqueue/past.py",
+        "        revision = kvs[0].mod_revision - 1\n",
+        "        break\n",
+        "tests/integration/test_history.py -k each_forced",
+    ),
+    Mutant(
         "Grant an entry that leaves together with its predecessor",
         "waitqueue/events.py",
         "                left.append(queue)\n",

@@ -124,6 +124,22 @@ async def test_readers_paths_reservations_and_waiters_that_gave_up(session: Sess
     ]
 
 
+async def test_each_forced_release_is_told_since_the_last_compaction(fresh: EmbeddedEtcd) -> None:
+    """etcd keeps one record a name. The earlier ones are its former versions."""
+    async with Session(endpoints=fresh.endpoint, session_ttl=3) as session:
+        manager, revisions = LockManager(session), []
+        for reason in ("one", "two", "three"):
+            await manager.acquire("x", on_loss="notify")
+            await manager.force_release("x", reason=reason)
+            revisions.append(await revision_of(session))
+        whole = await manager.history("x")
+        await compact(fresh, revisions[0])
+        rest = await manager.history("x")
+    assert [one.forced and one.forced.reason for one in whole.holds] == ["one", "two", "three"]
+    assert [one.forced and one.forced.reason for one in rest.holds] == ["two", "three"]
+    assert {one.how for one in whole.holds} == {"forced"}
+
+
 async def test_foreign_clients_have_a_past_too(session: Session) -> None:
     """``etcdctl lock`` writes neither a value nor the key of its lease, so its end cannot be told from a release."""
     key = core_of(session).layout.queue("x") + b"%x" % session.id
