@@ -55,10 +55,10 @@ async def test_it_equals_what_processes_wrote_down_themselves(etcd: EmbeddedEtcd
         killed = await members.start("hold")
         log.append(((await killed.until("granted"))["token"], "expired"))
         forced = await members.start("hold")
-        await queue_of(session, "x", 2)
+        await queue_of(session, "x", 2, 15)
         killed.process.kill()
         log.append(((await forced.until("granted"))["token"], "forced"))
-        await eventually(lambda: _recorded(manager))
+        await eventually(lambda: _recorded(manager), 15)
         await manager.force_release("x", reason="it is gone")
         async with manager.acquire("x") as grant:
             log.append((grant.token, "held"))
