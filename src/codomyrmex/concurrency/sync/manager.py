@@ -134,6 +134,7 @@ class LockManager:
     locks = blocking(twin.LockManager.locks)
     info = blocking(twin.LockManager.info)
     watch = blocking(twin.LockManager.watch)
+    history = blocking(twin.LockManager.history)
     force_release = blocking(twin.LockManager.force_release)
     stats = blocking(twin.LockManager.stats)
 
