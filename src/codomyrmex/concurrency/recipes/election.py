@@ -20,7 +20,7 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
 from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
-from codomyrmex.concurrency.waitqueue.rules import WithFields, exclusive
+from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, exclusive
 
 
 class Term:
@@ -55,9 +55,9 @@ class Term:
 class Campaign(AsyncOnly):
     """The result of ``Election.campaign``, for ``async with``. It can be used once."""
 
-    def __init__(self, request: AcquireRequest, value: Any, timeout: float | None) -> None:
+    def __init__(self, request: AcquireRequest, rule: Rule, value: Any, timeout: float | None) -> None:
         self._request = request
-        self._rule = WithFields(exclusive, f',"value":{encode_value("value", value)}')
+        self._rule = rule
         self._value = value
         self._timeout = timeout
         self._line = users_line()
@@ -124,7 +124,8 @@ class Election:
         ``TypeError`` or ``ValueError`` are raised at once for another value.
         """
         check_timeout(timeout)
-        return Campaign(self._request, value, timeout)
+        rule = WithFields(exclusive, f',"value":{encode_value("value", value)}')
+        return Campaign(self._request, rule, value, timeout)
 
     async def leader(self) -> Leader | None:
         """The leader, as etcd has it now; None if nobody leads.

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
 from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
-from codomyrmex.concurrency.waitqueue.rules import WithFields, shared
+from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, shared
 
 
 class Membership:
@@ -49,9 +49,9 @@ class Membership:
 class Joining(AsyncOnly):
     """The result of ``Group.join``, for ``async with``. It can be used once."""
 
-    def __init__(self, request: AcquireRequest, capabilities: dict[str, Any]) -> None:
+    def __init__(self, request: AcquireRequest, rule: Rule, capabilities: dict[str, Any]) -> None:
         self._request = request
-        self._rule = WithFields(shared, f',"capabilities":{_encoded(capabilities)}')
+        self._rule = rule
         self._capabilities = capabilities
         self._line = users_line()
         self._begun = False
@@ -117,7 +117,9 @@ class Group:
         ``capabilities`` is JSON of at most 64 KiB; none is an empty dict. Raises ``TypeError`` or ``ValueError`` for
         others.
         """
-        return Joining(self._request, {} if capabilities is None else capabilities)
+        capabilities = {} if capabilities is None else capabilities
+        rule = WithFields(shared, f',"capabilities":{_encoded(capabilities)}')
+        return Joining(self._request, rule, capabilities)
 
     async def members(self) -> tuple[Member, ...]:
         """The members at one revision, in the order in which they joined."""

@@ -21,18 +21,17 @@ class Term:
     def __init__(self, hold: Hold, value: Any) -> None:
         self._twin = twin.Term(hold, value)
         self.grant = Grant(hold, self._twin.grant)
-
-    @property
-    def value(self) -> Any:
-        """The last value that this process has proclaimed."""
-        return self._twin.value
+        self.value = value
 
     @property
     @text_of(twin.Term.token)
     def token(self) -> int:
         return self._twin.token
 
-    proclaim = blocking(twin.Term.proclaim)
+    @text_of(twin.Term.proclaim)
+    def proclaim(self, value: Any) -> None:
+        portal().run(self._twin.proclaim(value))
+        self.value = value
 
     def __repr__(self) -> str:
         return repr(self._twin)
