@@ -85,16 +85,16 @@ def test_threads_lead_one_after_another(blocking: Session) -> None:
 
 def test_observers_and_watchers_are_iterators(blocking: Session, rival: Session) -> None:
     election, group = Election("e", blocking), Group("g", blocking)
-    terms, events = Election("e", rival).observe(), Group("g", rival).watch()
+    leaders, events = Election("e", rival).observe(), Group("g", rival).watch()
     with election.campaign("one") as term, group.join({"n": 1}) as mine:
-        first, joined = next(terms), next(events)
+        first, joined = next(leaders), next(events)
         assert (first.token, first.value) == (term.token, "one")
         assert (joined.kind, joined.member.token) == ("joined", mine.grant.token)
         term.proclaim("two")
         mine.update({"n": 2})
-        assert next(terms).value == "two" and next(events).member.capabilities == {"n": 2} == mine.capabilities
+        assert next(leaders).value == "two" and next(events).member.capabilities == {"n": 2} == mine.capabilities
     assert next(events).kind == "left"
-    for following in (terms, events):
+    for following in (leaders, events):
         following.close()  # type: ignore[attr-defined]
 
 

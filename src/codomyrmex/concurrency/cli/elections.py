@@ -12,7 +12,7 @@ from codomyrmex.concurrency.cli.options import common_options, output_format, se
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import election_table, live, output, text
 from codomyrmex.concurrency.cli.views.grid import Grid
-from codomyrmex.concurrency.recipes.election import queues, terms
+from codomyrmex.concurrency.recipes.election import queues, succession
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import shared_values
 from codomyrmex.concurrency.waitqueue.shared_values import SharedEntries
@@ -82,7 +82,7 @@ async def _watch(context: click.Context, name: str | None, prefix: str = "") -> 
 
     return await live.watch(
         context,
-        events=lambda session: terms(core_of(session), of),
+        events=lambda session: succession(core_of(session), of),
         line=election_table.term_line,
         pictures=lambda session: shared_values.latest(core_of(session), of),
         draw=draw,

@@ -144,7 +144,7 @@ class Election:
         session is over.
         """
         session = await ready(self._session)
-        async with aclosing(terms(session, queues(self._name))) as found:
+        async with aclosing(succession(session, queues(self._name))) as found:
             async for leader in found:
                 yield leader
 
@@ -157,7 +157,7 @@ def queues(name: str | None = None, prefix: str = "") -> shared_values.Queues:
     return shared_values.Queues(ELECTION, None if name is None else check_name(name), prefix)
 
 
-async def terms(session: SessionCore, of: shared_values.Queues) -> AsyncGenerator[Leader, None]:
+async def succession(session: SessionCore, of: shared_values.Queues) -> AsyncGenerator[Leader, None]:
     """Every term, and every new value, of some elections. Raises as ``Election.observe`` does."""
     known: dict[str, Leader] = {}
     async with aclosing(shared_values.follow(session, of)) as told:
