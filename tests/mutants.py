@@ -41,6 +41,62 @@ _EXAMPLES = "../../../examples/"
 
 MUTANTS = (
     Mutant(
+        "Compare the values of terms as Python does",
+        "waitqueue/shared_values.py",
+        "json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)",
+        "one == other",
+        "tests/unit/recipes/test_election.py -k compared_as_json",
+    ),
+    Mutant(
+        "Forget the rest of an entry when its value changes",
+        "waitqueue/shared_values.py",
+        "json.dumps({**head, **rest})",
+        "json.dumps(rest)",
+        "tests/unit/recipes/test_election.py -k others_stay",
+    ),
+    Mutant(
+        "Read no election again after a compaction",
+        "waitqueue/shared_values.py",
+        "elif not revision or notice.gap:",
+        "elif not revision:",
+        "tests/integration/test_election.py -k compaction",
+    ),
+    Mutant(
+        "Carry a value that was refused with a later report",
+        "waitqueue/grant.py",
+        "        if entry.value is value:",
+        "        if False:",
+        "tests/integration/test_election.py -k refused",
+    ),
+    Mutant(
+        "Take a member with a former one's key for that one",
+        "recipes/membership.py",
+        "other is not None and other.token == one.token",
+        "other is not None",
+        "tests/unit/recipes/test_election.py -k between_two_states",
+    ),
+    Mutant(
+        "Cancel the block of a lost membership unasked",
+        "recipes/membership.py",
+        'on_loss: OnLoss = "notify"',
+        'on_loss: OnLoss = "cancel"',
+        "tests/integration/test_group.py -k session_is_lost",
+    ),
+    Mutant(
+        "End the block of a lost term as if it had been led to its end",
+        "sync/election.py",
+        "        self._term.grant.__exit__(kind, error, trace)",
+        "        self._term.grant.release()",
+        "tests/sync/test_election.py -k lost_term",
+    ),
+    Mutant(
+        "Count elections among the locks in use",
+        "health.py",
+        "elif kind in (LOCK, PATH):",
+        "elif kind is not SEMAPHORE:",
+        "tests/integration/test_cli_elections.py -k status",
+    ),
+    Mutant(
         "Take a task's cost before its lock",
         "pool/job.py",
         "                if work.lock is not None and (",

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from codomyrmex.concurrency import (
     DistributedLock,
@@ -17,6 +18,7 @@ from codomyrmex.concurrency import (
     EmbeddedEtcd,
     EtcdUnavailable,
     FencedWriteRejected,
+    Group,
     Leader,
     LockLost,
     LockManager,
@@ -25,6 +27,7 @@ from codomyrmex.concurrency import (
     SessionLost,
     telemetry,
 )
+from codomyrmex.concurrency.prometheus import Metrics
 from codomyrmex.concurrency.recipes.election import queues
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import record_wait, shared_values
@@ -260,6 +263,27 @@ async def test_observers_are_told_terms_and_losses_by_kind(session: Session, oth
         ("lost", "election", "e"),
         ("rejected", "election", "e"),
     ]
+
+
+async def test_metrics_count_terms_and_memberships_by_kind(session: Session) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def value(name: str, kind: str) -> float | None:
+        return registry.get_sample_value(f"codomyrmex_{name}", {"kind": kind})
+
+    try:
+        assert value("losses_total", "election") == value("grants_total", "group") == 0
+        async with Election("e", session).campaign(), Group("g", session).join():
+            assert value("grants_total", "election") == value("grants_total", "group") == 1
+            assert value("holding", "election") == value("holding", "group") == 1 and value("holding", "lock") == 0
+            waiting = asyncio.create_task(Election("e", session).campaign(timeout=20).__aenter__())
+            await eventually(lambda: value("waiting", "election") == 1)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert value("releases_total", "election") == value("hold_seconds_count", "group") == 1
+    finally:
+        metrics.close()
 
 
 # Kills of leaders

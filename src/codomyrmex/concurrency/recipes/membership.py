@@ -174,13 +174,9 @@ def _between(known: dict[str, Member], present: dict[str, Member], revision: int
     for key, one in present.items():
         if not is_there(one, known):
             events.append(MemberEvent("joined", one, revision))
-        elif not _same_capabilities(one, known[key]):
+        elif not shared_values.is_same(one.capabilities, known[key].capabilities):
             events.append(MemberEvent("changed", one, revision))
     return events
-
-
-def _same_capabilities(one: Member, other: Member) -> bool:
-    return one.capabilities is other.capabilities or shared_values.is_same(one.capabilities, other.capabilities)
 
 
 def _encoded(capabilities: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ def replaced(entry: bytes, field: str, text: str) -> bytes:
 
 def is_same(one: object, other: object) -> bool:
     """True if two values are the same JSON. In Python ``True == 1 == 1.0``; as JSON they differ."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 async def read(session: SessionCore, queues: Queues) -> SharedEntries:
