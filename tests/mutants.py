@@ -90,6 +90,21 @@ MUTANTS = (
         "tests/sync/test_election.py -k lost_term",
     ),
     Mutant(
+        "Write a release marker for a member that leaves",
+        "waitqueue/entry.py",
+        "not (self.rule.needs_all or keys.is_reader(self.key))",
+        "not self.rule.needs_all",
+        "tests/integration/test_group.py -k neither_wait",
+    ),
+    Mutant(
+        "Let a member read all others before it joins",
+        "recipes/membership.py",
+        "WithFields(unconditional, ",
+        "WithFields(shared, ",
+        "tests/integration/test_group.py -k neither_wait",
+        also=(("recipes/membership.py", "WithFields, unconditional", "WithFields, shared"),),
+    ),
+    Mutant(
         "Count elections among the locks in use",
         "health.py",
         "elif kind in (LOCK, PATH):",

@@ -91,6 +91,12 @@ async def candidate(stack: AsyncExitStack, session: Session, value: object = Non
     return task
 
 
+async def all_observe(observed: list[Observed], session: Session) -> None:
+    """Wait until all observers have begun; each is told of one term."""
+    async with Election("e", session).campaign("first"):
+        await eventually(lambda: all(one.leaders for one in observed), 15)
+
+
 async def leads(session: Session, value: object, name: str = "e") -> Leader:
     """Wait until the leader has this value."""
 
@@ -112,6 +118,7 @@ async def test_candidates_lead_in_order_of_arrival_and_tokens_rise(
     assert await Election("e", session).leader() is None
     async with Election("e", session).campaign({"url": "http://one"}) as first:
         later = await candidate(stack, other, ["two"])
+        await eventually(lambda: observed.leaders)
         leader = await Election("e", other).leader()
         assert leader and (leader.name, leader.value, leader.token) == ("e", {"url": "http://one"}, first.token)
         assert leader.owner.session == f"{session.id:016x}" and first.value == {"url": "http://one"}
@@ -124,7 +131,7 @@ async def test_candidates_lead_in_order_of_arrival_and_tokens_rise(
     later.cancel()
     await asyncio.gather(later, return_exceptions=True)
     assert await Election("e", session).leader() is None
-    assert observed.tokens == [first.token, second.token]
+    await eventually(lambda: observed.tokens == [first.token, second.token])
 
 
 async def test_values_are_json_and_each_new_one_is_told(
@@ -308,6 +315,7 @@ async def test_each_term_has_one_writer_and_observers_miss_none_while_leaders_di
 ) -> None:
     recorder = Recorder(session, namespace)
     observed = [Observed(stack, session), Observed(stack, other)]
+    await all_observe(observed, session)
     written: set[int] = set()
 
     async def campaign_for_ever() -> None:
@@ -348,6 +356,7 @@ async def test_200_kills_of_leaders_in_processes(
     that live on, the leases are revoked."""
     recorder = Recorder(session, namespace)
     observed = [Observed(stack, session), Observed(stack, other)]
+    await all_observe(observed, session)
     fleet = await stack.enter_async_context(members(etcd.endpoint, namespace))
     for _ in range(5):
         await fleet.start("reign")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,8 @@ from codomyrmex.concurrency import (
     Session,
     SessionLost,
 )
+from codomyrmex.concurrency.etcd.transports.protocol import Get, GetResult, Put, TxnResult
+from codomyrmex.concurrency.keys import GROUP, prefix_end
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.chaos.agent import MEMBERS
@@ -86,6 +89,15 @@ async def join(stack: AsyncExitStack, session: Session, count: int, name: str = 
     return tasks
 
 
+async def all_watch(watched: list[Watched], session: Session) -> None:
+    """Wait until all watchers have begun; each is told of one member that comes and goes."""
+    async with Group("g", session).join({"n": -1}):
+        await eventually(lambda: all(one.events for one in watched), 15)
+    await eventually(lambda: all(one.count("left") for one in watched), 15)
+    for one in watched:
+        one.events.clear()
+
+
 async def capabilities(session: Session) -> list[dict[str, object]]:
     return [member.capabilities for member in await Group("g", session).members()]
 
@@ -100,6 +112,7 @@ async def test_members_join_change_and_leave_and_watchers_are_told(
     assert await group.members() == ()
     async with group.join({"n": 1}) as first:
         watched = Watched(stack, other)
+        await eventually(lambda: watched.events)
         async with Group("g", other, metadata={"agent": "a"}).join({"n": 2, "deep": [None, {}]}) as second:
             found = await group.members()
             assert [one.capabilities for one in found] == [{"n": 1}, {"n": 2, "deep": [None, {}]}]
@@ -137,6 +150,7 @@ async def test_a_member_may_have_no_capabilities(session: Session) -> None:
 
 async def test_many_members_of_one_session_are_apart(session: Session, other: Session, stack: AsyncExitStack) -> None:
     watched = Watched(stack, other)
+    await all_watch([watched], other)
     tasks = await join(stack, session, 80)
     found = await Group("g", other).members()
     assert sorted(one.capabilities["n"] for one in found) == list(range(80))
@@ -154,6 +168,30 @@ async def test_a_group_and_a_lock_of_one_name_are_apart(session: Session, other:
     async with DistributedLock("g", other), Group("g", session).join(), LockManager(session).acquire("h", shared=True):
         assert [info.name for info in await LockManager(session).locks()] == ["g", "h"]
         assert len(await Group("g", other).members()) == 1 and await Group("h", other).members() == ()
+
+
+async def test_members_neither_wait_nor_read_the_others_nor_write_more_than_their_entries(
+    session: Session, other: Session, stack: AsyncExitStack
+) -> None:
+    core = core_of(session)
+    foreign = core.layout.queue("g", GROUP) + b"not-a-member"
+    await core_of(other).transport.txn((), (Put(foreign, b"x" * 100_000, other.id),))
+    sizes: list[int] = []
+    txn = core.transport.txn
+
+    async def counted(*args: Any) -> TxnResult:
+        result = await txn(*args)
+        sizes.extend(len(one.kvs) for one in result.results if isinstance(one, GetResult))
+        return result
+
+    core.transport.txn = counted  # type: ignore[method-assign]
+    tasks = await join(stack, session, 30)
+    assert len(sizes) >= 30 and max(sizes) == 1  # each has read the newest entry only
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    markers = core.layout.below("baton")
+    assert (await core.transport.get(Get(markers, prefix_end(markers)))).total == 0
 
 
 # Losses
@@ -184,7 +222,7 @@ async def test_members_of_several_sessions_that_end_at_once_leave_for_all_observ
     etcd: EmbeddedEtcd, namespace: str, session: Session, other: Session, stack: AsyncExitStack
 ) -> None:
     watched = [Watched(stack, session), Watched(stack, other)]
-    await asyncio.gather(*(eventually(lambda one=one: core_of(one).hub) for one in (session, other)))
+    await all_watch(watched, session)
     own = [
         await stack.enter_async_context(Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3))
         for _ in range(4)
@@ -210,6 +248,7 @@ async def test_200_members_in_processes_die_at_once_and_all_observers_agree(
 ) -> None:
     proxy, third = await stack.enter_async_context(through_proxy(etcd, namespace))
     watched = [Watched(stack, one) for one in (session, other, third)]
+    await all_watch(watched, session)
     fleet = await stack.enter_async_context(members(etcd.endpoint, namespace))
     for _ in range(200 // MEMBERS):
         await fleet.start("join")
@@ -231,15 +270,14 @@ async def test_over_broken_streams_watchers_are_told_every_change(
 ) -> None:
     proxy, session = await stack.enter_async_context(through_proxy(etcd, namespace))
     watched = [Watched(stack, session), Watched(stack, other)]
-    async with Group("g", other).join({"n": -1}):
-        await eventually(lambda: all(one.count("joined") for one in watched))
-        for number in range(10):
-            async with Group("g", other).join({"n": number}) as member:
-                if number % 3 == 1:
-                    proxy.cut()
-                await member.update({"n": [number]})
-    await eventually(lambda: all(one.count("left") == 11 for one in watched))
-    assert watched[0].told[1:] == watched[1].told[1:] and len(watched[0].told) == 1 + 30 + 1
+    await all_watch(watched, other)
+    for number in range(10):
+        async with Group("g", other).join({"n": number}) as member:
+            if number % 3 == 1:
+                proxy.cut()
+            await member.update({"n": [number]})
+    await eventually(lambda: all(one.count("left") == 10 for one in watched))
+    assert _alike(watched) and len(watched[0].told) == 30
 
 
 async def test_after_a_compaction_watchers_are_told_the_result(

@@ -19,7 +19,7 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
 from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
-from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, shared
+from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, unconditional
 
 
 class Membership:
@@ -118,7 +118,7 @@ class Group:
         others.
         """
         capabilities = {} if capabilities is None else capabilities
-        rule = WithFields(shared, f',"capabilities":{_encoded(capabilities)}')
+        rule = WithFields(unconditional, f',"capabilities":{_encoded(capabilities)}')
         return Joining(self._request, rule, capabilities)
 
     async def members(self) -> tuple[Member, ...]:
