@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -27,6 +28,8 @@ from codomyrmex.concurrency import (
     SessionLost,
     telemetry,
 )
+from codomyrmex.concurrency.etcd.transports.protocol import GetResult, Put
+from codomyrmex.concurrency.keys import ELECTION
 from codomyrmex.concurrency.prometheus import Metrics
 from codomyrmex.concurrency.recipes.election import queues
 from codomyrmex.concurrency.session import core_of
@@ -206,6 +209,39 @@ async def test_at_a_handover_the_next_candidate_is_the_leader_at_once(
     found = await Election("e", session).leader()
     assert found and found.token > old.token and found.value == "new"
     await former
+
+
+async def test_a_foreign_key_in_an_election_is_no_leader(
+    session: Session, other: Session, stack: AsyncExitStack
+) -> None:
+    queue = core_of(session).layout.queue("e", ELECTION)
+    await core_of(session).transport.txn((), (Put(queue + b"foreign", b"not leased"),))
+    assert await Election("e", other).leader() is None
+    observed = Observed(stack, other)
+    async with Election("e", session).campaign("mine") as term:
+        found = await Election("e", other).leader()
+        assert found and (found.value, found.token) == ("mine", term.token)
+        await eventually(lambda: observed.values == ["mine"])
+
+
+async def test_the_leader_is_read_without_the_candidates(
+    session: Session, other: Session, stack: AsyncExitStack
+) -> None:
+    await candidate(stack, session, "first")
+    await leads(session, "first")
+    for number in range(3):
+        await candidate(stack, session, number)
+    core, sizes = core_of(other), []
+    get = core.transport.get
+
+    async def counted(*args: Any) -> GetResult:
+        result = await get(*args)
+        sizes.append(len(result.kvs))
+        return result
+
+    core.transport.get = counted  # type: ignore[method-assign]
+    assert (await leads(other, "first")).owner.session == f"{session.id:016x}"
+    assert set(sizes) == {1}
 
 
 # Losses

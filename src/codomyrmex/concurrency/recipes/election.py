@@ -134,8 +134,8 @@ class Election:
         candidate knows it.
         """
         session = await ready(self._session)
-        found = await shared_values.read(session, queues(self._name))
-        return leaders(found.entries).get(self._name)
+        first = await shared_values.first(session, queues(self._name))
+        return _leader(first) if first else None
 
     async def observe(self) -> AsyncIterator[Leader]:
         """Every term in order, beginning with the present one, and every new value that a leader proclaims.
@@ -174,8 +174,12 @@ def leaders(entries: Iterable[shared_values.SharedEntry]) -> dict[str, Leader]:
     found: dict[str, Leader] = {}
     for entry in entries:
         if entry.name not in found:
-            found[entry.name] = Leader(entry.name, entry.shared.value, entry.owner, entry.owner.token)
+            found[entry.name] = _leader(entry)
     return found
+
+
+def _leader(entry: shared_values.SharedEntry) -> Leader:
+    return Leader(entry.name, entry.shared.value, entry.owner, entry.owner.token)
 
 
 def _is_told(known: Leader | None, leader: Leader) -> bool:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import NamedTuple
 
-from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, Get, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
 from codomyrmex.concurrency.keys import Kind, Layout, nfc, prefix_end, starting_with
 from codomyrmex.concurrency.models import Owner, SharedRecord
@@ -62,6 +62,15 @@ async def read(session: SessionCore, queues: Queues) -> SharedEntries:
     """The entries of queues, as etcd has them now."""
     kvs, revision = await read_queues(session, queues.under(session.layout), queues.kind)
     return _ordered(revision, _known(session, queues.kind, kvs))
+
+
+async def first(session: SessionCore, queue: Queues) -> SharedEntry | None:
+    """The first entry of a queue, read without the others; None if there is none."""
+    prefix = queue.under(session.layout)
+    found = await session.transport.get(Get(prefix, prefix_end(prefix), limit=1, oldest_first=True))
+    if all(map(is_entry, found.kvs)):
+        return next(iter(_known(session, queue.kind, found.kvs).values()), None)
+    return next(iter((await read(session, queue)).entries), None)  # a foreign key is older
 
 
 def latest(session: SessionCore, queues: Queues) -> AsyncGenerator[SharedEntries, None]:
