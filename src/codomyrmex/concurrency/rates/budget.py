@@ -111,19 +111,18 @@ class Budget:
 
     # Slices
 
-    def request(self, now: float) -> dict[str, int] | None:
+    def request(self, now: float, *, exact: bool = False) -> dict[str, int] | None:
         """The amounts by dimension of the slice to ask for now; None if none is wanted. ``granted`` or ``refused`` must
-        follow."""
+        follow. With ``exact``, it is no more than the calls that wait need."""
         if self._requested or self.paused or not self.waiting:
             return None
         self._requested = True
-        need, served = self._need()
+        need = self._need()
         if not self._all_at_once:
             need = self._without_long(need, now)
-        if served == len(self.waiting):
-            for dimension in need:
-                need[dimension] = max(need[dimension], min(self._foretold(dimension, now), self._cap(dimension)))
-        return need
+        if exact:
+            return need
+        return {one: max(amount, min(self._foretold(one, amount, now), self._cap(one))) for one, amount in need.items()}
 
     def granted(self, taken: Mapping[str, Taken], now: float) -> None:
         """Etcd has granted what ``request`` wanted."""
@@ -193,15 +192,15 @@ class Budget:
         slices = (one for one in self._slices if one.dimension == dimension)
         return next((one for one in slices if one.free(now) >= amount), None)
 
-    def _need(self) -> tuple[dict[str, int], int]:
-        """The cost of the calls that one slice is to serve, by dimension, and their number: as many as fit the cap."""
+    def _need(self) -> dict[str, int]:
+        """The cost of the calls that one slice is to serve, by dimension: of as many as fit the cap."""
         need: dict[str, int] = {}
-        for served, call in enumerate(self.waiting):
+        for call in self.waiting:
             more = {name: need.get(name, 0) + amount for name, amount in call.cost.items()}
             if need and any(amount > self._cap(name) for name, amount in more.items()):
-                return need, served
+                return need
             need.update(more)
-        return need, len(self.waiting)
+        return need
 
     def _without_long(self, need: Mapping[str, int], now: float) -> dict[str, int]:
         """``need`` without the dimensions in which an open slice has room for it and will live on for long."""
@@ -212,8 +211,13 @@ class Budget:
                 left[dimension] = amount
         return left or dict(need)
 
-    def _foretold(self, dimension: str, now: float) -> int:
-        return self._demand[dimension].over(timing.life(self.rates[dimension].per), now)
+    def _foretold(self, dimension: str, need: int, now: float) -> int:
+        """Twice what is asked for in one life, of which the waiting calls ``need`` some and need it once.
+
+        Workers that wait for their calls ask for no more than they get, so a slice of just that amount would stay as
+        small as it is.
+        """
+        return self._demand[dimension].over(2 * timing.life(self.rates[dimension].per), now) - need
 
     def _cap(self, dimension: str) -> int:
         return timing.cap(self.limits[dimension], self.sessions)

@@ -27,6 +27,8 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
 
+_TAKING = "getting a slice of a rate limit"
+
 
 class Driver:
     """The share of one limiter, ``name``, in one session. All objects of that name use it."""
@@ -46,7 +48,9 @@ class Driver:
         self._open = asyncio.Event()  # set while there is no pause
         self._open.set()
         self._over: ConcurrencyError | None = None
-        self.pauses = Pauses(session, name, self._pauses_changed)
+        self._rung = session.guarded(self._ring, "the timer of a rate limit")
+        self._took = session.guarded(self._take_over, _TAKING)
+        self.pauses = Pauses(session, name, self._pauses_changed, self.closing)
 
     # Calls
 
@@ -59,7 +63,7 @@ class Driver:
 
         Raises ``LimitMismatch`` if the limit has become smaller than ``cost``, and ``EtcdUnavailable``.
         """
-        if once and (self.budget.waiting or self.budget.paused):
+        if once and (self.budget.paused or not self._all_try_once()):
             return None
         now = clock.now()
         call = self.budget.ask(cost, now)
@@ -142,17 +146,22 @@ class Driver:
             if not waiter.done():
                 waiter.set_result(True)
         self._delete(self.budget.due(now))
-        if wanted := self.budget.request(now):
-            self._taking = self.session.start(self._take(wanted), "getting a slice of a rate limit")
+        if self._taking is None and self.budget.waiting and not self.budget.paused:
+            self._taking = self.session.start(self._take(), _TAKING)
+            self._taking.add_done_callback(lambda _: self._took())
         elif self._taking and not self.budget.waiting:
             self._taking.cancel()  # all that waited have given up
         self._set_timer(now)
 
-    async def _take(self, wanted: Mapping[str, int]) -> None:
-        """Get the slice that the budget wants. If that fails, so do the calls that wait."""
+    async def _take(self) -> None:
+        """Get the slice that the budget wants, now that all calls that came at once are known to it. If that fails, so
+        do the calls that wait."""
+        wanted = self.budget.request(clock.now(), exact=self._all_try_once())
+        if wanted is None:
+            return
         taken: Mapping[str, Taken] | None = None
         try:
-            once = set(self._once) if self._once.issuperset(self.budget.waiting) else set()
+            once = set(self._once) if self._all_try_once() else set()
             taken = await self._slices(wanted, only_if_free=bool(once))
             if taken is None:
                 self._answer_not_free(once)
@@ -161,12 +170,19 @@ class Driver:
         except ConcurrencyError as error:
             self._fail(self._explained(error))
         finally:
-            self._taking = None
             if taken is None:
                 self.budget.refused()
             else:
                 self.budget.granted(taken, clock.now())
-            self._go_on()
+
+    def _take_over(self) -> None:
+        """The slice was taken, or not; a task that is cancelled before it begins comes here too."""
+        self._taking = None
+        self._go_on()
+
+    def _all_try_once(self) -> bool:
+        """True if no call waits for its turn."""
+        return self._once.issuperset(self.budget.waiting)
 
     def _answer_not_free(self, calls: Collection[Call]) -> None:
         for call in calls:
@@ -270,7 +286,7 @@ class Driver:
             self._timer = None
         if self._timer is None and at < math.inf:
             self._timer_at = at
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._ring)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._rung)
 
     def _ring(self) -> None:
         self._timer = None

@@ -28,7 +28,6 @@ from codomyrmex.concurrency.waitqueue.rules import Permits
 
 _NO_OPTIONS = HoldOptions()
 _NOBODY = Requester(None, None)
-_SIBLING = b"{}"  # the value of a part: the first of them tells the owner
 
 
 class GrantedSlice(NamedTuple):
@@ -84,11 +83,7 @@ def _entries(session: SessionCore, name: str, dimension: str, sizes: Sequence[in
     """An entry for each part of a slice."""
     told = f"{name}/{dimension}" if dimension else name
     queue_ref = QueueRef.of(RATE, session.layout.rate(name, dimension), told)
-    values = [owner, *[_SIBLING] * (len(sizes) - 1)]
-    return [
-        Entry(session, queue_ref, value, Permits(size, sum(sizes)), _NO_OPTIONS, _NOBODY)
-        for size, value in zip(sizes, values, strict=True)
-    ]
+    return [Entry(session, queue_ref, owner, Permits(size, sum(sizes)), _NO_OPTIONS, _NOBODY) for size in sizes]
 
 
 async def _move(

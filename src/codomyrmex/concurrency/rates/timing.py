@@ -17,7 +17,7 @@ _PARTS = 5  # the most parts of a slice
 
 def life(per: float) -> float:
     """The seconds, from when its lease was asked for, in which a slice may be spent."""
-    return max(0.25, per / 10)
+    return max(1.0, per / 10)
 
 
 def margin(per: float) -> float:
