@@ -38,7 +38,9 @@ from tests.helpers import eventually
 
 _TTL = 2
 _RESERVED = 10  # seconds, the shortest that a reservation may have
-_ROLES = [("lock", "semaphore", "paths")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
+_ROLES = (
+    [("lock", "semaphore", "paths", "lead")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
+)
 
 
 async def _hurt_one(etcd: EmbeddedEtcd, chance: random.Random) -> str:
@@ -138,9 +140,11 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
     print(
         f"{counts['wrote']} writes under the lock, {permits['wrote']} under the semaphore, {paths['wrote']} under paths"
     )
+    led = Counter(change.kind for change in recorder.election)
+    print(f"{led['wrote']} writes by leaders")
     print(f"{reserved['wrote']} writes under reservations, {left} of which found the note of an expired one")
     print(f"{len(added)} dead letters, {len(started)} attempts")
-    assert min(counts["wrote"], permits["wrote"], paths["wrote"]) > 2 * seconds
+    assert min(counts["wrote"], permits["wrote"], paths["wrote"], led["wrote"]) > 2 * seconds
     assert len(added) > seconds and not recorder.gaps
     logs = zip(pasts, (recorder.lock, recorder.reserved, recorder.paths), ("lock", "reserve", "paths"), strict=True)
     for past, log, what in logs:
@@ -148,11 +152,13 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
         assert past.holds and differences(past, log, [said.token for said in fleet.holds(what)]) == []
     assert violations(recorder.lock) == [] and reserved["wrote"] > 2
     assert violations(recorder.reserved) == []
+    assert violations(recorder.election) == []
     assert semaphore_violations(recorder.semaphore) == []
     assert path_violations(recorder.paths) == []
     assert dead_letter_violations(recorder.dead_letters, added, started) == []
     if not (faults["stop a member"] and renews_wrongly(version)):  # see SPEC.md, servers
         assert overlaps(fleet.holds("lock")) == []
         assert overlaps(fleet.holds("reserve")) == []
+        assert overlaps(fleet.holds("lead")) == []
         assert crowds(fleet.holds("semaphore"), LIMIT) == []
         assert overlapping_paths(fleet.holds("paths")) == []
