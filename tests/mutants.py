@@ -41,6 +41,48 @@ _EXAMPLES = "../../../examples/"
 
 MUTANTS = (
     Mutant(
+        "End a fleet's process and leave its children",
+        "testing/fleet.py",
+        "os.killpg(self.pid, number)",
+        "os.kill(self.pid, number)",
+        "tests/unit/testing/test_fleet.py -k with_its_children",
+    ),
+    Mutant(
+        "Leave a fleet's processes when its parent is killed",
+        "testing/reaper.py",
+        "os.killpg(group, signal.SIGKILL)",
+        "pass",
+        "tests/unit/testing/test_fleet.py -k parent",
+    ),
+    Mutant(
+        "Judge a release before the write of its transaction",
+        "testing/checker.py",
+        '_ORDER = ("held", "wrote", "left", "joined")',
+        '_ORDER = ("joined", "left", "held", "wrote")',
+        "tests/unit/testing/test_check_locks.py",
+    ),
+    Mutant(
+        "Take each entry of a queue for a holder",
+        "testing/checker.py",
+        "return readers or [token for token, _ in queue[:1]]",
+        "return [token for token, _ in queue]",
+        "tests/unit/testing/test_check_locks.py",
+    ),
+    Mutant(
+        "Let a developer's own settings reach the tests",
+        "testing/plugin.py",
+        "for setting in _OF_OTHERS:",
+        "for setting in ():",
+        "tests/integration/test_testing_plugin.py -k developers",
+    ),
+    Mutant(
+        "Judge a history whose beginning is compacted",
+        "testing/recording.py",
+        'if "compact_revision" in message:',
+        "if False:",
+        "tests/integration/test_testing_harness.py -k compacted",
+    ),
+    Mutant(
         "Take a task's cost before its lock",
         "pool/job.py",
         "                if work.lock is not None and (",

@@ -5,7 +5,6 @@ No fixture is used by itself: a project that asks for none is not changed.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,9 @@ def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
 @pytest.fixture
 def etcd_namespace(etcd: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch) -> str:
     """A namespace of the test's own. Sessions and child processes that are given no settings use it."""
-    name = f"test-{uuid.uuid4().hex}"
+    from uuid import uuid4
+
+    name = f"test-{uuid4().hex}"
     for setting in _OF_OTHERS:
         monkeypatch.delenv(f"{_PREFIX}{setting}", raising=False)
     monkeypatch.setenv(f"{_PREFIX}ENDPOINTS", etcd.endpoint)
