@@ -26,6 +26,12 @@ def wait_with_child() -> None:
     time.sleep(60)
 
 
+def leave_child() -> None:
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print("left", grandchild.pid)
+    grandchild.returncode = 0  # no warning of a child that runs on
+
+
 def count() -> None:
     for number in range(100_000):
         print(number)

@@ -115,6 +115,19 @@ def test_the_end_of_the_block_ends_all() -> None:
     assert not any(runs(pid) for pid in pids) and not fleet.processes
 
 
+def test_the_end_of_the_block_ends_what_a_process_has_left() -> None:
+    with Fleet() as fleet:
+        process = fleet.start(commands.leave_child)
+        grandchild = int(process.wait_for("left").split()[1])
+        assert process.wait() == 0 and runs(grandchild)
+    assert gone(grandchild)
+
+
+def test_a_command_that_is_not_there_is_an_error(processes: Fleet) -> None:
+    with pytest.raises(FileNotFoundError, match="no-such-command"):
+        processes.start(["no-such-command"])
+
+
 def test_a_given_environment_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREETING", "hello")
     with Fleet({"PATH": os.environ["PATH"]}) as fleet:

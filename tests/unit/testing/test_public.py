@@ -48,3 +48,16 @@ def test_importing_it_loads_no_module_of_the_harness() -> None:
         "assert not {'asyncio', 'pydantic', 'pytest', 'subprocess'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_plugin_takes_less_than_20_ms() -> None:
+    """Of the processor, in the best of three processes, so that a busy machine does not count."""
+    code = (
+        "import pytest, pytest_asyncio, time\n"
+        "began = time.process_time()\n"
+        "import codomyrmex.concurrency.testing.plugin, codomyrmex.concurrency.testing.async_fixtures\n"
+        "print(time.process_time() - began)"
+    )
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    assert min(map(float, runs)) < 0.02

@@ -27,16 +27,19 @@ class FleetProcess:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], given: bytes) -> None:
         self._command = command
-        self._output, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - see `close`
         self._next = 0  # the first line that `wait_for` has not looked at
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=self._errors,
-            start_new_session=True,
-        )
+        with contextlib.ExitStack() as files:
+            self._output = files.enter_context(tempfile.TemporaryFile())
+            self._errors = files.enter_context(tempfile.TemporaryFile())
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=self._errors,
+                start_new_session=True,
+            )
+            self._files = files.pop_all()
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(given)
@@ -111,8 +114,7 @@ class FleetProcess:
     def close(self) -> None:
         """Kill it, and forget its output."""
         self.kill()
-        self._output.close()
-        self._errors.close()
+        self._files.close()
 
     def _fresh(self, ended: bool) -> list[str]:
         """The lines after those that were looked at. A line is not whole before its end, or that of the process."""
