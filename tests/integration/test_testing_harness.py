@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session, Shared
-from codomyrmex.concurrency.testing import Cluster, Recording, RecordingLost, check_locks
+from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailable, LockManager, Session, Shared, sync
+from codomyrmex.concurrency.testing import Cluster, Fleet, Recording, RecordingLost, check_locks
 from codomyrmex.concurrency.testing.gateway import call, coded
 
 
@@ -116,3 +116,27 @@ def test_a_member_that_was_not_started_is_not_stopped() -> None:
     with pytest.raises(ValueError, match=r"m0 was not started; call Cluster\.start"):
         cluster.members[0].kill()
     cluster.close()
+
+
+def write_again_and_again(key: str) -> None:
+    while True:
+        with sync.DistributedLock("x") as grant:
+            grant.put(key, str(grant.token))
+            print("written", flush=True)
+
+
+@pytest.mark.long
+def test_a_fleet_whose_members_are_killed_and_stopped_keeps_the_rules(
+    fleet: Fleet, namespace: str, etcd_recording: Recording
+) -> None:
+    key = f"/{namespace}/y"
+    first, second, third = [fleet.start(write_again_and_again, key, ready="written") for _ in range(3)]
+    first.kill()
+    second.stop()  # for longer than its lease lasts
+    for _ in range(2):
+        third.wait_for("written")
+    second.resume()
+    third.wait_for("written")
+    third.kill()
+    verdict = check_locks(etcd_recording.changes({key: "x"}))
+    assert verdict.ok and verdict.writes >= 5, verdict
