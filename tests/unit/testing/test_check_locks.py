@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codomyrmex.concurrency.testing import Change, Hold, check_locks
+from codomyrmex.concurrency.testing import BelievedHold, Change, check_locks
 
 
 def joined(token: int, shared: bool = False, lock: str = "x") -> Change:
@@ -76,11 +76,11 @@ def test_a_verdict_counts_and_tells() -> None:
 
 
 def test_believed_holds_must_not_overlap() -> None:
-    first, second = Hold("x", 1, 0.0, 2.0), Hold("x", 2, 1.0, 3.0)
+    first, second = BelievedHold("x", 1, 0.0, 2.0), BelievedHold("x", 2, 1.0, 3.0)
     (violation,) = check_locks([], [second, first]).violations
     assert violation.rule == "mutual exclusion" and "tokens 1 and 2 were both held at 1.000" in violation.text
 
 
 def test_believed_holds_that_may_overlap() -> None:
-    readers = [Hold("x", 1, 0.0, 2.0, shared=True), Hold("x", 2, 1.0, 3.0, shared=True)]
-    assert check_locks([], [*readers, Hold("y", 3, 0.0, 9.0), Hold("x", 4, 3.0, 4.0)]).ok
+    readers = [BelievedHold("x", 1, 0.0, 2.0, shared=True), BelievedHold("x", 2, 1.0, 3.0, shared=True)]
+    assert check_locks([], [*readers, BelievedHold("y", 3, 0.0, 9.0), BelievedHold("x", 4, 3.0, 4.0)]).ok

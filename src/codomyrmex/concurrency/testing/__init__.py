@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codomyrmex.concurrency.testing.checker import BelievedHold as BelievedHold
     from codomyrmex.concurrency.testing.checker import Change as Change
-    from codomyrmex.concurrency.testing.checker import Hold as Hold
     from codomyrmex.concurrency.testing.checker import Verdict as Verdict
     from codomyrmex.concurrency.testing.checker import Violation as Violation
     from codomyrmex.concurrency.testing.checker import check_locks as check_locks
     from codomyrmex.concurrency.testing.cluster import Cluster as Cluster
-    from codomyrmex.concurrency.testing.cluster import Member as Member
+    from codomyrmex.concurrency.testing.cluster import ClusterMember as ClusterMember
     from codomyrmex.concurrency.testing.fleet import Fleet as Fleet
     from codomyrmex.concurrency.testing.fleet import FleetProcess as FleetProcess
     from codomyrmex.concurrency.testing.proxy import TcpProxy as TcpProxy
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _MODULE = {
     "Change": "checker",
     "Cluster": "cluster",
+    "ClusterMember": "cluster",
     "Fleet": "fleet",
     "FleetProcess": "fleet",
-    "Hold": "checker",
-    "Member": "cluster",
+    "BelievedHold": "checker",
     "Recording": "recording",
     "RecordingLost": "recording",
     "TcpProxy": "proxy",

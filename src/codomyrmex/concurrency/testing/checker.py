@@ -32,7 +32,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class BelievedHold:
     """A hold as its process believed in it, from ``since`` to ``until`` by one clock, such as ``time.monotonic()``."""
 
     lock: str
@@ -74,7 +74,7 @@ class Verdict:
         return "\n".join([judged, *(f"{one.rule}: {one.lock!r}: {one.text}" for one in self.violations)])
 
 
-def check_locks(history: Iterable[Change], holds: Iterable[Hold] = ()) -> Verdict:
+def check_locks(history: Iterable[Change], holds: Iterable[BelievedHold] = ()) -> Verdict:
     """Judge the history of any number of locks.
 
     - Mutual exclusion: an entry says that it holds only while it is the first, or a reader with readers alone before
@@ -148,9 +148,9 @@ class _Judge:
         return readers or [token for token, _ in queue[:1]]
 
 
-def _overlaps(holds: Iterable[Hold]) -> Iterator[Violation]:
+def _overlaps(holds: Iterable[BelievedHold]) -> Iterator[Violation]:
     """Believed holds that overlap though one of them is exclusive."""
-    living: dict[str, list[Hold]] = defaultdict(list)
+    living: dict[str, list[BelievedHold]] = defaultdict(list)
     for hold in sorted(holds, key=lambda hold: hold.since):
         others = living[hold.lock] = [other for other in living[hold.lock] if other.until > hold.since]
         for other in others:

@@ -20,7 +20,7 @@ _LIMIT = 30.0  # seconds
 _INTERVAL = 0.05
 
 
-class Member:
+class ClusterMember:
     """One member of a ``Cluster``. Its data stays in place until the cluster is closed."""
 
     def __init__(self, name: str, folder: Path, client: int, peer: int) -> None:
@@ -30,7 +30,7 @@ class Member:
         self._data = folder / name
         self._peer = f"http://127.0.0.1:{peer}"
 
-    def command(self, binary: str, members: Sequence[Member]) -> list[str]:
+    def command(self, binary: str, members: Sequence[ClusterMember]) -> list[str]:
         """The command that starts it as one of ``members``."""
         return [
             binary,
@@ -79,14 +79,14 @@ class Cluster:
         self._fleet = Fleet(_environment())
         ports = _free_ports(2 * members)
         folder = Path(self._folder.name)
-        self.members = [Member(f"m{n}", folder, ports[2 * n], ports[2 * n + 1]) for n in range(members)]
+        self.members = [ClusterMember(f"m{n}", folder, ports[2 * n], ports[2 * n + 1]) for n in range(members)]
 
     @property
     def endpoints(self) -> str:
         """The addresses of all members, as ``EtcdSettings`` takes them."""
         return ",".join(member.endpoint for member in self.members)
 
-    def start(self, *members: Member) -> Cluster:
+    def start(self, *members: ClusterMember) -> Cluster:
         """Start these members, or all, where they do not run, and wait until each of them knows a leader.
 
         Raises ``EtcdUnavailable`` with what etcd wrote, also where there is no etcd to start.
@@ -103,7 +103,7 @@ class Cluster:
                 time.sleep(_INTERVAL)
         return self
 
-    def leader(self, limit: float = _LIMIT) -> Member:
+    def leader(self, limit: float = _LIMIT) -> ClusterMember:
         """The leader, on which all members agree that answer, more than half of all. Waits for an election.
 
         Raises ``EtcdUnavailable`` if there is none within ``limit`` seconds.
@@ -137,24 +137,24 @@ class Cluster:
         self.close()
 
 
-def _check(member: Member, deadline: float) -> None:
+def _check(member: ClusterMember, deadline: float) -> None:
     """Raise ``EtcdUnavailable`` if a member that does not serve has ended, or takes too long."""
     assert member.process
     if member.process.returncode is not None or time.monotonic() > deadline:
         raise EtcdUnavailable(f"{member.name} at {member.endpoint} does not serve\n{member.process.errors[-2000:]}")
 
 
-def _leader_of(member: Member) -> str:
+def _leader_of(member: ClusterMember) -> str:
     """The id of the leader that a member knows; empty if it knows none or does not answer."""
     leader = str(_status(member).get("leader", ""))
     return "" if leader == "0" else leader
 
 
-def _id_of(member: Member) -> str:
+def _id_of(member: ClusterMember) -> str:
     return str(_status(member).get("header", {}).get("member_id", ""))
 
 
-def _status(member: Member) -> dict[str, dict[str, str]]:
+def _status(member: ClusterMember) -> dict[str, dict[str, str]]:
     try:
         return call(member.endpoint, "maintenance/status", {}, 0.5)
     except OSError:
