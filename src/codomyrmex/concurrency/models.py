@@ -292,7 +292,8 @@ class SemaphoreInfo:
         return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
 
 
-class QueueName(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class QueueName:
     """A queue: ``kind`` is ``"lock"``, ``"path"``, ``"semaphore"`` or ``"election"``."""
 
     kind: str
@@ -330,7 +331,8 @@ class WaitNode:
     label: str = field(compare=False)
 
 
-class WaitEdge(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WaitEdge:
     """``waiter`` waits in ``queue``, with the entry of ``token``, for an entry of ``ahead``, which ``holds`` or waits.
 
     ``fails`` is true if the waiter asked to fail rather than wait in a deadlock.
@@ -346,8 +348,11 @@ class WaitEdge(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """The wait-for graph at one revision. Each of ``cycles`` is a deadlock: its edges in order, the last one back to
-    the first."""
+    """The wait-for graph at one revision.
+
+    A waiter has an edge to each holder in its way, and to the waiter just ahead of it. Each of ``cycles`` is a
+    deadlock: its edges in order, the last one back to the first.
+    """
 
     revision: int
     edges: tuple[WaitEdge, ...]

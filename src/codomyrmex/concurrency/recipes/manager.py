@@ -157,9 +157,9 @@ class LockManager:
 
         ``shared`` acquires as a reader. Readers hold together, a writer holds alone, and all are granted in order of
         arrival: a reader that comes after a waiting writer waits for it, so that neither starves. Each reader has its
-        own token. With ``deadlock="fail"`` this wait raises ``Deadlock`` if it is the youngest of requesters that wait
-        for each other; by default a deadlock is only reported. The other arguments and the errors are those of
-        ``DistributedLock``.
+        own token. With ``deadlock="fail"`` this wait raises ``Deadlock`` if it is the youngest of those that wait for
+        each other in a cycle and ask for it; by default a deadlock is only reported. The other arguments and the errors
+        are those of ``DistributedLock``.
         """
         check_timeout(timeout)
         queues = ((LOCK, check_name(name)),)
@@ -212,6 +212,7 @@ class LockManager:
         tree: str = "default",
         metadata: dict[str, Any] | None = None,
         keepalive: bool = False,
+        deadlock: OnDeadlock = "report",
     ) -> Reserving:
         """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process: ``reservation = await
         manager.reserve("x", ttl=900)``, or ``async with manager.reserve("x", ttl=900) as reservation``.
@@ -240,6 +241,7 @@ class LockManager:
             metadata=metadata if owner is None else {**(metadata or {}), "agent": check_owner(owner)},
             note=note,
             reserves=True,
+            deadlock=deadlock,
         )
         return Reserving(self._session, request, tuple(rules.values()), seconds, timeout, keepalive=keepalive)
 

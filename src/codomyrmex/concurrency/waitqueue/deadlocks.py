@@ -6,7 +6,6 @@ a session. ``waits.py`` finds the cycles.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Iterable, Sequence
@@ -37,8 +36,14 @@ class Waiter(Protocol):
     def waits(self) -> tuple[str, float] | None:
         """The kind of thing that it waits for, and since when; None if it does not wait."""
 
-    def holds_too(self) -> bool:
-        """True if its requester holds something."""
+    def holds(self) -> tuple[str, float] | None:
+        """The kind of thing that it holds, and since when; None if it does not hold."""
+
+    def requester(self) -> object:
+        """Its requester, which can be hashed; None if it is not known."""
+
+    def in_group(self) -> bool:
+        """True if it was joined with others, one of which may be granted already while this one waits."""
 
     def fail(self, reason: ConcurrencyError) -> None:
         """Stop waiting, for ``reason``."""
@@ -49,35 +54,39 @@ class Deadlocks:
 
     def __init__(self, session: SessionCore) -> None:
         self._session = session
-        self._next: dict[Waiter, float] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._next: dict[Waiter, float] = {}  # the waiters that may close a cycle, and when each looks next
+        self._looking = False
         self._told: set[frozenset[int]] = set()
 
-    def tick(self, entries: Iterable[Waiter]) -> None:
+    def tick(self, entries: Sequence[Waiter]) -> None:
         """Look if one of these entries of the session has waited for long enough."""
         now = clock.now()
-        waiting = {entry: since[1] for entry in entries if (since := entry.waits()) and now - since[1] >= _FIRST}
-        self._next = {entry: self._next.get(entry, 0.0) for entry in waiting if _may_close_a_cycle(entry)}
+        waiting = [entry for entry in entries if (since := entry.waits()) and now - since[1] >= _FIRST]
+        self._next = {entry: self._next.get(entry, now) for entry in _that_may_close_a_cycle(waiting, entries)}
         due = [entry for entry, at in self._next.items() if now >= at]
-        if due and self._looking is None:
-            again = now + _AGAIN * random.uniform(0.8, 1.2)
-            self._next.update(dict.fromkeys(due, again))
-            self._looking = self._session.start(self._look(), "the look for deadlocks")
+        if due and not self._looking:
+            self._looking = True
+            self._next.update(dict.fromkeys(due, now + _AGAIN * random.uniform(0.8, 1.2)))
+            self._session.start(self._look(due), "the look for deadlocks")
 
-    async def _look(self) -> None:
+    async def _look(self, due: Sequence[Waiter]) -> None:
         try:
             found = await read_waits(self._session)
-        except ConcurrencyError:
-            return  # the next look comes
+        except ConcurrencyError as error:
+            log.debug("the look for deadlocks failed and is repeated: %s", error)
+            soon = clock.now() + _FIRST
+            self._next.update({entry: soon for entry in due if entry in self._next})
+            return
         finally:
-            self._looking = None
+            self._looking = False
+        self._told &= {_tokens(cycle) for cycle in found.cycles}
         for cycle in found.cycles:
             self._tell(cycle)
 
     def _tell(self, cycle: Sequence[WaitEdge]) -> None:
-        """Tell of a deadlock, and fail the waiter of this session that is to fail."""
+        """Tell of a deadlock in which a waiter of this session takes part, and fail that one if it is to fail."""
         own = {entry.token: entry for entry in self._next}
-        tokens = frozenset(edge.token for edge in cycle)
+        tokens = _tokens(cycle)
         if not tokens & own.keys():
             return
         text = describe(cycle)
@@ -90,17 +99,34 @@ class Deadlocks:
             entry.fail(Deadlock(f"deadlock: {text}; this is the youngest wait of it, so it gives up", tuple(cycle)))
 
 
-def _may_close_a_cycle(entry: Waiter) -> bool:
-    return entry.holds_too() or RequesterRecord.decode(entry.value).reserves
+def _that_may_close_a_cycle(waiting: Sequence[Waiter], entries: Iterable[Waiter]) -> list[Waiter]:
+    """The waiters that have something for which others may wait."""
+    if not waiting:
+        return []
+    holders = {entry.requester() for entry in entries if entry.holds()} - {None}
+    return [
+        entry
+        for entry in waiting
+        if entry.requester() in holders or entry.in_group() or RequesterRecord.decode(entry.value).reserves
+    ]
+
+
+def _tokens(cycle: Sequence[WaitEdge]) -> frozenset[int]:
+    return frozenset(edge.token for edge in cycle)
 
 
 def describe(cycle: Sequence[WaitEdge]) -> str:
     """A cycle in words."""
     return "; ".join(
-        f"{edge.waiter.label} waits for the {edge.queue.kind} {edge.queue.name!r}, which {edge.ahead.label} "
+        f"{edge.waiter.label} waits for {describe_queue(edge.queue)}, which {edge.ahead.label} "
         f"{'holds' if edge.holds else 'waits for, too, and came before'}"
         for edge in cycle
     )
+
+
+def describe_queue(name: QueueName) -> str:
+    """A queue in words."""
+    return f"paths of the tree {name.name!r}" if name.kind == PATH.segment else f"the {name.kind} {name.name!r}"
 
 
 async def read_waits(session: SessionCore) -> Waits:

@@ -12,8 +12,9 @@ A requester that is not known, such as another client's, counts as one that will
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV
 from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of
@@ -24,12 +25,16 @@ from codomyrmex.concurrency.waitqueue.view import held_in
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An entry in a queue, with its requester; ``node`` is None for one that is not known."""
+    """An entry in a queue, with its requester; ``node`` is None for one that is not known.
+
+    ``task`` is the task that waits on behalf of an agent, for a reservation.
+    """
 
     kv: KV
     node: WaitNode | None
     holds: bool
     fails: bool
+    task: WaitNode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,21 @@ def queue(name: QueueName, kvs: Sequence[KV], owners: Sequence[Owner], limit: in
     places = []
     for kv, owner, holds in zip(kvs, owners, held_in(kvs, limit), strict=True):
         record = RequesterRecord.decode(kv.value)
-        places.append(Place(kv, _node(owner, record), holds, record.fails))
+        task, agent = _task(owner, record), _agent(owner)
+        if owner.ttl is not None:
+            places.append(Place(kv, agent, holds, record.fails))
+        elif record.reserves and agent:
+            places.append(Place(kv, agent, holds, record.fails, task))
+        else:
+            places.append(Place(kv, task, holds, record.fails))
     return Queue(name, places, limit)
 
 
-def _node(owner: Owner, record: RequesterRecord) -> WaitNode | None:
-    """The requester of an entry; None if its entry does not tell."""
-    if record.reserves or owner.ttl is not None:
-        return WaitNode("agent", owner.agent, owner.agent) if owner.agent else None
+def _agent(owner: Owner) -> WaitNode | None:
+    return WaitNode("agent", owner.agent, owner.agent) if owner.agent else None
+
+
+def _task(owner: Owner, record: RequesterRecord) -> WaitNode | None:
     if not record.requester:
         return None
     label = owner.agent or owner.task or f"task {record.requester}"
@@ -62,10 +74,10 @@ def _node(owner: Owner, record: RequesterRecord) -> WaitNode | None:
 
 def waits(queues: Iterable[Queue], revision: int) -> Waits:
     """The graph of all queues, which were read at ``revision``, with its deadlocks."""
-    known = list(queues)
+    known = _with_tasks_as_agents(list(queues))
     edges = [edge for one in known for edge in _edges(one)]
-    stuck = _stuck(known)
-    between = [edge for edge in edges if edge.waiter in stuck and edge.ahead in stuck]
+    stuck = stuck_in(known)
+    between = [edge for one in known for edge in _edges(one, stuck)] if stuck else []
     return Waits(revision, tuple(edges), tuple(_cycles(between)))
 
 
@@ -74,13 +86,40 @@ def victim(cycle: Sequence[WaitEdge]) -> int | None:
     return max((edge.token for edge in cycle if edge.fails), default=None)
 
 
-def _edges(queue: Queue) -> Iterable[WaitEdge]:
-    for number, place in enumerate(queue.places):
+def _with_tasks_as_agents(queues: Sequence[Queue]) -> Sequence[Queue]:
+    """The queues, in which a task that waits for a reservation is one with its agent: what the task holds is not let go
+    meanwhile either."""
+    agents: dict[WaitNode | None, WaitNode | None]
+    agents = {place.task: place.node for one in queues for place in one.places if place.task}
+    if not agents:
+        return queues
+    return [
+        replace(one, places=[replace(place, node=agents.get(place.node, place.node)) for place in one.places])
+        for one in queues
+    ]
+
+
+def _edges(queue: Queue, among: Container[WaitNode] | None = None) -> Iterator[WaitEdge]:
+    """The edges of a queue, or those ``among`` some requesters only.
+
+    A waiter waits for the holders in its way, and for the waiters just ahead: those farther ahead are in the way of
+    these, so edges to them would tell nothing more. In a tree, it has an edge to each entry in its way.
+    """
+    known = [place for place in queue.places if place.node and (among is None or place.node in among)]
+    holders = [place for place in known if place.holds]
+    ahead: list[Place] = []  # the waiters so far: all in a tree, elsewhere the last writer and the readers after it
+    for place in known:
         if place.holds or place.node is None:
             continue
-        for ahead in queue.places[:number]:
-            if ahead.node is not None and in_the_way(ahead.kv, place.kv):
-                yield WaitEdge(place.node, ahead.node, queue.name, place.kv.create_revision, ahead.holds, place.fails)
+        in_tree, reads = is_in_tree(place.kv.key), is_reader(place.kv.key)
+        nearest = ahead[:1] if reads and not in_tree else ahead
+        for other in (*holders, *nearest):
+            token = place.kv.create_revision
+            if other.node and other.kv.create_revision < token and in_the_way(other.kv, place.kv):
+                yield WaitEdge(place.node, other.node, queue.name, token, other.holds, place.fails)
+        if not in_tree and not reads:
+            ahead.clear()
+        ahead.append(place)
 
 
 def in_the_way(ahead: KV, behind: KV) -> bool:
@@ -90,78 +129,70 @@ def in_the_way(ahead: KV, behind: KV) -> bool:
     return not (is_reader(ahead.key) and is_reader(behind.key))
 
 
-def _stuck(queues: Sequence[Queue]) -> set[WaitNode]:
+def stuck_in(queues: Sequence[Queue]) -> Mapping[WaitNode, object]:
     """The requesters that will never be granted, however the others let go."""
-    waiting: dict[WaitNode, list[tuple[Queue, int]]] = {}
-    for one in queues:
+    blocked: dict[WaitNode, set[tuple[int, int]]] = defaultdict(set)
+    for index, one in enumerate(queues):
         for number, place in enumerate(one.places):
-            if not place.holds and place.node is not None:
-                waiting.setdefault(place.node, []).append((one, number))
-    stuck = set(waiting)
-    while free := {node for node in stuck if all(_granted(one, at, stuck) for one, at in waiting[node])}:
-        stuck -= free
-    return stuck
+            if place.node and not place.holds:
+                blocked[place.node].add((index, number))
+    contended = sorted({index for places in blocked.values() for index, _ in places})
+    blocked = dict(blocked)
+    freed = True
+    while freed:
+        freed = False
+        for index in contended:
+            freed |= _let_go(index, queues[index], blocked)
+    return blocked
 
 
-def _granted(queue: Queue, number: int, stuck: set[WaitNode]) -> bool:
-    """True if an entry would hold once all entries ahead of it are gone but those of ``stuck`` requesters."""
-    own = queue.places[number]
-    left = [place for place in queue.places[:number] if place.node in stuck and in_the_way(place.kv, own.kv)]
-    if queue.limit is None:
-        return not left
-    return sum(permits_of(place.kv.key) for place in left) + permits_of(own.kv.key) <= queue.limit
+def _let_go(index: int, queue: Queue, blocked: dict[WaitNode, set[tuple[int, int]]]) -> bool:
+    """Take the requesters out of ``blocked`` whose last wait, in this queue, will be granted; True if there are any."""
+    freed = False
+    ahead = _Ahead(queue.limit)
+    for number, place in enumerate(queue.places):
+        if place.node is None or place.node not in blocked:
+            continue
+        if not place.holds and ahead.lets_pass(place.kv):
+            blocked[place.node].discard((index, number))
+        if blocked[place.node]:
+            ahead.add(place.kv)
+        else:
+            del blocked[place.node]
+            freed = True
+    return freed
 
 
 @dataclass(slots=True)
-class _Search:
-    """The strongly connected components of a graph (Tarjan, 1972), without recursion."""
+class _Ahead:
+    """The entries of blocked requesters that are ahead in a queue."""
 
-    successors: Mapping[WaitNode, Sequence[WaitNode]]
-    index: dict[WaitNode, int] = field(default_factory=dict)
-    low: dict[WaitNode, int] = field(default_factory=dict)
-    path: list[WaitNode] = field(default_factory=list)
+    limit: int | None
+    entries: list[KV] = field(default_factory=list)
+    permits: int = 0
 
-    def components(self) -> Iterable[set[WaitNode]]:
-        for node in self.successors:
-            if node not in self.index:
-                yield from self._from(node)
+    def add(self, entry: KV) -> None:
+        self.entries.append(entry)
+        self.permits += permits_of(entry.key)
 
-    def _from(self, root: WaitNode) -> Iterable[set[WaitNode]]:
-        work = [(root, iter(self.successors.get(root, ())))]
-        self._enter(root)
-        while work:
-            node, rest = work[-1]
-            following = next(rest, None)
-            if following is None:
-                work.pop()
-                if work:
-                    above = work[-1][0]
-                    self.low[above] = min(self.low[above], self.low[node])
-                if self.low[node] == self.index[node]:
-                    start = self.path.index(node)
-                    yield set(self.path[start:])
-                    del self.path[start:]
-            elif following not in self.index:
-                self._enter(following)
-                work.append((following, iter(self.successors.get(following, ()))))
-            elif following in self.path:
-                self.low[node] = min(self.low[node], self.index[following])
-
-    def _enter(self, node: WaitNode) -> None:
-        self.index[node] = self.low[node] = len(self.index)
-        self.path.append(node)
+    def lets_pass(self, own: KV) -> bool:
+        """True if an entry behind them would hold once all the others ahead are gone."""
+        if self.limit is None:
+            return not any(in_the_way(kv, own) for kv in self.entries)
+        return self.permits + permits_of(own.key) <= self.limit
 
 
 def _cycles(edges: Sequence[WaitEdge]) -> Iterable[tuple[WaitEdge, ...]]:
     """A shortest cycle of each set of requesters that have locked each other in, the smallest token first."""
-    successors: dict[WaitNode, list[WaitNode]] = {}
+    following: dict[WaitNode, list[WaitEdge]] = defaultdict(list)
     for edge in edges:
-        successors.setdefault(edge.waiter, []).append(edge.ahead)
-    found = []
-    for component in _Search(successors).components():
-        inside = [edge for edge in edges if edge.waiter in component and edge.ahead in component]
-        if inside:
-            found.append(min((_shortest(inside, node) for node in component), key=_size_and_token))
+        following[edge.waiter].append(edge)
+    component = {node: number for number, nodes in enumerate(_Search(following).components()) for node in nodes}
+    inside: dict[int, dict[WaitNode, list[WaitEdge]]] = defaultdict(lambda: defaultdict(list))
+    for edge in edges:
+        if component[edge.waiter] == component[edge.ahead]:
+            inside[component[edge.waiter]][edge.waiter].append(edge)
+    found = [min((_shortest(one, node) for node in one), key=_size_and_token) for one in inside.values()]
     return sorted(found, key=lambda cycle: cycle[0].token)
 
 
@@ -169,20 +200,65 @@ def _size_and_token(cycle: Sequence[WaitEdge]) -> tuple[int, int]:
     return len(cycle), min(edge.token for edge in cycle)
 
 
-def _shortest(edges: Sequence[WaitEdge], start: WaitNode) -> tuple[WaitEdge, ...]:
+def _shortest(following: Mapping[WaitNode, Sequence[WaitEdge]], start: WaitNode) -> tuple[WaitEdge, ...]:
     """A shortest cycle through ``start``, which lies on one; it begins with its smallest token."""
     came: dict[WaitNode, WaitEdge] = {}
     level = [start]
     while start not in came:
-        following = []
-        for node in level:
-            for edge in edges:
-                if edge.waiter == node and edge.ahead not in came:
-                    came[edge.ahead] = edge
-                    following.append(edge.ahead)
-        level = following
+        reached = []
+        for edge in (edge for node in level for edge in following[node]):
+            if edge.ahead not in came:
+                came[edge.ahead] = edge
+                reached.append(edge.ahead)
+        level = reached
     cycle = [came[start]]
     while cycle[0].waiter != start:
         cycle.insert(0, came[cycle[0].waiter])
     first = min(range(len(cycle)), key=lambda number: cycle[number].token)
     return (*cycle[first:], *cycle[:first])
+
+
+@dataclass(slots=True)
+class _Search:
+    """The strongly connected components of a graph (Tarjan, 1972), without recursion."""
+
+    following: Mapping[WaitNode, Sequence[WaitEdge]]
+    index: dict[WaitNode, int] = field(default_factory=dict)
+    low: dict[WaitNode, int] = field(default_factory=dict)
+    path: list[WaitNode] = field(default_factory=list)
+    on_path: set[WaitNode] = field(default_factory=set)
+
+    def components(self) -> Iterator[list[WaitNode]]:
+        for node in list(self.following):
+            if node not in self.index:
+                yield from self._from(node)
+
+    def _from(self, root: WaitNode) -> Iterator[list[WaitNode]]:
+        work = [self._enter(root)]
+        while work:
+            node, rest = work[-1]
+            edge = next(rest, None)
+            if edge is None:
+                work.pop()
+                if work:
+                    above = work[-1][0]
+                    self.low[above] = min(self.low[above], self.low[node])
+                if self.low[node] == self.index[node]:
+                    yield self._leave(node)
+            elif edge.ahead not in self.index:
+                work.append(self._enter(edge.ahead))
+            elif edge.ahead in self.on_path:
+                self.low[node] = min(self.low[node], self.index[edge.ahead])
+
+    def _enter(self, node: WaitNode) -> tuple[WaitNode, Iterator[WaitEdge]]:
+        self.index[node] = self.low[node] = len(self.index)
+        self.path.append(node)
+        self.on_path.add(node)
+        return node, iter(self.following.get(node, ()))
+
+    def _leave(self, root: WaitNode) -> list[WaitNode]:
+        component: list[WaitNode] = []
+        while not component or component[-1] != root:
+            component.append(self.path.pop())
+        self.on_path.difference_update(component)
+        return component
