@@ -324,7 +324,8 @@ _REQUESTER = TypeAdapter(RequesterRecord)
 @dataclass(frozen=True, slots=True)
 class WaitNode:
     """A requester: with the ``kind`` ``"task"`` a task or a thread of a session, with ``"agent"`` an agent that has
-    reservations. ``id`` is stable while it lives; ``label`` is for people and does not count for equality."""
+    reservations. ``id`` is stable while it lives. ``label`` is for people, and does not count for equality: it has the
+    process and the number of the task in its session."""
 
     kind: Literal["task", "agent"]
     id: str

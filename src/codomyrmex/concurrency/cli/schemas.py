@@ -17,6 +17,7 @@ from codomyrmex.concurrency import (
     RateLimitInfo,
     ReservationInfo,
     SemaphoreInfo,
+    Waits,
 )
 from codomyrmex.concurrency.cli.agents.outcomes import GuardOutcome, InstallOutcome, KeptOutcome, ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEvent
@@ -47,6 +48,7 @@ OUTPUTS = {
     "guard check": Output(GuardOutcome),
     "guard install": Output(InstallOutcome),
     "locks": Output(LockInfo, True, LockEvent, also=StuckHolder),
+    "locks graph": Output(Waits),
     "locks show": Output(LockInfo),
     "pools": Output(ClusterPoolStats, True, ClusterPoolStats),
     "rates": Output(RateRow, True, RateRow),

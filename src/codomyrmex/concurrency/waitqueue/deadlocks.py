@@ -14,6 +14,7 @@ from typing import Protocol
 from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, Deadlock
 from codomyrmex.concurrency.keys import ELECTION, LOCK, PATH, SEMAPHORE
+from codomyrmex.concurrency.legible import legible
 from codomyrmex.concurrency.models import QueueName, RequesterRecord, WaitEdge, Waits
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import owners_of, queues_of, read_queues
@@ -116,12 +117,13 @@ def _tokens(cycle: Sequence[WaitEdge]) -> frozenset[int]:
 
 
 def describe(cycle: Sequence[WaitEdge]) -> str:
-    """A cycle in words."""
-    return "; ".join(
+    """A cycle in words, with the hidden characters of names as escapes."""
+    text = "; ".join(
         f"{edge.waiter.label} waits for {describe_queue(edge.queue)}, which {edge.ahead.label} "
         f"{'holds' if edge.holds else 'waits for, too, and came before'}"
         for edge in cycle
     )
+    return legible(text)
 
 
 def describe_queue(name: QueueName) -> str:
@@ -137,6 +139,8 @@ async def read_waits(session: SessionCore) -> Waits:
         found, revision = await read_queues(session, session.layout.under(kind), kind, revision)
         for name, kvs in queues_of(session.layout, found, kind).items():
             entries = [kv for kv in kvs if is_entry(kv)]
+            if len(entries) < 2:
+                continue  # nobody waits for another one there
             limit = (limit_in(kvs) or 0) if kind is SEMAPHORE else None
             queues.append(queue(QueueName(kind.segment, name), entries, owners_of(entries), limit))
     return waits(queues, revision)

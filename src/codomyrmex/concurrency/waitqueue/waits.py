@@ -69,7 +69,9 @@ def _task(owner: Owner, record: RequesterRecord) -> WaitNode | None:
     if not record.requester:
         return None
     label = owner.agent or owner.task or f"task {record.requester}"
-    return WaitNode("task", f"{owner.session}-{record.requester:x}", f"{label} ({owner.host}:{owner.pid})")
+    return WaitNode(
+        "task", f"{owner.session}-{record.requester:x}", f"{label} ({owner.host}:{owner.pid} #{record.requester})"
+    )
 
 
 def waits(queues: Iterable[Queue], revision: int) -> Waits:
