@@ -115,26 +115,46 @@ RINGS = (
 async def test_processes_that_close_a_cycle_have_one_victim_who_is_named(
     things: list[str], etcd: EmbeddedEtcd, namespace: str, session: Session
 ) -> None:
-    manager = LockManager(session)
     async with ring(etcd, namespace, things, ["fail"] * len(things)) as processes:
         for process in processes:
-            assert process.stdin
-            process.stdin.write(b"\n")
-        (cycle,) = (await eventually(lambda: _closed(manager), 10)).cycles
-        closed = time.monotonic()
-        youngest = max(cycle, key=lambda edge: edge.token)
-        assert victim(cycle) == youngest.token
-        outcomes = await asyncio.gather(*map(said, processes))
-        print(f"{len(things)} processes: over {time.monotonic() - closed:.2f} s after the cycle was closed")
-        assert [await asyncio.wait_for(process.wait(), 20) for process in processes] == [0] * len(things)
+            wait(process)
+        await check_the_victim(processes, session)
+
+
+async def test_an_old_wait_is_the_victim_if_only_it_is_to_fail(
+    etcd: EmbeddedEtcd, namespace: str, session: Session
+) -> None:
+    async with ring(etcd, namespace, ["lock:a", "lock:b", "lock:c"], ["fail", "report", "report"]) as processes:
+        for number, process in enumerate(processes):
+            await eventually(lambda number=number: _waiters(session, number))
+            await asyncio.sleep(0.6)  # so that they do not all look at one time
+            wait(process)
+        await check_the_victim(processes, session, "p1")
+
+
+async def check_the_victim(processes: list[Process], session: Session, expected: str = "") -> None:
+    """One process gives up soon and names the cycle: the ``expected`` one, or the youngest. The others are granted."""
+    (cycle,) = (await eventually(lambda: _closed(LockManager(session)), 10)).cycles
+    closed = time.monotonic()
+    chosen = next(edge.waiter.label for edge in cycle if edge.token == victim(cycle))
+    name = chosen.split(" ")[0]
+    assert name == (expected or max(cycle, key=lambda edge: edge.token).waiter.label.split(" ")[0])
+    outcomes = await asyncio.gather(*map(said, processes))
+    print(f"{len(processes)} processes: over {time.monotonic() - closed:.2f} s after the cycle was closed")
     assert time.monotonic() - closed < 10  # 3 s, on a machine that is not busy
+    assert [await asyncio.wait_for(process.wait(), 20) for process in processes] == [0] * len(processes)
+    names = [f"p{number + 1}" for number in range(len(processes))]
     labels = [edge.waiter.label for edge in cycle]
-    assert sorted(label.split(" ")[0] for label in labels) == [f"p{number + 1}" for number in range(len(things))]
-    failed = [(f"p{number + 1}", one) for number, one in enumerate(outcomes) if one["event"] == "deadlock"]
-    ((name, told),) = failed
-    assert youngest.waiter.label.split(" ")[0] == name and told["cycle"] == labels
-    assert f"{youngest.waiter.label} waits for" in told["text"]
-    assert sum(one["event"] == "granted" for one in outcomes) == len(things) - 1
+    assert sorted(label.split(" ")[0] for label in labels) == names
+    ((failed, told),) = [one for one in zip(names, outcomes, strict=True) if one[1]["event"] == "deadlock"]
+    assert failed == name and told["cycle"] == labels and f"{chosen} waits for" in told["text"]
+    assert sum(one["event"] == "granted" for one in outcomes) == len(processes) - 1
+
+
+def wait(process: Process) -> None:
+    """Have a process begin to wait."""
+    assert process.stdin
+    process.stdin.write(b"\n")
 
 
 async def _closed(manager: LockManager) -> Waits | None:
@@ -377,10 +397,13 @@ async def test_the_cost_of_a_look_with_a_thousand_locks(session: Session) -> Non
     core = core_of(session)
     await read_waits(core)
     with counting(session) as calls:
-        began = time.perf_counter()
-        await read_waits(core)
-        print(f"a look at 1,000 locks: {(time.perf_counter() - began) * 1000:.1f} ms, {dict(calls)}")
-    assert calls["range"] == 5  # two pages of locks, and one of each other kind
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            await read_waits(core)
+            times.append(time.perf_counter() - began)
+        print(f"a look at 1,000 locks: {min(times) * 1000:.1f} ms at best, {max(times) * 1000:.1f} ms at worst")
+    assert calls["range"] == 5 * 5  # two pages of locks, and one of each other kind
     await asyncio.gather(*(grant.release() for some in grants for grant in some))
 
 

@@ -1,4 +1,4 @@
-"""Deadlocks: a waiter that also holds something looks at the wait-for graph, after a second and then rarely.
+"""Deadlocks: a waiter that also holds something looks at the wait-for graph, after a second and then every two.
 
 Only a requester that holds and waits can close a cycle, so everybody else pays nothing. One look serves all waiters of
 a session. ``waits.py`` finds the cycles.
@@ -24,7 +24,8 @@ from codomyrmex.concurrency.waitqueue.waits import Queue, queue, victim, waits
 log = logging.getLogger("codomyrmex.concurrency")
 
 _FIRST = 1.0  # seconds of a wait after which its requester looks
-_AGAIN = 5.0  # seconds, on average, between further looks
+_AGAIN = 2.0  # seconds at most between further looks,
+_FACTOR = 50  # unless a look takes long: then so many times as long
 _KINDS = (LOCK, PATH, SEMAPHORE, ELECTION)
 
 
@@ -57,6 +58,7 @@ class Deadlocks:
         self._session = session
         self._next: dict[Waiter, float] = {}  # the waiters that may close a cycle, and when each looks next
         self._looking = False
+        self._pause = 0.0  # seconds
         self._told: set[frozenset[int]] = set()
 
     def tick(self, entries: Sequence[Waiter]) -> None:
@@ -67,10 +69,12 @@ class Deadlocks:
         due = [entry for entry, at in self._next.items() if now >= at]
         if due and not self._looking:
             self._looking = True
-            self._next.update(dict.fromkeys(due, now + _AGAIN * random.uniform(0.8, 1.2)))
+            pause = max(_AGAIN * random.uniform(0.7, 1.0), self._pause)
+            self._next.update(dict.fromkeys(due, now + pause))
             self._session.start(self._look(due), "the look for deadlocks")
 
     async def _look(self, due: Sequence[Waiter]) -> None:
+        began = clock.now()
         try:
             found = await read_waits(self._session)
         except ConcurrencyError as error:
@@ -80,6 +84,7 @@ class Deadlocks:
             return
         finally:
             self._looking = False
+            self._pause = _FACTOR * (clock.now() - began)
         self._told &= {_tokens(cycle) for cycle in found.cycles}
         for cycle in found.cycles:
             self._tell(cycle)
