@@ -105,7 +105,7 @@ async def test_the_graph_in_json_is_as_described(cli: Cli, session: Session, oth
         assert len(found["edges"]) == 4 and [len(cycle) for cycle in found["cycles"]] == [2]
         one = found["cycles"][0][0]
         assert one["queue"] == {"kind": "path", "name": "main"} and one["holds"] and not one["fails"]
-        assert one["waiter"]["label"].startswith(HOSTILE) and one["ahead"] == found["cycles"][0][1]["waiter"]
+        assert one["waiter"]["label"].startswith(HOSTILE) and one["predecessor"] == found["cycles"][0][1]["waiter"]
 
 
 async def test_locks_marks_those_in_a_deadlock_in_its_tables_only(cli: Cli, session: Session, other: Session) -> None:

@@ -334,13 +334,14 @@ class WaitNode:
 
 @dataclass(frozen=True, slots=True)
 class WaitEdge:
-    """``waiter`` waits in ``queue``, with the entry of ``token``, for an entry of ``ahead``, which ``holds`` or waits.
+    """``waiter`` waits in ``queue``, with the entry of ``token``, for an entry of ``predecessor``, which ``holds`` or
+    waits too.
 
     ``fails`` is true if the waiter asked to fail rather than wait in a deadlock.
     """
 
     waiter: WaitNode
-    ahead: WaitNode
+    predecessor: WaitNode
     queue: QueueName
     token: int
     holds: bool

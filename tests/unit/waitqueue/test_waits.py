@@ -61,9 +61,9 @@ class Fleet:
             value["fails"] = True
         text = json.dumps(value)[:-1] + fields + "}"
         prefix = LAYOUT.queue(name, kind)
-        places = self.queues.setdefault((kind, name), [])
-        key = LAYOUT.entry(prefix, 0xABC, self.revision * 100 + len(places), suffix)
-        places.append(KV(key, text.encode(), self.revision, self.revision, 1, 7))
+        entries = self.queues.setdefault((kind, name), [])
+        key = LAYOUT.entry(prefix, 0xABC, self.revision * 100 + len(entries), suffix)
+        entries.append(KV(key, text.encode(), self.revision, self.revision, 1, 7))
         self.by.setdefault(self.revision, []).append(who)
         return self.revision
 
@@ -109,7 +109,7 @@ def numbers(nodes: Iterable[WaitNode]) -> set[int]:
 def around(cycle: Sequence[WaitEdge]) -> list[int]:
     """The requesters of a cycle, which must be one."""
     for edge, following in zip(cycle, (*cycle[1:], cycle[0]), strict=True):
-        assert edge.ahead == following.waiter
+        assert edge.predecessor == following.waiter
     return [int(edge.waiter.id.split("-")[1], 16) for edge in cycle]
 
 

@@ -124,7 +124,7 @@ def _tokens(cycle: Sequence[WaitEdge]) -> frozenset[int]:
 def describe(cycle: Sequence[WaitEdge]) -> str:
     """A cycle in words, with the hidden characters of names as escapes."""
     text = "; ".join(
-        f"{edge.waiter.label} waits for {describe_queue(edge.queue)}, which {edge.ahead.label} "
+        f"{edge.waiter.label} waits for {describe_queue(edge.queue)}, which {edge.predecessor.label} "
         f"{'holds' if edge.holds else 'waits for, too, and came before'}"
         for edge in cycle
     )

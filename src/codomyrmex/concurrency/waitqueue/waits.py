@@ -24,7 +24,7 @@ from codomyrmex.concurrency.waitqueue.view import held_in
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueueEntry:
     """An entry in a queue, with its requester; ``node`` is None for one that is not known.
 
     ``task`` is the task that waits on behalf of an agent, for a reservation.
@@ -42,23 +42,23 @@ class Queue:
     """A whole queue in order of arrival. ``limit`` is a semaphore's."""
 
     name: QueueName
-    places: Sequence[Place]
+    entries: Sequence[QueueEntry]
     limit: int | None = None
 
 
 def queue(name: QueueName, kvs: Sequence[KV], owners: Sequence[Owner], limit: int | None = None) -> Queue:
     """A queue from a reading of its entries, which are in order of arrival."""
-    places = []
+    entries = []
     for kv, owner, holds in zip(kvs, owners, held_in(kvs, limit), strict=True):
         record = RequesterRecord.decode(kv.value)
         task, agent = _task(owner, record), _agent(owner)
         if owner.ttl is not None:
-            places.append(Place(kv, agent, holds, record.fails))
+            entries.append(QueueEntry(kv, agent, holds, record.fails))
         elif record.reserves and agent:
-            places.append(Place(kv, agent, holds, record.fails, task))
+            entries.append(QueueEntry(kv, agent, holds, record.fails, task))
         else:
-            places.append(Place(kv, task, holds, record.fails))
-    return Queue(name, places, limit)
+            entries.append(QueueEntry(kv, task, holds, record.fails))
+    return Queue(name, entries, limit)
 
 
 def _agent(owner: Owner) -> WaitNode | None:
@@ -92,11 +92,11 @@ def _with_tasks_as_agents(queues: Sequence[Queue]) -> Sequence[Queue]:
     """The queues, in which a task that waits for a reservation is one with its agent: what the task holds is not let go
     meanwhile either."""
     agents: dict[WaitNode | None, WaitNode | None]
-    agents = {place.task: place.node for one in queues for place in one.places if place.task}
+    agents = {entry.task: entry.node for one in queues for entry in one.entries if entry.task}
     if not agents:
         return queues
     return [
-        replace(one, places=[replace(place, node=agents.get(place.node, place.node)) for place in one.places])
+        replace(one, entries=[replace(entry, node=agents.get(entry.node, entry.node)) for entry in one.entries])
         for one in queues
     ]
 
@@ -107,38 +107,38 @@ def _edges(queue: Queue, among: Container[WaitNode] | None = None) -> Iterator[W
     A waiter waits for the holders in its way, and for the waiters just ahead: those farther ahead are in the way of
     these, so edges to them would tell nothing more. In a tree, it has an edge to each entry in its way.
     """
-    known = [place for place in queue.places if place.node and (among is None or place.node in among)]
-    holders = [place for place in known if place.holds]
-    ahead: list[Place] = []  # the waiters so far: all in a tree, elsewhere the last writer and the readers after it
-    for place in known:
-        if place.holds or place.node is None:
+    known = [entry for entry in queue.entries if entry.node and (among is None or entry.node in among)]
+    holders = [entry for entry in known if entry.holds]
+    waiters: list[QueueEntry] = []  # in a tree all so far; elsewhere the last writer, and the readers after it
+    for entry in known:
+        if entry.holds or entry.node is None:
             continue
-        in_tree, reads = is_in_tree(place.kv.key), is_reader(place.kv.key)
-        nearest = ahead[:1] if reads and not in_tree else ahead
+        in_tree, reads = is_in_tree(entry.kv.key), is_reader(entry.kv.key)
+        nearest = waiters[:1] if reads and not in_tree else waiters
         for other in (*holders, *nearest):
-            token = place.kv.create_revision
-            if other.node and other.kv.create_revision < token and in_the_way(other.kv, place.kv):
-                yield WaitEdge(place.node, other.node, queue.name, token, other.holds, place.fails)
+            token = entry.kv.create_revision
+            if other.node and other.kv.create_revision < token and in_the_way(other.kv, entry.kv):
+                yield WaitEdge(entry.node, other.node, queue.name, token, other.holds, entry.fails)
         if not in_tree and not reads:
-            ahead.clear()
-        ahead.append(place)
+            waiters.clear()
+        waiters.append(entry)
 
 
-def in_the_way(ahead: KV, behind: KV) -> bool:
-    """True if an entry must leave before one behind it is granted, or is one of a semaphore's, of which some must."""
-    if is_in_tree(behind.key):
-        return scopes_in(behind.value).overlaps(scopes_in(ahead.value))
-    return not (is_reader(ahead.key) and is_reader(behind.key))
+def in_the_way(predecessor: KV, own: KV) -> bool:
+    """True if an entry must leave before a later one is granted, or is one of a semaphore's, of which some must."""
+    if is_in_tree(own.key):
+        return scopes_in(own.value).overlaps(scopes_in(predecessor.value))
+    return not (is_reader(predecessor.key) and is_reader(own.key))
 
 
 def stuck_in(queues: Sequence[Queue]) -> Mapping[WaitNode, object]:
     """The requesters that will never be granted, however the others let go."""
     blocked: dict[WaitNode, set[tuple[int, int]]] = defaultdict(set)
     for index, one in enumerate(queues):
-        for number, place in enumerate(one.places):
-            if place.node and not place.holds:
-                blocked[place.node].add((index, number))
-    contended = sorted({index for places in blocked.values() for index, _ in places})
+        for number, entry in enumerate(one.entries):
+            if entry.node and not entry.holds:
+                blocked[entry.node].add((index, number))
+    contended = sorted({index for numbers in blocked.values() for index, _ in numbers})
     blocked = dict(blocked)
     freed = True
     while freed:
@@ -151,22 +151,22 @@ def stuck_in(queues: Sequence[Queue]) -> Mapping[WaitNode, object]:
 def _let_go(index: int, queue: Queue, blocked: dict[WaitNode, set[tuple[int, int]]]) -> bool:
     """Take the requesters out of ``blocked`` whose last wait, in this queue, will be granted; True if there are any."""
     freed = False
-    ahead = _Ahead(queue.limit)
-    for number, place in enumerate(queue.places):
-        if place.node is None or place.node not in blocked:
+    predecessors = _Predecessors(queue.limit)
+    for number, entry in enumerate(queue.entries):
+        if entry.node is None or entry.node not in blocked:
             continue
-        if not place.holds and ahead.lets_pass(place.kv):
-            blocked[place.node].discard((index, number))
-        if blocked[place.node]:
-            ahead.add(place.kv)
+        if not entry.holds and predecessors.lets_pass(entry.kv):
+            blocked[entry.node].discard((index, number))
+        if blocked[entry.node]:
+            predecessors.add(entry.kv)
         else:
-            del blocked[place.node]
+            del blocked[entry.node]
             freed = True
     return freed
 
 
 @dataclass(slots=True)
-class _Ahead:
+class _Predecessors:
     """The entries of blocked requesters that are ahead in a queue."""
 
     limit: int | None
@@ -192,7 +192,7 @@ def _cycles(edges: Sequence[WaitEdge]) -> Iterable[tuple[WaitEdge, ...]]:
     component = {node: number for number, nodes in enumerate(_Search(following).components()) for node in nodes}
     inside: dict[int, dict[WaitNode, list[WaitEdge]]] = defaultdict(lambda: defaultdict(list))
     for edge in edges:
-        if component[edge.waiter] == component[edge.ahead]:
+        if component[edge.waiter] == component[edge.predecessor]:
             inside[component[edge.waiter]][edge.waiter].append(edge)
     found = [min((_shortest(one, node) for node in one), key=_size_and_token) for one in inside.values()]
     return sorted(found, key=lambda cycle: cycle[0].token)
@@ -209,9 +209,9 @@ def _shortest(following: Mapping[WaitNode, Sequence[WaitEdge]], start: WaitNode)
     while start not in came:
         reached = []
         for edge in (edge for node in level for edge in following[node]):
-            if edge.ahead not in came:
-                came[edge.ahead] = edge
-                reached.append(edge.ahead)
+            if edge.predecessor not in came:
+                came[edge.predecessor] = edge
+                reached.append(edge.predecessor)
         level = reached
     cycle = [came[start]]
     while cycle[0].waiter != start:
@@ -247,10 +247,10 @@ class _Search:
                     self.low[above] = min(self.low[above], self.low[node])
                 if self.low[node] == self.index[node]:
                     yield self._leave(node)
-            elif edge.ahead not in self.index:
-                work.append(self._enter(edge.ahead))
-            elif edge.ahead in self.on_path:
-                self.low[node] = min(self.low[node], self.index[edge.ahead])
+            elif edge.predecessor not in self.index:
+                work.append(self._enter(edge.predecessor))
+            elif edge.predecessor in self.on_path:
+                self.low[node] = min(self.low[node], self.index[edge.predecessor])
 
     def _enter(self, node: WaitNode) -> tuple[WaitNode, Iterator[WaitEdge]]:
         self.index[node] = self.low[node] = len(self.index)

@@ -15,8 +15,8 @@ def lines(graph: Waits) -> Iterator[str]:
     for edge in sorted(graph.edges, key=lambda edge: edge.token):
         waits.setdefault((edge.token, edge.waiter, edge.queue), []).append(edge)
     for (_, waiter, queue), edges in waits.items():
-        held = [edge.ahead.label for edge in edges if edge.holds]
-        waiting = [edge.ahead.label for edge in edges if not edge.holds]
+        held = [edge.predecessor.label for edge in edges if edge.holds]
+        waiting = [edge.predecessor.label for edge in edges if not edge.holds]
         text = f"{waiter.label} waits for {describe_queue(queue)}"
         text += f", held by {', '.join(held)}" if held else ""
         text += f", behind {', '.join(waiting)}" if waiting else ""
@@ -29,7 +29,7 @@ def lines(graph: Waits) -> Iterator[str]:
 def dot(graph: Waits) -> Iterator[str]:
     """The lines of a graph for Graphviz. An edge to a holder is solid, one to a waiter dashed, and one of a deadlock
     red. Agents are boxes."""
-    nodes = dict.fromkeys(node for edge in graph.edges for node in (edge.waiter, edge.ahead))
+    nodes = dict.fromkeys(node for edge in graph.edges for node in (edge.waiter, edge.predecessor))
     closing = {edge for cycle in graph.cycles for edge in cycle}
     yield "digraph waits {"
     for node in nodes:
@@ -39,7 +39,7 @@ def dot(graph: Waits) -> Iterator[str]:
         style = "solid" if edge.holds else "dashed"
         color = "red" if edge in closing else "black"
         label = _quoted(f"{edge.queue.kind} {edge.queue.name}")
-        yield f"  {_id(edge.waiter)} -> {_id(edge.ahead)} [label={label}, style={style}, color={color}];"
+        yield f"  {_id(edge.waiter)} -> {_id(edge.predecessor)} [label={label}, style={style}, color={color}];"
     yield "}"
 
 
