@@ -212,7 +212,7 @@ async def test_a_deadlock_that_is_only_reported_is_logged_once_and_lasts(
     tasks = Two(session, other, ("report", "report")).start()
     with caplog.at_level(logging.WARNING):
         await eventually(lambda: len(caplog.records) >= 2)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.6)  # some looks more
     assert len(caplog.records) == 2  # one a session
     assert all(one.getMessage().startswith("deadlock: task 0") for one in caplog.records)
     assert not any(task.done() for task in tasks)
@@ -541,6 +541,22 @@ async def test_another_word_than_fail_or_report_is_refused(session: Session) -> 
         lambda: manager.reserve("a", ttl=60, deadlock="maybe"),
         lambda: DistributedLock("a", session, deadlock="maybe"),  # type: ignore[arg-type]
         lambda: Semaphore("a", max_concurrent=1, session=session, deadlock="maybe"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="'fail' or 'report'"):
+            make()
+
+
+def test_the_blocking_twin_refuses_it_too() -> None:
+    from codomyrmex.concurrency import sync
+
+    manager: Any = sync.LockManager()
+    for make in (
+        lambda: manager.acquire("a", deadlock="maybe"),
+        lambda: manager.acquire_all(["a"], deadlock="maybe"),
+        lambda: manager.acquire_paths(["a"], deadlock="maybe"),
+        lambda: manager.reserve("a", ttl=60, deadlock="maybe"),
+        lambda: sync.DistributedLock("a", deadlock="maybe"),  # type: ignore[arg-type]
+        lambda: sync.Semaphore("a", max_concurrent=1, deadlock="maybe"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match="'fail' or 'report'"):
             make()

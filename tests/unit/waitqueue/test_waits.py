@@ -13,7 +13,7 @@ import pytest
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV
 from codomyrmex.concurrency.keys import LOCK, PATH, READER_SUFFIX, SEMAPHORE, Kind, Layout, permits_suffix
-from codomyrmex.concurrency.models import QueueName, WaitEdge, WaitNode, Waits
+from codomyrmex.concurrency.wait_graph import QueueName, WaitEdge, WaitNode, Waits
 from codomyrmex.concurrency.waitqueue.deadlocks import describe
 from codomyrmex.concurrency.waitqueue.inspect import owners_of
 from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders

@@ -13,16 +13,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
-from codomyrmex.concurrency.models import (
-    History,
-    LockEvent,
-    LockInfo,
-    LockStats,
-    Owner,
-    QueueKind,
-    ReservationInfo,
-    Waits,
-)
+from codomyrmex.concurrency.models import History, LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock, check_session
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
@@ -32,6 +23,7 @@ from codomyrmex.concurrency.recipes.reservation import Reservation, check_ttl
 from codomyrmex.concurrency.recipes.reservation_list import reservations
 from codomyrmex.concurrency.recipes.reserving import Reserving
 from codomyrmex.concurrency.session import Session, default_session, ready
+from codomyrmex.concurrency.wait_graph import Waits
 from codomyrmex.concurrency.waitqueue import inspect, past
 from codomyrmex.concurrency.waitqueue.deadlocks import read_waits
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester

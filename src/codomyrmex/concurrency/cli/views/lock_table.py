@@ -22,7 +22,8 @@ from codomyrmex.concurrency.cli.views.owners import (
 )
 from codomyrmex.concurrency.cli.views.text import count, span, stamp, visible
 from codomyrmex.concurrency.cli.views.trees import event_title, title
-from codomyrmex.concurrency.models import LockEvent, LockInfo, WaitEdge
+from codomyrmex.concurrency.models import LockEvent, LockInfo
+from codomyrmex.concurrency.wait_graph import WaitEdge
 
 _COLUMNS = (
     Column("LOCK", least=20, name=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from codomyrmex.concurrency.cli.views.text import count, visible
-from codomyrmex.concurrency.models import QueueName, WaitEdge, WaitNode, Waits
+from codomyrmex.concurrency.wait_graph import QueueName, WaitEdge, WaitNode, Waits
 from codomyrmex.concurrency.waitqueue.deadlocks import describe, describe_queue
 
 
