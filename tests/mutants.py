@@ -99,8 +99,8 @@ MUTANTS = (
     Mutant(
         "Repeat no look that fails",
         "waitqueue/deadlocks.py",
-        "soon = clock.now() + _FIRST",
-        "soon = clock.now() + 1000",
+        "began, pause = clock.now(), _FIRST",
+        "began, pause = clock.now(), 1000.0",
         "tests/integration/test_deadlocks.py -k repeated",
     ),
     Mutant(

@@ -26,7 +26,8 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 _FIRST = 1.0  # seconds of a wait after which its requester looks
 _AGAIN = 2.0  # seconds at most between further looks,
-_FACTOR = 50  # unless a look takes long: then so many times as long
+_FACTOR = 50  # unless a look takes long: then so many times as long,
+_RARELY = 30.0  # seconds at most
 _KINDS = (LOCK, PATH, SEMAPHORE, ELECTION)
 
 
@@ -59,7 +60,6 @@ class Deadlocks:
         self._session = session
         self._next: dict[Waiter, float] = {}  # the waiters that may close a cycle, and when each looks next
         self._looking = False
-        self._pause = 0.0  # seconds
         self._told: set[frozenset[int]] = set()
 
     def tick(self, entries: Sequence[Waiter]) -> None:
@@ -70,22 +70,20 @@ class Deadlocks:
         due = [entry for entry, at in self._next.items() if now >= at]
         if due and not self._looking:
             self._looking = True
-            pause = max(_AGAIN * random.uniform(0.7, 1.0), self._pause)
-            self._next.update(dict.fromkeys(due, now + pause))
             self._session.start(self._look(due), "the look for deadlocks")
 
     async def _look(self, due: Sequence[Waiter]) -> None:
-        began = clock.now()
+        began, pause = clock.now(), _FIRST
         try:
             found = await read_waits(self._session)
+            pause = min(_RARELY, max(_AGAIN * random.uniform(0.7, 1.0), _FACTOR * (clock.now() - began)))
         except ConcurrencyError as error:
             log.debug("the look for deadlocks failed and is repeated: %s", error)
-            soon = clock.now() + _FIRST
-            self._next.update({entry: soon for entry in due if entry in self._next})
             return
         finally:
             self._looking = False
-            self._pause = _FACTOR * (clock.now() - began)
+            again = clock.now() + pause
+            self._next.update({entry: again for entry in due if entry in self._next})
         self._told &= {_tokens(cycle) for cycle in found.cycles}
         for cycle in found.cycles:
             self._tell(cycle)
@@ -103,7 +101,12 @@ class Deadlocks:
             if telemetry.observers:
                 telemetry.tell("deadlock", len(cycle))
         if entry := own.get(victim(cycle) or 0):
-            entry.fail(Deadlock(f"deadlock: {text}; this is the youngest wait of it, so it gives up", tuple(cycle)))
+            entry.fail(
+                Deadlock(
+                    f"deadlock: {text}; of those that are to fail this is the youngest wait, so it gives up",
+                    tuple(cycle),
+                )
+            )
 
 
 def _that_may_close_a_cycle(waiting: Sequence[Waiter], entries: Iterable[Waiter]) -> list[Waiter]:
