@@ -5,6 +5,9 @@ BIN     = $(VENV)/bin
 SECONDS ?= 60
 FILES   ?= tests/integration tests/sync
 
+# Hundreds of tests start Python processes; without kept bytecode each of these compiles the library anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help demo test long lint docs bench scale chaos cluster docker deploy-check kubernetes kubernetes-api mutants versions proto clean
 help:
 	@echo "make demo | test | long | lint | docs | bench | scale | chaos SECONDS=600 | cluster | docker | deploy-check | kubernetes-api | kubernetes | mutants | versions | proto | clean"
@@ -17,8 +20,9 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready
 	$(BIN)/codomyrmex concurrency demo
 
+# Five at a time on two cores: half of what a test takes is waiting.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
+	$(BIN)/python -m pytest -n 5 --dist worksteal -m "not long and not chaos and not cluster and not docker and not deploy and not kubernetes"
 
 # Leases that run out, processes that are killed, the pages' commands, the examples; some four minutes.
 long: $(VENV)/.ready
@@ -58,8 +62,10 @@ chaos: $(VENV)/.ready
 	CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s --timeout=0 --ignore=tests/chaos/documents/test_scenarios.py
 	$(BIN)/python -m pytest -m chaos --timeout=0 -n 2 --dist worksteal tests/chaos/documents/test_scenarios.py
 
+# Most of these wait for elections and leases, so they go two at a time; those of the wire need the whole machine.
 cluster: $(VENV)/.ready
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m cluster tests/integration/test_wire.py
+	$(BIN)/python -m pytest -m cluster -n 2 --dist worksteal --ignore=tests/integration/test_wire.py
 
 # The suite against etcd in a container, then three members in containers; needs a Docker engine, and pulls nothing.
 docker: $(VENV)/.ready

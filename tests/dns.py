@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-_ADDRESS = "127.53.77.1"
+from tests.workers import WORKER
+
+_ADDRESS = f"127.53.77.{1 + WORKER}"
 _A = 1
 _NO_SUCH_NAME = 3
 

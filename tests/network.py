@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-_NET = "10.213.77"
+from tests.workers import WORKER
+
+_NET = f"10.213.{80 + WORKER}"
 _numbers = itertools.count()
 
 

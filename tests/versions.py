@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +30,7 @@ _ALL = ("tests/integration", "tests/sync")
 _QUICK = tuple(
     f"tests/integration/test_{name}.py" for name in ("locks", "semaphore", "shared", "session", "watch", "dead_letters")
 )
+_LINTERS = ("import-linter", "mypy", "pyright", "ruff", "types-")  # tests need none, and they install for minutes
 _BEGIN, _END = "<!-- versions -->", "<!-- /versions -->"
 
 
@@ -78,9 +81,11 @@ def pythons() -> dict[str, Path]:
 
 
 def environment(python: Path, folder: Path) -> Path:
-    """A fresh environment with the library in it."""
+    """A fresh environment with the library and what its tests need."""
     subprocess.run([python, "-m", "venv", folder], check=True)
-    install = (folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{ROOT}[dev]")
+    development = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+    needed = [requirement for requirement in development if not requirement.startswith(_LINTERS)]
+    install = (folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-e", ROOT, *needed)
     subprocess.run(install, check=True)
     return folder / "bin/python"
 
@@ -99,20 +104,24 @@ def suite(python: Path, etcd: Path | None) -> str:
 
 def main() -> int:
     runs = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as beside:
         folder = Path(name)
         known = servers(folder / "servers")
         interpreters = pythons()
         ours = next(version for version, python in interpreters.items() if str(python) == sys.executable)
+        # The environments wait for packages, so they are made while the servers are tried.
+        made = {
+            version: beside.submit(environment, python, folder / f"python-{version}")
+            for version, python in interpreters.items()
+            if version != ours
+        }
         for version, binary in known.items():
             runs.append(Run(version, ours, suite(Path(sys.executable), binary)))
             print(*runs[-1], sep="  ", flush=True)
         newest = list(known)[-1]
-        for version, python in interpreters.items():
-            if version != ours:
-                made = environment(python, folder / f"python-{version}")
-                runs.append(Run(newest, version, suite(made, known[newest])))
-                print(*runs[-1], sep="  ", flush=True)
+        for version, environment_made in made.items():
+            runs.append(Run(newest, version, suite(environment_made.result(), known[newest])))
+            print(*runs[-1], sep="  ", flush=True)
     failed = [run for run in runs if "failed" in run.outcome or "error" in run.outcome or "passed" not in run.outcome]
     if "--check" not in sys.argv and not failed:
         rows = [f"| {run.etcd} | {run.python} | {run.outcome} |" for run in runs]

@@ -1,4 +1,4 @@
-"""The code of the how-to pages for FastAPI and Celery runs, where these are installed: extra ``frameworks``."""
+"""The code of the how-to pages for FastAPI, Celery and LangChain runs, where these are installed (`frameworks`)."""
 
 from __future__ import annotations
 
@@ -45,4 +45,14 @@ async def test_a_celery_task_holds_its_lock() -> None:
     results = [await asyncio.to_thread(names["edit"].apply, ("a.py",)) for _ in range(2)]
     first, second = [result.get() for result in results]
     assert first < second
+    await asyncio.to_thread(portal().close_default_session)
+
+
+async def test_a_chat_model_waits_for_the_fleets_limit() -> None:
+    pytest.importorskip("langchain_core")
+    names: dict[str, Any] = {"__name__": "chat"}
+    exec(compile(code_of("share-a-rate-limit.md", "chat.py"), "chat.py", "exec"), names)
+    assert (await names["model"].ainvoke("a question")).content == "yes"
+    (use,) = (await asyncio.to_thread(names["limiter"].info)).uses
+    assert use.used
     await asyncio.to_thread(portal().close_default_session)

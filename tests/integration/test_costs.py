@@ -18,6 +18,8 @@ from codomyrmex.concurrency import (
     EmbeddedEtcd,
     LockManager,
     LockTimeout,
+    Rate,
+    RateLimiter,
     Semaphore,
     Session,
     session_members,
@@ -251,3 +253,67 @@ async def test_holds_that_last_are_told_of_one_at_a_time(session: Session) -> No
     transport.txn = txn
     assert most == 1
     await asyncio.gather(*(lock.release() for lock in locks))
+
+
+async def revision_of(session: Session) -> int:
+    return (await core_of(session).transport.get(Get(b"/nowhere"))).revision
+
+
+async def test_a_call_served_from_an_open_slice_costs_no_round_trip(session: Session) -> None:
+    limiter = RateLimiter("x", Rate(1000, per=600), session=session)
+    async with limiter.reserve(100) as spend:
+        with counting(session) as calls:
+            spend.used(0)
+            for _ in range(50):
+                await limiter.acquire(2)
+    assert not calls, calls
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_first_call_costs_a_handful_of_round_trips(session: Session, other: Session) -> None:
+    """It reads the limits, sets them, reads the pauses, and takes a slice: a lease, the join, the move."""
+    with counting(session) as calls:
+        await RateLimiter("x", Rate(1000, per=600), session=session).acquire()
+    assert (calls["grant"], calls["txn"], calls["range"]) == (1, 3, 2), calls
+    with counting(other) as calls:
+        await RateLimiter("x", Rate(1000, per=600), session=other).acquire()
+    assert (calls["grant"], calls["txn"], calls["range"]) == (1, 2, 2), calls
+
+
+async def test_calls_at_once_agree_on_the_limits_together(session: Session) -> None:
+    limiter = RateLimiter("x", Rate(8000, per=600), session=session)
+    with counting(session) as calls:
+        await asyncio.gather(*(limiter.acquire() for _ in range(500)))
+    assert calls["txn"] + calls["range"] + calls["grant"] <= 8, calls
+
+
+async def test_calls_at_once_cost_one_slice_of_a_few_revisions(session: Session) -> None:
+    limiter = RateLimiter("x", Rate(80_000, per=1), session=session)
+    await limiter.acquire()
+    await eventually(lambda: _nothing_counted(limiter))
+    for number in (1, 10, 1000):
+        before = await revision_of(session)
+        with counting(session) as calls:
+            await asyncio.gather(*(limiter.acquire() for _ in range(number)))
+        assert (calls["grant"], calls["txn"]) == (1, 2), calls  # the join and the move
+        await eventually(lambda: _nothing_counted(limiter))
+        # What is not spent goes back, later the rest; a deletion may be sent ahead of the others.
+        assert await revision_of(session) - before <= 6
+
+
+async def _nothing_counted(limiter: RateLimiter) -> bool:
+    return not any(use.used for use in (await limiter.info()).uses)
+
+
+async def test_a_hundred_times_the_calls_write_as_much(session: Session) -> None:
+    """50 and 5,000 calls, each in two seconds."""
+    written = {}
+    for calls in (50, 5000):
+        limiter = RateLimiter(f"x{calls}", Rate(100_000, per=10), session=session)
+        await limiter.acquire()
+        before = await revision_of(session)
+        for _ in range(50):
+            await asyncio.gather(*(limiter.acquire() for _ in range(calls // 50)))
+            await asyncio.sleep(0.04)
+        written[calls] = await revision_of(session) - before
+    assert written[5000] <= written[50] + 10, written

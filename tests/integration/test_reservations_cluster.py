@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,16 @@ class Calls:
 
 
 async def events(three: Cluster, history: Follower) -> list[Event]:
-    return await asyncio.to_thread(history.caught_up, Gateway(three.endpoints.split(",")[-1]))
+    """All events up to now. The member that is asked may have been started again just now."""
+    gateway = Gateway(three.endpoints.split(",")[-1])
+    await eventually(lambda: asyncio.to_thread(_answers, gateway), 20)
+    return await asyncio.to_thread(history.caught_up, gateway)
+
+
+def _answers(gateway: Gateway) -> bool:
+    with suppress(OSError):
+        return gateway.revision() > 0
+    return False
 
 
 @pytest.fixture

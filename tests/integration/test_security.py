@@ -24,6 +24,8 @@ from codomyrmex.concurrency import (
     Grant,
     LockLost,
     LockManager,
+    Rate,
+    RateLimiter,
     Session,
 )
 from codomyrmex.concurrency.etcd.embedded import find_etcd
@@ -55,6 +57,7 @@ def guarded() -> Iterator[EmbeddedEtcd]:
     server.stop_sync()
 
 
+@pytest.mark.long
 async def test_tokens_that_expired_are_replaced(guarded: EmbeddedEtcd) -> None:
     """Use prolongs a token's life, so what uses it must pause for longer than that."""
     settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
@@ -93,6 +96,28 @@ async def test_an_agents_role_is_enough_for_reservations(guarded: EmbeddedEtcd) 
             await forced.check()
 
 
+async def test_an_agents_role_is_enough_for_rate_limits(guarded: EmbeddedEtcd) -> None:
+    settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
+    async with Session(**settings) as one, Session(**settings) as two:
+        limiter, theirs = (RateLimiter("x", Rate(10, per=1), session=session) for session in (one, two))
+        async with limiter.reserve(10) as spend:
+            spend.used(12)  # taken from etcd
+        await theirs.acquire(10, timeout=8)
+        await limiter.throttled(60)
+        assert (await theirs.info()).paused_until
+        assert await theirs.resume()
+        await limiter.resize(Rate(20, per=1))
+        await theirs.acquire(10, timeout=8)
+        await eventually(lambda: _uncounted(limiter))
+        await limiter.delete()
+        assert (await limiter.info()).uses == ()
+
+
+async def _uncounted(limiter: RateLimiter) -> bool:
+    return not any(use.used for use in (await limiter.info()).uses)
+
+
+@pytest.mark.long
 async def test_a_user_keeps_its_locks_beyond_its_tokens(guarded: EmbeddedEtcd) -> None:
     settings = {"endpoints": guarded.endpoint, "namespace": "fleet", "username": "agent", "password": PASSWORD}
     async with Session(**settings, session_ttl=3) as one, Session(**settings, session_ttl=3) as two:
@@ -124,6 +149,7 @@ async def test_who_may_not_is_refused_in_our_words(guarded: EmbeddedEtcd, settin
     assert "check user, password, role" in str(caught.value) and "horse" not in str(caught.value)
 
 
+@pytest.mark.long
 async def test_a_password_that_is_changed_costs_no_lock(guarded: EmbeddedEtcd, tmp_path: Path) -> None:
     """The file may be replaced some time after the password; until then new tokens are refused."""
     file = tmp_path / "password"

@@ -86,6 +86,16 @@ async def _waits(sem: Semaphore, number: int) -> bool:
     return len((await sem.info()).waiters) == number
 
 
+async def test_permits_released_at_one_revision_all_count_for_a_waiter(session: Session, other: Session) -> None:
+    sem, far = semaphore(session, 4), semaphore(other, 4)
+    permits = [await sem.acquire() for _ in range(4)]
+    waiting = asyncio.create_task(far.acquire(4))
+    await eventually(lambda: _waits(sem, 1))
+    await asyncio.sleep(0.1)  # its watch has begun
+    await asyncio.gather(*(permit.release() for permit in permits))
+    await (await asyncio.wait_for(waiting, 3)).release()
+
+
 async def test_the_limit_is_agreed_on(session: Session, other: Session) -> None:
     async with semaphore(session, 3):
         pass

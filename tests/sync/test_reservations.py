@@ -84,6 +84,7 @@ def start(etcd: EmbeddedEtcd, namespace: str, program: str, *arguments: str) -> 
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_it_outlives_the_process_and_tells_the_next_holder_what_was_left(
     etcd: EmbeddedEtcd, namespace: str, blocking: Session
 ) -> None:

@@ -42,7 +42,7 @@ def as_functions() -> str:
         (document, code)
         for document in DOCUMENTS
         for code in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-        if not re.search(r"^from (celery|fastapi) import", code, re.MULTILINE)  # not installed here
+        if not re.search(r"^from (celery|fastapi|langchain_core)\b", code, re.MULTILINE)  # not installed here
     ]
     return "\n".join(
         f"async def snippet_{number}() -> None:  # {document}\n{textwrap.indent(code, '    ')}"

@@ -36,6 +36,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -168,6 +169,7 @@ def is_writer(entry: bytes) -> bool:
     return entry.count(b".", entry.rfind(b"/")) == 0 and session_of(entry) is not None
 
 
+@lru_cache(maxsize=16_384)  # a rule asks for each entry ahead after every deletion in the queue
 def permits_of(entry: bytes) -> int:
     """The permits that an entry's key asks for: 1 if it names no number, 0 if it names an impossible one."""
     suffix = entry.rpartition(b"/")[2].partition(b".")[2]

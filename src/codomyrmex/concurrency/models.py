@@ -15,7 +15,7 @@ from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of, sessi
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 QueueKind = Literal["lock", "path"]
-HowEnded = Literal["released", "expired", "forced", "lost", "held"]
+HowEnded = Literal["released", "expired", "forced", "lost", "unknown", "held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,14 +367,17 @@ class PastHold:
     """One hold of a lock, as etcd's history tells it.
 
     ``how`` it ended: ``"released"``, ``"expired"`` with its lease, ``"forced"`` by an operator, ``"lost"`` with its
-    session before its ``lock_delay`` was over, or ``"held"``: it has not ended.
+    session before its ``lock_delay`` was over, ``"unknown"``, which only the gap of a record can be, or ``"held"``: it
+    has not ended.
 
     etcd has no clock, so the times are those that owners recorded, by the clocks of their hosts, and None where nobody
     recorded any. ``granted_at`` is the holder's. ``ended_at`` is when the next holder, which was waiting, was granted,
     or when the operator released it. ``ended_before`` is when a later entry of any queue joined. ``granted_revision``
-    is None if the hold is older than the history.
+    is None if the hold is older than the history. With the ``kind`` ``"path"`` it is one of a path lock, and ``name``
+    is its tree.
     """
 
+    name: str
     owner: Owner
     token: int
     granted_at: datetime | None
@@ -384,6 +387,19 @@ class PastHold:
     granted_revision: int | None
     ended_revision: int | None
     forced: ForcedRelease | None = None
+    kind: QueueKind = "lock"
+
+    @property
+    def waited(self) -> float | None:
+        """The seconds that it waited for its grant; None where they are not known."""
+        return 0.0 if self.granted_revision == self.token else self.owner.waited
+
+    @property
+    def held(self) -> float | None:
+        """The seconds from its grant to its end, which two hosts' clocks may tell; None where either is not known."""
+        if self.granted_at is None or self.ended_at is None:
+            return None
+        return max(0.0, (self.ended_at - self.granted_at).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 MAX_POOLS = 50  # the number of pool names in labels; further pools are summed up as "other"
 MAX_LIMITERS = 50  # the same of rate limiters
-_KINDS = ("lock", "semaphore", "path lock")
+_KINDS = ("lock", "semaphore", "path lock", "election", "group")
 _STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

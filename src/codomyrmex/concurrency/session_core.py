@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from codomyrmex.concurrency import clock, telemetry
@@ -26,7 +26,7 @@ from codomyrmex.concurrency.etcd.commit import Committer, Fence
 from codomyrmex.concurrency.etcd.deletion import Remover
 from codomyrmex.concurrency.etcd.keepalive import Keepalive
 from codomyrmex.concurrency.etcd.max_hold import HoldLimits
-from codomyrmex.concurrency.etcd.supervision import supervise
+from codomyrmex.concurrency.etcd.supervision import guarded, supervise
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Lease, Put, Target, Transport, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, WatchHub
@@ -194,6 +194,10 @@ class SessionCore:
         task = supervise(work, name, self._broken)
         self.keep(task)
         return task
+
+    def guarded(self, callback: Callable[[], object], name: str) -> Callable[[], None]:
+        """A function for the event loop that calls ``callback``. If that fails, the session is lost for that reason."""
+        return guarded(callback, name, self._broken)
 
     # The lease
 

@@ -15,8 +15,8 @@ class Observer:
     """An observer; override the methods you need.
 
     The event loop calls them in the middle of its work, so they must be quick. An error that one raises is logged and
-    goes no further. ``kind`` is ``"lock"``, ``"semaphore"``, ``"path lock"``, or ``"rate limit"`` for a part of a
-    slice. Times are seconds.
+    goes no further. ``kind`` is ``"lock"``, ``"semaphore"``, ``"path lock"``, ``"election"`` for a term, ``"group"``
+    for a membership, or ``"rate limit"`` for a part of a slice. Times are seconds.
     """
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:

@@ -43,7 +43,7 @@ async def repository(cluster: Servers, tmp_path: Path) -> AsyncIterator[Reposito
     yield made
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(SECONDS, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(SECONDS, marks=pytest.mark.chaos)])
 async def test_each_write_has_one_covering_holder(
     cluster: Servers, repository: Repository, tmp_path: Path, seconds: int
 ) -> None:
@@ -129,6 +129,7 @@ async def test_a_commit_without_a_reservation_is_refused(repository: Repository)
     assert await repository.commits() == ["Odd names", "Allowed", "Begin"]
 
 
+@pytest.mark.long
 async def test_the_hook_of_an_agent_whose_reservation_expired_refuses(repository: Repository) -> None:
     assert (await repository.cli("guard", "install", "--tree", TREE)).code == 0
     reserved = await repository.cli("reserve", "--path", "vault/a.txt", "--tree", TREE, "--for", "10s")

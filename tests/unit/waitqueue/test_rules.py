@@ -421,6 +421,17 @@ def test_the_end_of_a_keys_earlier_life_means_nothing() -> None:
     assert turn.deleted(b"a", 6) is Action.GRANT
 
 
+def test_keys_that_end_at_one_revision_all_count() -> None:
+    turn = Turn(Permits(3))
+    predecessors = [Predecessor(b"/f/v1/semaphore/s/%016x-0.2" % lease, lease) for lease in (1, 2, 3)]
+    assert turn.seen(View(5, predecessors, 3, 6)) is Action.WATCH
+    assert turn.watching(5) is Action.WAIT
+    assert turn.deleted(predecessors[0].key, 6) is Action.WAIT
+    assert turn.deleted(predecessors[0].key, 6) is Action.WAIT
+    assert turn.deleted(predecessors[1].key, 6) is Action.GRANT
+    assert turn.deleted(predecessors[2].key, 5) is Action.WAIT
+
+
 def test_the_end_of_a_predecessor_in_mid_queue_grants_nothing() -> None:
     turn = Turn(exclusive)
     assert turn.seen(View(5, [Predecessor(b"b", 2)], 2)) is Action.WATCH

@@ -1,4 +1,4 @@
-"""``locks``: the holders and waiters of all locks and trees, also live; one queue in full; release by force."""
+"""``locks``: all locks and trees with holders and waiters, also live; one queue in full, its past; release by force."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rich.console import Group, RenderableType
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
 from codomyrmex.concurrency.cli import stuck as stuck_holders
 from codomyrmex.concurrency.cli.command_classes import NamedGroup
-from codomyrmex.concurrency.cli.completion import names_of
+from codomyrmex.concurrency.cli.completion import lock_names
 from codomyrmex.concurrency.cli.duration_types import Age
 from codomyrmex.concurrency.cli.graph import graph
+from codomyrmex.concurrency.cli.history import history
 from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_yes, output_format, settings, where
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import live, lock_table, output, owners, queue_table, text, trees
@@ -26,7 +27,9 @@ from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
-@click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | graph | release NAME]")
+@click.group(
+    cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | graph | history NAME | release NAME]"
+)
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per event.")
 @click.option("--prefix", default="", metavar="P", help="Only locks whose name starts with P.")
 @click.option(
@@ -74,6 +77,10 @@ def locks(
     if context.invoked_subcommand is None:
         choice = _Choice(prefix, held_longer_than, sort)
         run(_watch(context, choice) if watch else _list(context, choice))
+
+
+locks.add_command(graph)
+locks.add_command(history)
 
 
 def _check_stuck(context: click.Context, stuck: float, held_longer_than: float | None) -> None:
@@ -167,19 +174,12 @@ async def _watch(context: click.Context, choice: _Choice) -> int:
     )
 
 
-locks.add_command(graph)
-
-
-def _names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    return names_of("tree" if context.params.get("tree") else "lock")(context, param, incomplete)
-
-
 def _kind(tree: bool) -> QueueKind:
     return "path" if tree else "lock"
 
 
 @locks.command()
-@click.argument("name", shell_complete=_names)
+@click.argument("name", shell_complete=lock_names)
 @click.option("--tree", is_flag=True, is_eager=True, help="NAME is a tree: show the holders of its paths.")
 @common_options
 @click.pass_context
@@ -223,7 +223,7 @@ def _whole(info: LockInfo) -> RenderableType:
 
 
 @locks.command()
-@click.argument("name", shell_complete=_names)
+@click.argument("name", shell_complete=lock_names)
 @click.option("--tree", is_flag=True, is_eager=True, help="NAME is a tree; needs --token.")
 @click.option("--token", type=int, metavar="N", help="Only the holder with this token, as `locks` shows it.")
 @click.option("--reason", required=True, help="Recorded, and shown to the holder.")

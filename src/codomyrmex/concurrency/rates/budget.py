@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from codomyrmex.concurrency.rates import timing
@@ -57,6 +57,7 @@ class Budget:
         self._due_at = math.inf  # nothing is due before
         self._demand = {one: Demand(max(_SPAN, timing.life(rate.per))) for one, rate in rates.items()}
         self._requested = False
+        self._refunded: set[str] = set()  # dimensions in which calls have used less than they reserved
         self._all_at_once = False  # a slice in one dimension came after that in another was over
 
     # Calls
@@ -102,6 +103,8 @@ class Budget:
         for dimension, amount in amounts.items():
             more = amount - call.cost[dimension]
             if more <= 0:
+                if more:
+                    self._refunded.add(dimension)
                 self._give_back(call.slices[dimension], -more)
             elif part := self._open(dimension, more, now):
                 part.spend(more, now)
@@ -111,19 +114,25 @@ class Budget:
 
     # Slices
 
-    def request(self, now: float) -> dict[str, int] | None:
+    def request(self, now: float, *, exact: bool = False) -> dict[str, int] | None:
         """The amounts by dimension of the slice to ask for now; None if none is wanted. ``granted`` or ``refused`` must
-        follow."""
+        follow. With ``exact``, it is no more than the calls that wait need."""
         if self._requested or self.paused or not self.waiting:
             return None
         self._requested = True
-        need, served = self._need()
+        need, tight = self._need()
         if not self._all_at_once:
             need = self._without_long(need, now)
-        if served == len(self.waiting):
-            for dimension in need:
-                need[dimension] = max(need[dimension], min(self._foretold(dimension, now), self._cap(dimension)))
+        if exact:
+            return need
+        self._close(need)
+        for one in need.keys() - tight:
+            need[one] = max(need[one], min(self._foretold(one, need[one], now), self._cap(one)))
         return need
+
+    def sizes(self, dimension: str, weight: int) -> list[int]:
+        """The sizes of the parts of a slice. There are more of them where calls give back, so that nearly all goes."""
+        return timing.parts(weight, timing.MANY if dimension in self._refunded else timing.FEW)
 
     def granted(self, taken: Mapping[str, Taken], now: float) -> None:
         """Etcd has granted what ``request`` wanted."""
@@ -147,8 +156,14 @@ class Budget:
 
     def close(self) -> None:
         """Spend nothing more."""
+        self._close(self.rates)
+
+    def _close(self, dimensions: Collection[str]) -> None:
+        """Spend nothing more from the slices of some dimensions. Before another slice is asked for, what they have left
+        is too little for the first call that waits, and may serve others of the fleet."""
         for part in self._slices:
-            part.close()
+            if part.dimension in dimensions:
+                part.close()
         self._due_at = 0.0
 
     def due(self, now: float) -> list[Part]:
@@ -193,15 +208,17 @@ class Budget:
         slices = (one for one in self._slices if one.dimension == dimension)
         return next((one for one in slices if one.free(now) >= amount), None)
 
-    def _need(self) -> tuple[dict[str, int], int]:
-        """The cost of the calls that one slice is to serve, by dimension, and their number: as many as fit the cap."""
+    def _need(self) -> tuple[dict[str, int], set[str]]:
+        """The cost of the calls that one slice is to serve, by dimension: of as many as fit the cap. And the dimensions
+        in which the next one does not fit: they are tight, so nothing more is asked for there."""
         need: dict[str, int] = {}
-        for served, call in enumerate(self.waiting):
+        for call in self.waiting:
             more = {name: need.get(name, 0) + amount for name, amount in call.cost.items()}
-            if need and any(amount > self._cap(name) for name, amount in more.items()):
-                return need, served
+            tight = {name for name, amount in more.items() if amount > self._cap(name)}
+            if need and tight:
+                return need, tight
             need.update(more)
-        return need, len(self.waiting)
+        return need, set()
 
     def _without_long(self, need: Mapping[str, int], now: float) -> dict[str, int]:
         """``need`` without the dimensions in which an open slice has room for it and will live on for long."""
@@ -212,8 +229,13 @@ class Budget:
                 left[dimension] = amount
         return left or dict(need)
 
-    def _foretold(self, dimension: str, now: float) -> int:
-        return self._demand[dimension].over(timing.life(self.rates[dimension].per), now)
+    def _foretold(self, dimension: str, need: int, now: float) -> int:
+        """Twice what is asked for in one life, of which the waiting calls ``need`` some and need it once.
+
+        Workers that wait for their calls ask for no more than they get, so a slice of just that amount would stay as
+        small as it is.
+        """
+        return self._demand[dimension].over(2 * timing.life(self.rates[dimension].per), now) - need
 
     def _cap(self, dimension: str) -> int:
         return timing.cap(self.limits[dimension], self.sessions)

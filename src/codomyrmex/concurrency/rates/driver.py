@@ -19,6 +19,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, Lim
 from codomyrmex.concurrency.keys import RATE
 from codomyrmex.concurrency.rates import limits
 from codomyrmex.concurrency.rates.budget import Budget, Call, Taken
+from codomyrmex.concurrency.rates.limits import Agreement
 from codomyrmex.concurrency.rates.pauses import Pauses
 from codomyrmex.concurrency.rates.rate import Rate
 from codomyrmex.concurrency.rates.slice_state import Part
@@ -27,14 +28,17 @@ from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
 
+_TAKING = "getting a slice of a rate limit"
+
 
 class Driver:
     """The share of one limiter, ``name``, in one session. All objects of that name use it."""
 
-    def __init__(self, session: SessionCore, name: str, rates: Mapping[str, Rate], metadata: str) -> None:
+    def __init__(self, session: SessionCore, name: str, agreement: Agreement, metadata: str) -> None:
         self.session = session
         self.name = name
-        self.budget = Budget(rates)
+        self.agreement = agreement
+        self.budget = Budget(agreement.rates)
         self._owner = f'{{"host":{json.dumps(session.host)},"pid":{os.getpid()}{metadata}'
         self._waiters: dict[Call, tuple[asyncio.Future[bool], float]] = {}
         self._once: set[Call] = set()  # those that do not wait for their turn
@@ -46,7 +50,9 @@ class Driver:
         self._open = asyncio.Event()  # set while there is no pause
         self._open.set()
         self._over: ConcurrencyError | None = None
-        self.pauses = Pauses(session, name, self._pauses_changed)
+        self._rung = session.guarded(self._ring, "the timer of a rate limit")
+        self._took = session.guarded(self._take_over, _TAKING)
+        self.pauses = Pauses(session, name, self._pauses_changed, self.closing)
 
     # Calls
 
@@ -59,7 +65,7 @@ class Driver:
 
         Raises ``LimitMismatch`` if the limit has become smaller than ``cost``, and ``EtcdUnavailable``.
         """
-        if once and (self.budget.waiting or self.budget.paused):
+        if once and (self.budget.paused or not self._all_try_once()):
             return None
         now = clock.now()
         call = self.budget.ask(cost, now)
@@ -142,17 +148,22 @@ class Driver:
             if not waiter.done():
                 waiter.set_result(True)
         self._delete(self.budget.due(now))
-        if wanted := self.budget.request(now):
-            self._taking = self.session.start(self._take(wanted), "getting a slice of a rate limit")
+        if self._taking is None and self.budget.waiting and not self.budget.paused:
+            self._taking = self.session.start(self._take(), _TAKING)
+            self._taking.add_done_callback(lambda _: self._took())
         elif self._taking and not self.budget.waiting:
             self._taking.cancel()  # all that waited have given up
         self._set_timer(now)
 
-    async def _take(self, wanted: Mapping[str, int]) -> None:
-        """Get the slice that the budget wants. If that fails, so do the calls that wait."""
+    async def _take(self) -> None:
+        """Get the slice that the budget wants, now that all calls that came at once are known to it. If that fails, so
+        do the calls that wait. While some of them try once only, so does this; the others go on after it."""
+        once = set(self._once)
+        wanted = self.budget.request(clock.now(), exact=bool(once))
+        if wanted is None:
+            return
         taken: Mapping[str, Taken] | None = None
         try:
-            once = set(self._once) if self._once.issuperset(self.budget.waiting) else set()
             taken = await self._slices(wanted, only_if_free=bool(once))
             if taken is None:
                 self._answer_not_free(once)
@@ -161,12 +172,19 @@ class Driver:
         except ConcurrencyError as error:
             self._fail(self._explained(error))
         finally:
-            self._taking = None
             if taken is None:
                 self.budget.refused()
             else:
                 self.budget.granted(taken, clock.now())
-            self._go_on()
+
+    def _take_over(self) -> None:
+        """The slice was taken, or not; a task that is cancelled before it begins comes here too."""
+        self._taking = None
+        self._go_on()
+
+    def _all_try_once(self) -> bool:
+        """True if no call waits for its turn."""
+        return self._once.issuperset(self.budget.waiting)
 
     def _answer_not_free(self, calls: Collection[Call]) -> None:
         for call in calls:
@@ -183,8 +201,9 @@ class Driver:
         except ConcurrencyError as failure:
             self._fail(self._explained(failure))
             return
-        if set(found) != set(self.budget.rates):
-            self.end(LimitMismatch(f"the rate limiter {self.name!r} was deleted, or has other dimensions now"))
+        if _periods(found) != _periods(self.budget.rates):
+            told = "was deleted, or has other dimensions or periods now; open it anew"
+            self.end(LimitMismatch(f"the rate limiter {self.name!r} {told}"))
             return
         self.budget.limits = {one: rate.amount for one, rate in found.items()}
         for call in list(self.budget.waiting):
@@ -208,7 +227,8 @@ class Driver:
     ) -> dict[str, Taken] | None:
         owner = f'{self._owner},"since":{time.time():.3f}}}'.encode()
         gate = self._gate if gated else _no_gate
-        granted = await take(self.session, self.name, wanted, self.budget.rates, owner, gate, only_if_free=only_if_free)
+        sizes = {one: self.budget.sizes(one, amount) for one, amount in wanted.items()}
+        granted = await take(self.session, self.name, sizes, self.agreement, owner, gate, only_if_free=only_if_free)
         return {one: self._keep(one, found) for one, found in granted.items()} if granted else None
 
     def _keep(self, dimension: str, granted: GrantedSlice) -> Taken:
@@ -270,7 +290,7 @@ class Driver:
             self._timer = None
         if self._timer is None and at < math.inf:
             self._timer_at = at
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._ring)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._rung)
 
     def _ring(self) -> None:
         self._timer = None
@@ -286,6 +306,10 @@ def _free(entry: Entry, reusable: bool) -> None:
         entry.free_key_slot()
 
 
+def _periods(rates: Mapping[str, Rate]) -> dict[str, float]:
+    return {dimension: rate.per for dimension, rate in rates.items()}
+
+
 class Drivers:
     """The drivers of one session, by the names of their limiters: a session member."""
 
@@ -293,11 +317,13 @@ class Drivers:
         self.session = session
         self._drivers: dict[str, Driver] = {}
 
-    def of(self, name: str, rates: Mapping[str, Rate], metadata: str) -> Driver:
+    def of(self, name: str, agreement: Agreement, metadata: str) -> Driver:
         """The driver of a limiter, whose rates the fleet has agreed on."""
         driver = self._drivers.get(name)
+        if driver and _periods(driver.budget.rates) != _periods(agreement.rates):
+            driver.end(LimitMismatch(f"the rate limiter {name!r} was deleted, and opened anew with other periods"))
         if driver is None or driver.is_over:
-            driver = self._drivers[name] = Driver(self.session, name, rates, metadata)
+            driver = self._drivers[name] = Driver(self.session, name, agreement, metadata)
         return driver
 
     def find(self, name: str) -> Driver | None:

@@ -11,7 +11,7 @@ from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_number, check_timeout
-from codomyrmex.concurrency.errors import ConcurrencyError, InvalidName, LimitMismatch, LockTimeout, NotHeld
+from codomyrmex.concurrency.errors import ConcurrencyError, InvalidName, LimitMismatch, LockTimeout, NotHeld, fresh
 from codomyrmex.concurrency.keys import MAX_NAME_BYTES, check_name
 from codomyrmex.concurrency.models import RateLimitInfo
 from codomyrmex.concurrency.rates import limits as limits_in_etcd
@@ -164,6 +164,8 @@ class RateLimiter(AsyncOnly):
         self._metadata = encode_metadata(told or None)
         self._agent = agent if isinstance(agent, str) else ""
         self._driver: Driver | None = None
+        self._opening: tuple[SessionCore, asyncio.Task[Driver]] | None = None
+        self._agreed = False  # others may have changed the amounts since, which is no mismatch
 
     @property
     def name(self) -> str:
@@ -247,6 +249,7 @@ class RateLimiter(AsyncOnly):
         if driver := session.member(Drivers).find(self._name):
             driver.end(LimitMismatch(f"the rate limiter {self._name!r} was deleted"))
         self._driver = None
+        self._agreed = False
 
     def __repr__(self) -> str:
         told = (f"{one} {rate}".strip() for one, rate in self._limits.items())
@@ -293,32 +296,48 @@ class RateLimiter(AsyncOnly):
     async def _driven(self, cost: Mapping[str, int] | None = None) -> Driver:
         """The driver in the session, for which the limits were agreed on."""
         driver = self._driver
-        if driver:
+        if driver and (self._session or driver.session.home.is_here()):  # each loop has a default session of its own
             driver.session.home.check("rate limit", self._name)
-            usable = driver.session.usable_here() and not driver.is_over
-            if usable or (cost and driver.has_room(cost)):
+            usable = driver.session.usable_here()
+            if (usable and not driver.is_over) or (cost and driver.has_room(cost)):
                 return driver
+            self._agreed = self._agreed and not usable  # in a session that is usable, the limiter was deleted
         elif self._session:
             core_of(self._session).home.check("session")
-        session = await ready(self._session)
-        await self._agree(session)
-        driver = session.member(Drivers).of(self._name, self._limits, self._metadata)
+        return await self._opened(await ready(self._session))
+
+    async def _opened(self, session: SessionCore) -> Driver:
+        """The driver in ``session``. Calls at once agree on the limits in one go, and keep their order."""
+        if self._opening is None or self._opening[0] is not session or self._opening[1].done():
+            self._opening = session, asyncio.create_task(self._open(session))
+            self._opening[1].add_done_callback(_told)
+        try:
+            return await asyncio.shield(self._opening[1])
+        except ConcurrencyError as error:
+            raise fresh(error) from None
+
+    async def _open(self, session: SessionCore) -> Driver:
+        agreement = await self._agree(session)
+        driver = session.member(Drivers).of(self._name, agreement, self._metadata)
         await driver.pauses.known()
         self._driver = driver
         return driver
 
-    async def _agree(self, session: SessionCore) -> None:
-        there = await limits_in_etcd.agree(session, self._name, self._limits)
-        if there != self._limits:
+    async def _agree(self, session: SessionCore) -> limits_in_etcd.Agreement:
+        agreement = await limits_in_etcd.agree(session, self._name, self._limits)
+        there = agreement.rates
+        if there != self._limits and not self._agreed:
             told = ", ".join(f"{one} {rate}".strip() for one, rate in there.items())
             raise LimitMismatch(
                 f"the rate limiter {self._name!r} has other limits in etcd: {told}; open it with those, or change them "
                 "for everyone with resize"
             )
+        self._agreed = True
+        return agreement
 
     async def _reason(self) -> str:
         """The reason of a timeout, in words."""
-        if self._driver is None:
+        if self._driver is None or not self._driver.session.home.is_here():
             return "the session was not open by then"
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -329,6 +348,12 @@ class RateLimiter(AsyncOnly):
             return f"it is paused until {info.paused_until:%H:%M:%S} UTC, by {info.paused_by}"
         used = ", ".join(f"{use.used} of {use.limit} {use.dimension}".strip() for use in info.uses)
         return f"{used} counted, {info.waiting} process{'es' if info.waiting != 1 else ''} waiting"
+
+
+def _told(task: asyncio.Task[Driver]) -> None:
+    """Leave no warning for an error that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _amounts(cost: Mapping[str, int]) -> str:

@@ -6,12 +6,13 @@ order. The value of the key has the period, and the names of all dimensions of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHeld, RateLimitInUse
 from codomyrmex.concurrency.etcd.commit import Request
-from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, GetResult, Op, Put, Target
-from codomyrmex.concurrency.keys import limit_key, limit_of, limit_range, prefix_end, queue_of
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, Op, Put, Target
+from codomyrmex.concurrency.keys import limit_key, limit_range, lowest_limit, prefix_end, queue_of
 from codomyrmex.concurrency.models import LimitRecord
 from codomyrmex.concurrency.rates.rate import Rate
 from codomyrmex.concurrency.session_core import SessionCore
@@ -20,46 +21,91 @@ from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 _TRIES = 20  # of a change that meets those of others
 
 
-def rates_in(dimension: str, kvs: Sequence[KV]) -> tuple[Rate, LimitRecord] | None:
+def rates_in(kvs: Sequence[KV]) -> tuple[Rate, LimitRecord] | None:
     """The rate of a dimension in a reading of its limits, the lowest if there are several; None if it has none."""
-    found = [(limit, kv) for kv in kvs if is_limit(kv) and (limit := limit_of(kv.key)) is not None]
-    for limit, kv in sorted(found, key=lambda pair: pair[0]):
-        if record := LimitRecord.decode(kv.value):
-            try:
-                return Rate(limit, record.per), record
-            except ValueError:  # a foreign period
-                continue
+    limits = [kv for kv in kvs if is_limit(kv)]
+    amount = lowest_limit(kv.key for kv in limits)
+    for record in filter(None, (LimitRecord.decode(kv.value) for kv in limits)):
+        try:
+            return (Rate(amount, record.per), record) if amount else None
+        except ValueError:  # a foreign period
+            continue
     return None
 
 
-async def agree(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> dict[str, Rate]:
-    """The rates of a limiter in etcd, which become ``rates`` if it has none.
+class Agreement:
+    """The ``rates`` of a limiter by which a process counts: the fleet counts by their periods at ``revision``."""
+
+    def __init__(self, session: SessionCore, name: str, rates: Mapping[str, Rate], revision: int) -> None:
+        self.rates = dict(rates)
+        self.revision = revision
+        self._session = session
+        self._name = name
+
+    def compares(self, dimensions: Iterable[str]) -> list[Compare]:
+        """The compares that hold while no limit of these dimensions is newer."""
+        ranges = (limit_range(self._session.layout.rate(self._name, one)) for one in dimensions)
+        after = self.revision + 1
+        return [Compare(start, Target.CREATE_REVISION, after, end, less=True) for start, end in ranges]
+
+    async def renewed(self) -> bool:
+        """True if limits are newer, by whose periods the fleet counts too. Raises ``LimitMismatch`` if it does not: the
+        limiter was deleted, and perhaps opened anew."""
+        found = await _read(self._session, self._name)
+        known = _rates(found.limits)
+        if not known:
+            raise LimitMismatch(f"the rate limiter {self._name!r} was deleted")
+        _agreed(self._name, self.rates, known)
+        newest = max(kv.create_revision for kvs in found.limits.values() for kv in kvs)
+        former, self.revision = self.revision, found.revision
+        return newest > former
+
+
+async def agree(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> Agreement:
+    """Agree on the rates of a limiter, those in etcd, which become ``rates`` if it has none.
 
     Raises ``LimitMismatch`` if etcd has other dimensions or periods; other amounts are returned.
     """
+    prefix = session.layout.rate_prefix(name)
     names = tuple(sorted(rates))
     queues = {one: session.layout.rate(name, one) for one in names}
-    reading = [Get(*limit_range(queue)) for queue in queues.values()]
-    puts: list[Op] = [
+    puts = [
         Put(limit_key(queue, rates[one].amount), LimitRecord(rates[one].per, names).encode())
         for one, queue in queues.items()
     ]
-    seen = 0
     for _ in range(_TRIES):
-        first = [
-            Compare(queue, Target.CREATE_REVISION, seen + 1, end, less=True)
-            for queue, end in (limit_range(queue) for queue in queues.values())
-        ]
-        request = Request(list(queues.values()), puts, compares=first, otherwise=reading, again=(), alone=True)
-        reply = await session.committer.commit(request)
-        if reply.succeeded:
-            return dict(rates)
-        found = [result for result in reply.results if isinstance(result, GetResult)]
-        known = {one: rates_in(one, result.kvs) for one, result in zip(names, found, strict=True)}
-        if any(known.values()):
-            return _agreed(name, rates, {one: pair for one, pair in known.items() if pair})
-        seen = max(result.revision for result in found)
+        found = await _read(session, name)
+        if known := _rates(found.limits):
+            return Agreement(session, name, _agreed(name, rates, known), found.revision)
+        # Another process may open the name with other dimensions now, so nothing under it may be newer.
+        unchanged = Compare(prefix, Target.CREATE_REVISION, found.revision + 1, prefix_end(prefix), less=True)
+        request = Request(list(queues.values()), puts, compares=(unchanged,), again=(), alone=True)
+        if (reply := await session.committer.commit(request)).succeeded:
+            return Agreement(session, name, rates, reply.revision)
     raise ConcurrencyError(f"others keep writing among the limits of the rate limiter {name!r}; try again")
+
+
+class _Found(NamedTuple):
+    """A reading of a limiter: its limits by dimension, and its other keys."""
+
+    revision: int
+    limits: dict[str, list[KV]]
+    others: list[KV]
+
+
+async def _read(session: SessionCore, name: str) -> _Found:
+    prefix = session.layout.rate_prefix(name)
+    found = await session.transport.get(Get(prefix, prefix_end(prefix)))
+    reading = _Found(found.revision, {}, [])
+    for kv in found.kvs:
+        named = session.layout.rate_and_dimension(kv.key)
+        if named and named[0] == name:
+            (reading.limits.setdefault(named[1], []) if is_limit(kv) else reading.others).append(kv)
+    return reading
+
+
+def _rates(limits: Mapping[str, Sequence[KV]]) -> dict[str, tuple[Rate, LimitRecord]]:
+    return {one: pair for one, kvs in limits.items() if (pair := rates_in(kvs))}
 
 
 def _agreed(name: str, rates: Mapping[str, Rate], known: Mapping[str, tuple[Rate, LimitRecord]]) -> dict[str, Rate]:
@@ -86,14 +132,7 @@ def _told(dimensions: Mapping[str, object] | set[str]) -> str:
 
 async def known(session: SessionCore, name: str) -> dict[str, Rate]:
     """The rates of a limiter in etcd by dimension; empty if there is none."""
-    prefix = session.layout.rate_prefix(name)
-    found: dict[str, list[KV]] = {}
-    for kv in (await session.transport.get(Get(prefix, prefix_end(prefix)))).kvs:
-        named = session.layout.rate_and_dimension(kv.key)
-        if named and named[0] == name and is_limit(kv):
-            found.setdefault(named[1], []).append(kv)
-    pairs = {one: rates_in(one, kvs) for one, kvs in found.items()}
-    return {one: pair[0] for one, pair in pairs.items() if pair}
+    return {one: rate for one, (rate, _) in _rates((await _read(session, name)).limits).items()}
 
 
 async def resize(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> dict[str, Rate]:
@@ -149,20 +188,18 @@ async def delete(session: SessionCore, name: str) -> dict[str, Rate]:
 
     Raises ``NotHeld`` if there is none, ``RateLimitInUse`` if it is in use.
     """
-    prefix = session.layout.rate_prefix(name)
     for _ in range(_TRIES):
-        found = await session.transport.get(Get(prefix, prefix_end(prefix)))
-        kvs = [kv for kv in found.kvs if (named := session.layout.rate_and_dimension(kv.key)) and named[0] == name]
-        limits = [kv for kv in kvs if is_limit(kv)]
-        if not limits:
+        found = await _read(session, name)
+        if not found.limits:
             raise NotHeld(f"there is no rate limiter {name!r}")
-        former = await known(session, name)
-        if entries := [kv for kv in kvs if is_entry(kv)]:
+        former = {one: rate for one, (rate, _) in _rates(found.limits).items()}
+        if entries := [kv for kv in found.others if is_entry(kv)]:
             waits = max((rate.per for rate in former.values()), default=0.0)
             raise RateLimitInUse(
                 f"the rate limiter {name!r} is in use: {len(entries)} entries are counted or wait; what was spent "
                 f"counts for {waits:g} s and a little more; nothing was deleted"
             )
+        limits = [kv for kvs in found.limits.values() for kv in kvs]
         queues = {queue_of(kv.key) for kv in limits}
         same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in limits]
         same += [Compare(one, Target.CREATE_REVISION, found.revision + 1, prefix_end(one), less=True) for one in queues]

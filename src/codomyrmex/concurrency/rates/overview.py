@@ -60,7 +60,7 @@ async def _info(session: SessionCore, name: str, queues: dict[str, list[KV]]) ->
 
 
 def _use(dimension: str, kvs: Sequence[KV]) -> RateUse | None:
-    found = rates_in(dimension, kvs)
+    found = rates_in(kvs)
     if found is None:
         return None
     rate, _ = found

@@ -8,28 +8,37 @@ import os
 from collections.abc import Callable
 
 from codomyrmex.concurrency import clock, telemetry
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, fresh
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Op, Put, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.models import PauseRecord
 from codomyrmex.concurrency.session_core import SessionCore
+from codomyrmex.concurrency.waitqueue.lease_end import revoke
 
 _PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between readings
+_SAME = 1.0  # seconds, at most, by which the ends of two pauses differ that are written once
 
 
 class Pauses:
-    """Follows the pauses of one limiter. ``changed`` is called when they may have begun or ended."""
+    """Follows the pauses of one limiter. ``changed`` is called when they may have begun or ended, and ``refused`` when
+    etcd does not let this process follow them."""
 
-    def __init__(self, session: SessionCore, name: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        session: SessionCore,
+        name: str,
+        changed: Callable[[], None],
+        refused: Callable[[ConcurrencyError], None],
+    ) -> None:
         self._session = session
         self._name = name
         self._prefix = session.layout.pauses(name)
         self._changed = changed
+        self._refused = refused
         self._keys: dict[bytes, int] = {}  # of each pause, its revision
-        self._read_at = 0
-        self._gone: dict[bytes, int] = {}  # deletions that a reading may not show yet
+        self._gone: dict[bytes, int] = {}  # deletions that the reading under way may not show yet
         self._own_until = 0.0  # until when this process pauses by itself, whatever etcd says
         self._own_key = b""  # the pause that it has written last
         self._written_until = 0.0  # the time that this pause lasts at least
@@ -42,17 +51,24 @@ class Pauses:
         return bool(self._keys) or clock.now() < self._own_until
 
     async def begin(self, seconds: float, agent: str) -> None:
-        """Pause this process for ``seconds`` at once, then the whole fleet unless it has asked for as long already."""
+        """Pause this process for ``seconds`` at once, then the fleet unless it has asked for about as long already."""
         until = clock.now() + seconds
         if until > self._own_until:
             self._own_until = until
-            asyncio.get_running_loop().call_later(seconds, self._changed)
+            over = self._session.guarded(self._changed, "the end of a rate limiter's pause")
+            asyncio.get_running_loop().call_later(seconds, over)
             self._changed()
-        if until > self._written_until:
+        before = self._written_until
+        if until <= before + min(_SAME, seconds / 10):
+            return
+        self._written_until = until
+        try:
             self._own_key = await pause(self._session, self._name, seconds, agent)
-            self._written_until = until
-            if telemetry.observers:
-                telemetry.tell("rate_paused", self._name, seconds)
+        except BaseException:
+            self._written_until = before
+            raise
+        if telemetry.observers:
+            telemetry.tell("rate_paused", self._name, seconds)
 
     async def end_all(self) -> bool:
         """End every pause, for everybody; False if there was none."""
@@ -68,7 +84,7 @@ class Pauses:
         """Wait until the pauses that there are have been read."""
         await self._known.wait()
         if self.failure:
-            raise self.failure
+            raise fresh(self.failure)
 
     def end(self, reason: ConcurrencyError) -> None:
         """Follow them no more, for ``reason``."""
@@ -83,10 +99,11 @@ class Pauses:
             for event in notice.events:
                 if event.deleted:
                     self._keys.pop(event.kv.key, None)
-                    self._gone[event.kv.key] = event.kv.mod_revision
+                    if self._reading:
+                        self._gone[event.kv.key] = event.kv.mod_revision
                     if event.kv.key == self._own_key:
                         self._own_until = self._written_until = 0.0
-                else:
+                elif event.kv.lease:  # without one it would never end
                     self._keys[event.kv.key] = event.kv.mod_revision
             self._changed()
         elif isinstance(notice, Started):
@@ -94,8 +111,7 @@ class Pauses:
                 self._reading.cancel()
             self._reading = self._session.start(self._read(), "the reading of a rate limiter's pauses")
         else:
-            self.failure = notice.error
-            self._known.set()
+            self._refused(notice.error)
 
     async def _read(self) -> None:
         """Read the pauses, since some may have begun or ended before the watch did."""
@@ -111,6 +127,7 @@ class Pauses:
         read = {kv.key: kv.mod_revision for kv in found.kvs if kv.lease}
         self._keys = {**{key: at for key, at in read.items() if self._gone.get(key, 0) < at}, **newer}
         self._gone.clear()
+        self._reading = None
         self._known.set()
         self._changed()
 
@@ -121,7 +138,11 @@ async def pause(session: SessionCore, name: str, seconds: float, agent: str = ""
     lease = await session.transport.grant(math.ceil(seconds))
     key = session.layout.pause(name, lease.id)
     record = PauseRecord(session.host, os.getpid(), seconds, agent)
-    await session.committer.commit(Request([key], [Put(key, record.encode(), lease.id)], again=(), alone=True))
+    try:
+        await session.committer.commit(Request([key], [Put(key, record.encode(), lease.id)], again=(), alone=True))
+    except BaseException:
+        revoke(session, lease.id)
+        raise
     return key
 
 

@@ -12,7 +12,7 @@ from codomyrmex.concurrency.durations import check_number
 SHORTEST, LONGEST = 1.0, 7 * 86_400.0  # seconds of a period
 MOST_DIMENSIONS = 8
 UNNAMED = ""  # the dimension of a limiter with one rate
-_LONGEST_NAME = 64  # characters of a dimension
+_LONGEST_NAME = 64  # bytes of a dimension in UTF-8
 _RESERVED = frozenset({"timeout", "self"})  # keyword arguments of ``acquire``
 
 
@@ -65,7 +65,7 @@ def check_limits(rate: Rate | None, limits: Mapping[str, Rate] | None) -> dict[s
 
 def check_dimension(dimension: object) -> None:
     """Raise ``ValueError`` unless ``dimension`` can name a dimension, which calls give as a keyword argument."""
-    if not (isinstance(dimension, str) and dimension.isidentifier() and len(dimension) <= _LONGEST_NAME):
+    if not (isinstance(dimension, str) and dimension.isidentifier() and len(dimension.encode()) <= _LONGEST_NAME):
         raise ValueError(f"a dimension must be named by an identifier, such as 'tokens', not {dimension!r}")
     if dimension in _RESERVED:
         raise ValueError(f"a dimension must not be named {dimension!r}")

@@ -7,6 +7,7 @@ limit.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.keys import RATE, session_of
 from codomyrmex.concurrency.rates import timing
-from codomyrmex.concurrency.rates.rate import Rate
+from codomyrmex.concurrency.rates.limits import Agreement
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry, QueueRef, Requester
@@ -28,7 +29,6 @@ from codomyrmex.concurrency.waitqueue.rules import Permits
 
 _NO_OPTIONS = HoldOptions()
 _NOBODY = Requester(None, None)
-_SIBLING = b"{}"  # the value of a part: the first of them tells the owner
 
 
 class GrantedSlice(NamedTuple):
@@ -45,26 +45,25 @@ class GrantedSlice(NamedTuple):
 async def take(
     session: SessionCore,
     name: str,
-    wanted: Mapping[str, int],
-    rates: Mapping[str, Rate],
+    wanted: Mapping[str, Sequence[int]],
+    agreement: Agreement,
     owner: bytes,
     gate: Callable[[], Awaitable[bool]],
     *,
     only_if_free: bool = False,
 ) -> dict[str, GrantedSlice] | None:
-    """Get slices of the ``wanted`` amounts by dimension, all or none, and wait for as long as it takes; None if
-    ``only_if_free`` and they are not free.
+    """Get slices, ``wanted`` by dimension as the sizes of their parts, all or none, and wait for as long as it takes;
+    None if ``only_if_free`` and they are not free.
 
     ``gate`` is awaited once they are granted, before their lives begin; it returns whether it had to wait. If this ends
     otherwise, by an error or a cancel, no key stays in etcd.
     """
     started = clock.now()
-    sizes = {dimension: timing.parts(weight) for dimension, weight in wanted.items()}
-    entries = {one: _entries(session, name, one, sizes[one], owner) for one in wanted}
+    entries = {one: _entries(session, name, one, wanted[one], owner) for one in wanted}
     every = [entry for some in entries.values() for entry in some]
     if len(every) > 1:
         Group(every)
-    leases = {one: EarlyLease(session, timing.ttl(rates[one].per)) for one in wanted}
+    leases = {one: EarlyLease(session, timing.ttl(agreement.rates[one].per)) for one in wanted}
 
     def let_go() -> None:
         for lease in leases.values():
@@ -73,43 +72,44 @@ async def take(
     taken = None
     try:
         if await join_and_wait(every, only_if_free=only_if_free, waits=let_go):
-            taken = await _move(every, entries, leases, started, gate, let_go)
+            taken = await _move(every, entries, leases, agreement, started, gate, let_go)
     finally:
         if taken is None:
             let_go()
-    return {one: _granted(lease, entries[one], sizes[one]) for one, lease in taken.items()} if taken else None
+    return {one: _granted(lease, entries[one], wanted[one]) for one, lease in taken.items()} if taken else None
 
 
 def _entries(session: SessionCore, name: str, dimension: str, sizes: Sequence[int], owner: bytes) -> list[Entry]:
     """An entry for each part of a slice."""
     told = f"{name}/{dimension}" if dimension else name
     queue_ref = QueueRef.of(RATE, session.layout.rate(name, dimension), told)
-    values = [owner, *[_SIBLING] * (len(sizes) - 1)]
-    return [
-        Entry(session, queue_ref, value, Permits(size, sum(sizes)), _NO_OPTIONS, _NOBODY)
-        for size, value in zip(sizes, values, strict=True)
-    ]
+    return [Entry(session, queue_ref, owner, Permits(size, sum(sizes)), _NO_OPTIONS, _NOBODY) for size in sizes]
 
 
 async def _move(
     every: Sequence[Entry],
     entries: Mapping[str, Sequence[Entry]],
     leases: Mapping[str, EarlyLease],
+    agreement: Agreement,
     started: float,
     gate: Callable[[], Awaitable[bool]],
     let_go: Callable[[], None],
 ) -> dict[str, TakenLease]:
-    """Move granted entries to the leases of their dimensions, in one transaction."""
+    """Move granted entries to the leases of their dimensions, in one transaction, if the fleet counts as agreed."""
     try:
         if await gate():
             let_go()  # their lives would have begun before
-        taken = {one: await lease.ready() for one, lease in leases.items()}
+        ready = await asyncio.gather(*(lease.ready() for lease in leases.values()))
+        taken = dict(zip(leases, ready, strict=True))
         keys = [entry.key for entry in every]
         puts = [Put(entry.key, entry.value, taken[one].id) for one, some in entries.items() for entry in some]
-        compares = still_there(keys, every[0].token)
-        reply = await every[0].session.committer.commit(Request(keys, puts, compares=compares, again=(), alone=True))
-        if not reply.succeeded:
-            raise LockLost(f"the slice of {every[0].queue_ref.name!r} in its queue was deleted by another client")
+        committer = every[0].session.committer
+        while True:
+            compares = [*still_there(keys, every[0].token), *agreement.compares(entries)]
+            if (await committer.commit(Request(keys, puts, compares=compares, again=(), alone=True))).succeeded:
+                break
+            if not await agreement.renewed():
+                raise LockLost(f"the slice of {every[0].queue_ref.name!r} in its queue was deleted by another client")
         for entry in every:
             entry.raise_if_lost()
     except BaseException:

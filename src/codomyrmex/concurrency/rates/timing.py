@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 LONG = 30.0  # seconds of life from which a slice may be waited with
 _SHARES = 8  # the least number of slices in a limit
-_PARTS = 5  # the most parts of a slice
+FEW, MANY = 5, 10  # the most parts of a slice
 
 
 def life(per: float) -> float:
     """The seconds, from when its lease was asked for, in which a slice may be spent."""
-    return max(0.25, per / 10)
+    return max(1.0, per / 10)
 
 
 def margin(per: float) -> float:
@@ -40,10 +40,10 @@ def cap(limit: int, sessions: int) -> int:
     return max(1, limit // max(_SHARES, 2 * sessions))
 
 
-def parts(weight: int) -> list[int]:
+def parts(weight: int, most: int = FEW) -> list[int]:
     """The parts of a slice: halves of what remains, so that a few deletions give back nearly any amount."""
     found: list[int] = []
-    while weight and len(found) < _PARTS - 1:
+    while weight and len(found) < most - 1:
         found.append((weight + 1) // 2)
         weight //= 2
     return [*found, weight] if weight else found

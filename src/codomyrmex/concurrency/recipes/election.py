@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any
@@ -11,15 +11,16 @@ from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.keys import ELECTION, check_name
-from codomyrmex.concurrency.models import Leader, SharedRecord
+from codomyrmex.concurrency.models import Leader
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_value
 from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
 from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
-from codomyrmex.concurrency.waitqueue.rules import WithFields, exclusive
+from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, exclusive
 
 
 class Term:
@@ -54,9 +55,9 @@ class Term:
 class Campaign(AsyncOnly):
     """The result of ``Election.campaign``, for ``async with``. It can be used once."""
 
-    def __init__(self, request: AcquireRequest, value: Any, timeout: float | None) -> None:
+    def __init__(self, request: AcquireRequest, rule: Rule, value: Any, timeout: float | None) -> None:
         self._request = request
-        self._rule = WithFields(exclusive, f',"value":{encode_value("value", value)}')
+        self._rule = rule
         self._value = value
         self._timeout = timeout
         self._line = users_line()
@@ -123,32 +124,64 @@ class Election:
         ``TypeError`` or ``ValueError`` are raised at once for another value.
         """
         check_timeout(timeout)
-        return Campaign(self._request, value, timeout)
+        rule = WithFields(exclusive, f',"value":{encode_value("value", value)}')
+        return Campaign(self._request, rule, value, timeout)
 
     async def leader(self) -> Leader | None:
-        """The leader, as etcd has it now; None if nobody leads."""
+        """The leader, as etcd has it now; None if nobody leads.
+
+        During a handover it is the next candidate as soon as the former leader's entry is gone, which is before that
+        candidate knows it.
+        """
         session = await ready(self._session)
-        found = await shared_values.read(session, self._name, ELECTION)
-        return next((_leader(self._name, one) for one in found.entries[:1]), None)
+        first = await shared_values.first(session, queues(self._name))
+        return _leader(first) if first else None
 
     async def observe(self) -> AsyncIterator[Leader]:
-        """Every term in order, beginning with the present one, and every value that a leader proclaims.
+        """Every term in order, beginning with the present one, and every new value that a leader proclaims.
 
         Terms that etcd compacted away while it could not be reached are left out. Raises ``SessionLost`` when the
         session is over.
         """
         session = await ready(self._session)
-        last: Leader | None = None
-        async with aclosing(shared_values.follow(session, self._name, ELECTION)) as told:
-            async for queue in told:
-                leader = _leader(self._name, queue.entries[0]) if queue.entries else None
-                if leader and (last is None or (leader.token, leader.value) != (last.token, last.value)):
-                    yield leader
-                last = leader or last
+        async with aclosing(succession(session, queues(self._name))) as found:
+            async for leader in found:
+                yield leader
 
     def __repr__(self) -> str:
         return f"<Election {self._name!r}>"
 
 
-def _leader(name: str, entry: shared_values.SharedEntry) -> Leader:
-    return Leader(name, SharedRecord.decode(entry.value).value, entry.owner, entry.owner.token)
+def queues(name: str | None = None, prefix: str = "") -> shared_values.Queues:
+    """The election of a name, or without one those whose names start with ``prefix``. Raises ``InvalidName``."""
+    return shared_values.Queues(ELECTION, None if name is None else check_name(name), prefix)
+
+
+async def succession(session: SessionCore, of: shared_values.Queues) -> AsyncGenerator[Leader, None]:
+    """Every term, and every new value, of some elections. Raises as ``Election.observe`` does."""
+    known: dict[str, Leader] = {}
+    async with aclosing(shared_values.follow(session, of)) as told:
+        async for found in told:
+            present = leaders(found.entries)
+            for name, leader in present.items():
+                if not _is_told(known.get(name), leader):
+                    yield leader
+            known = present
+
+
+def leaders(entries: Iterable[shared_values.SharedEntry]) -> dict[str, Leader]:
+    """The leaders of elections by name: the owners of the first entries."""
+    found: dict[str, Leader] = {}
+    for entry in entries:
+        if entry.name not in found:
+            found[entry.name] = _leader(entry)
+    return found
+
+
+def _leader(entry: shared_values.SharedEntry) -> Leader:
+    return Leader(entry.name, entry.shared.value, entry.owner, entry.owner.token)
+
+
+def _is_told(known: Leader | None, leader: Leader) -> bool:
+    """True if the leader that was told last has the same term and the same value."""
+    return known is not None and known.token == leader.token and shared_values.is_same(known.value, leader.value)

@@ -332,7 +332,8 @@ class LockManager:
         """Every hold of a lock since etcd's last compaction: the owner, the token, from when to when, and how it ended.
 
         It is read from etcd's own past, so nothing had to be recorded. With ``kind="path"`` the name is that of a tree.
-        A name that never was has no holds. Raises an ``EtcdError`` if etcd does not answer.
+        A name that never was has no holds. etcd has no clock: see ``PastHold`` for the times. Raises ``InvalidName``,
+        and an ``EtcdError`` if etcd does not answer.
         """
         return await past.history(await ready(self._session), name, kind)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any
@@ -10,15 +10,16 @@ from typing import Any
 from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.keys import GROUP, check_name
-from codomyrmex.concurrency.models import Member, MemberEvent, SharedRecord
+from codomyrmex.concurrency.models import Member, MemberEvent
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_value
 from codomyrmex.concurrency.session import Session, ready
+from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
 from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
-from codomyrmex.concurrency.waitqueue.rules import WithFields, shared
+from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, unconditional
 
 
 class Membership:
@@ -48,9 +49,9 @@ class Membership:
 class Joining(AsyncOnly):
     """The result of ``Group.join``, for ``async with``. It can be used once."""
 
-    def __init__(self, request: AcquireRequest, capabilities: dict[str, Any]) -> None:
+    def __init__(self, request: AcquireRequest, rule: Rule, capabilities: dict[str, Any]) -> None:
         self._request = request
-        self._rule = WithFields(shared, f',"capabilities":{_encoded(capabilities)}')
+        self._rule = rule
         self._capabilities = capabilities
         self._line = users_line()
         self._begun = False
@@ -116,12 +117,15 @@ class Group:
         ``capabilities`` is JSON of at most 64 KiB; none is an empty dict. Raises ``TypeError`` or ``ValueError`` for
         others.
         """
-        return Joining(self._request, {} if capabilities is None else capabilities)
+        capabilities = {} if capabilities is None else capabilities
+        rule = WithFields(unconditional, f',"capabilities":{_encoded(capabilities)}')
+        return Joining(self._request, rule, capabilities)
 
     async def members(self) -> tuple[Member, ...]:
         """The members at one revision, in the order in which they joined."""
-        found = await shared_values.read(await ready(self._session), self._name, GROUP)
-        return tuple(_member(self._name, entry) for entry in found.entries)
+        session = await ready(self._session)
+        found = await shared_values.read(session, queues(self._name))
+        return tuple(members(found.entries))
 
     async def watch(self) -> AsyncIterator[MemberEvent]:
         """Every change of the group in order, beginning with a ``joined`` for each member that is there.
@@ -130,31 +134,49 @@ class Group:
         when the session is over.
         """
         session = await ready(self._session)
-        known: dict[int, Member] = {}
-        async with aclosing(shared_values.follow(session, self._name, GROUP)) as told:
-            async for queue in told:
-                present = {member.token: member for member in (_member(self._name, one) for one in queue.entries)}
-                for event in _changes(known, present, queue.revision):
-                    yield event
-                known = present
+        async with aclosing(changes(session, queues(self._name))) as events:
+            async for event in events:
+                yield event
 
     def __repr__(self) -> str:
         return f"<Group {self._name!r}>"
 
 
-def _changes(known: dict[int, Member], present: dict[int, Member], revision: int) -> list[MemberEvent]:
-    """The events that lead from one state of a group to the next."""
-    events = [MemberEvent("left", member, revision) for token, member in known.items() if token not in present]
-    for token, member in present.items():
-        if token not in known:
-            events.append(MemberEvent("joined", member, revision))
-        elif member.capabilities != known[token].capabilities:
-            events.append(MemberEvent("changed", member, revision))
+def queues(name: str | None = None, prefix: str = "") -> shared_values.Queues:
+    """The group of a name, or without one those whose names start with ``prefix``. Raises ``InvalidName``."""
+    return shared_values.Queues(GROUP, None if name is None else check_name(name), prefix)
+
+
+async def changes(session: SessionCore, of: shared_values.Queues) -> AsyncGenerator[MemberEvent, None]:
+    """Every change of some groups. Raises as ``Group.watch`` does."""
+    known: dict[str, Member] = {}
+    async with aclosing(shared_values.follow(session, of)) as told:
+        async for found in told:
+            present = {member.owner.key: member for member in members(found.entries)}
+            for event in _between(known, present, found.revision):
+                yield event
+            known = present
+
+
+def members(entries: Iterable[shared_values.SharedEntry]) -> Iterator[Member]:
+    """The members of groups, in the order in which they joined."""
+    return (Member(one.name, one.shared.capabilities, one.owner, one.owner.token) for one in entries)
+
+
+def _between(known: dict[str, Member], present: dict[str, Member], revision: int) -> list[MemberEvent]:
+    """The events that lead from one state of groups, by the keys of the members, to the next."""
+
+    def is_there(one: Member, state: dict[str, Member]) -> bool:
+        other = state.get(one.owner.key)
+        return other is not None and other.token == one.token  # else the key was used again
+
+    events = [MemberEvent("left", one, revision) for one in known.values() if not is_there(one, present)]
+    for key, one in present.items():
+        if not is_there(one, known):
+            events.append(MemberEvent("joined", one, revision))
+        elif not shared_values.is_same(one.capabilities, known[key].capabilities):
+            events.append(MemberEvent("changed", one, revision))
     return events
-
-
-def _member(name: str, entry: shared_values.SharedEntry) -> Member:
-    return Member(name, SharedRecord.decode(entry.value).capabilities, entry.owner, entry.owner.token)
 
 
 def _encoded(capabilities: dict[str, Any]) -> str:

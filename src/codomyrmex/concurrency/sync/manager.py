@@ -141,6 +141,7 @@ class LockManager:
     info = blocking(twin.LockManager.info)
     watch = blocking(twin.LockManager.watch)
     waits = blocking(twin.LockManager.waits)
+    history = blocking(twin.LockManager.history)
     force_release = blocking(twin.LockManager.force_release)
     stats = blocking(twin.LockManager.stats)
 

@@ -250,7 +250,7 @@ class Entry:
         self.token = token
         self.state = next_state(self.state, Event.JOINED)
         self._since = clock.now()
-        self._long_queue = view.total > 1 and not self.rule.needs_all
+        self._long_queue = view.total > 1 and not (self.rule.needs_all or keys.is_reader(self.key))
         self.local.add(self.key, self)
         if self.session.lost.is_set():
             self._lose(Event.KEY_LOST, self.session.lost.reason or SessionLost("the session is over"))

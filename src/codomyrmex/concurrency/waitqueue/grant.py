@@ -159,10 +159,15 @@ async def _fenced(entry: Entry, ops: Sequence[Op], compares: Sequence[Compare] =
 
 async def put_again(entry: Entry, value: bytes) -> None:
     """Put the entry of a holder again, with another ``value``. It counts as a report of progress, and raises as that
-    does."""
+    does. After an error a later report does not carry ``value``."""
     entry.check_here()
-    entry.value = value
-    await _report(entry, "")
+    former, entry.value = entry.value, value
+    try:
+        await _report(entry, "")
+    except BaseException:
+        if entry.value is value:
+            entry.value = former
+        raise
 
 
 async def _report(entry: Entry, note: str) -> None:

@@ -14,51 +14,58 @@ from datetime import datetime
 from itertools import groupby
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event
-from codomyrmex.concurrency.keys import Layout, queue_of, session_of
-from codomyrmex.concurrency.models import ForcedRelease, HowEnded, Owner, PastHold
+from codomyrmex.concurrency.keys import LOCK, PATH, Layout, queue_of, session_of
+from codomyrmex.concurrency.models import ForcedRelease, HowEnded, Owner, PastHold, QueueKind
 from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders
 
 
 @dataclass(slots=True)
 class _Life:
-    """An entry of the queue. ``granted`` is the revision of its grant; None while it waits. A ``first`` one was there
-    when the history begins, so its grant may be older."""
+    """An entry of the queue. ``granted`` is the revision of its grant; None while it waits. An ``older`` one holds when
+    the history begins."""
 
     entry: Predecessor
     owner: Owner
     lease: int
     granted: int | None = None
-    first: bool = False
+    older: bool = False
     session_ended: bool = False
 
 
 class Replay:
-    """The holds of the queue with the prefix ``queue``, up to ``revision``."""
+    """The holds of one lock or tree. The history begins at revision 1, where etcd is empty, unless ``begin`` says
+    otherwise."""
 
-    def __init__(self, layout: Layout, queue: bytes) -> None:
+    def __init__(self, layout: Layout, name: str, kind: QueueKind = "lock") -> None:
         self._layout = layout
-        self._queue = queue
-        self._living: dict[bytes, _Life] = {}
+        self._name = name
+        self._kind = kind
+        self._queue = layout.queue(name, PATH if kind == "path" else LOCK)
+        self._living: dict[bytes, _Life] = {}  # in queue order
         self._over: list[tuple[_Life, int, HowEnded]] = []
         self._marks: list[tuple[int, datetime]] = []  # by revision
-        self.revision = 0
+        self.begins_at = 1
 
-    def begin(self, kvs: Iterable[KV], revision: int) -> None:
-        """The history begins with these keys at ``revision``."""
-        self.revision = revision
-        for kv in sorted(kvs, key=lambda kv: (kv.create_revision, kv.key)):
-            if self._is_entry(kv):
-                self._add(kv, first=True)
+    def begin(self, kvs: Iterable[KV], revision: int, ended: Iterable[int] = ()) -> None:
+        """The history begins at ``revision`` with these keys of the queue; all that was told before is forgotten.
+        ``ended`` are sessions that were over by then."""
+        self._living, self._over, self._marks = {}, [], []
+        self.begins_at = revision
+        for kv in sorted(filter(self._is_entry, kvs), key=_by_age):
+            self._add(kv)
+        self._end_sessions(set(ended))
         self._grant(revision)
+        for life in self._living.values():
+            life.older = life.granted is not None
 
     def changed(self, events: Iterable[Event]) -> None:
         """The next changes, in etcd's order. All changes of one revision come together."""
         for revision, together in groupby(events, key=lambda event: event.kv.mod_revision):
             self._step(list(together), revision)
-            self.revision = revision
 
     def holds(self, forced: Mapping[int, ForcedRelease]) -> tuple[PastHold, ...]:
-        """Every hold, in the order of the grants. ``forced`` are the forced releases by token."""
+        """Every hold, in the order of the grants. ``forced`` are the forced releases by revision, each
+        that of the entry which it deleted."""
         held = [(life, end, how) for life, end, how in self._over if life.granted is not None]
         held += [(life, 0, "held") for life in self._living.values() if life.granted is not None]
         ordered = sorted(held, key=lambda one: (one[0].granted or 0, one[0].owner.token))
@@ -77,15 +84,17 @@ class Replay:
         forced: Mapping[int, ForcedRelease],
         grants: Mapping[int | None, datetime],
     ) -> PastHold:
-        record = forced.get(life.owner.token)
+        record = forced.get(end)
         return PastHold(
+            name=self._name,
+            kind=self._kind,
             owner=life.owner,
             token=life.owner.token,
             granted_at=self._granted_at(life),
             ended_at=record.at if record else grants.get(end),
             ended_before=self._mark_after(end) if end else None,
-            how="forced" if record and how != "held" else how,
-            granted_revision=None if life.first else life.granted,
+            how="forced" if record else how,
+            granted_revision=None if life.older else life.granted,
             ended_revision=end or None,
             forced=record,
         )
@@ -102,37 +111,46 @@ class Replay:
         return self._marks[index][1] if index < len(self._marks) else None
 
     def _step(self, changes: list[Event], revision: int) -> None:
-        ended = {self._layout.lease_of(change.kv.key) for change in changes if change.deleted} - {None}
+        ended = {lease for change in changes if change.deleted and (lease := self._layout.lease_of(change.kv.key))}
+        joined, before = [], len(self._over)
         for change in changes:
             if not change.deleted:
-                self._put(change.kv)
-            elif (life := self._living.pop(change.kv.key, None)) is not None:
+                joined += self._put(change.kv)
+            elif life := self._living.pop(change.kv.key, None):
                 self._over.append((life, revision, self._how(life, ended)))
+        for kv in sorted(joined, key=_by_age):
+            self._add(kv)
+        if ended:
+            self._end_sessions(ended)
+        if joined or len(self._over) > before:
+            self._grant(revision)
+
+    def _end_sessions(self, ended: set[int]) -> None:
         for life in self._living.values():
             life.session_ended |= session_of(life.entry.key) in ended
-        self._grant(revision)
 
-    def _how(self, life: _Life, ended: set[int | None]) -> HowEnded:
-        """An entry goes with its lease in one revision; one that outlives its session for a while was lost with it."""
+    @staticmethod
+    def _how(life: _Life, ended: set[int]) -> HowEnded:
+        """An entry goes with its lease in one revision; one that its ``lock_delay`` kept was lost with its session."""
         if life.lease in ended:
             return "expired"
         return "lost" if life.session_ended and life.owner.ttl is None else "released"
 
-    def _put(self, kv: KV) -> None:
-        if self._is_entry(kv):
-            if known := self._living.get(kv.key):
-                known.owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
-                known.lease = kv.lease
-            else:
-                self._add(kv)
-        if kv.version == 1 and kv.lease and session_of(kv.key):
-            since = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease).since
-            if since:
-                self._marks.append((kv.create_revision, since))
-
-    def _add(self, kv: KV, *, first: bool = False) -> None:
+    def _put(self, kv: KV) -> list[KV]:
+        """Take a put of any key; returns it if it joins the queue."""
         owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
-        self._living[kv.key] = _Life(Predecessor(kv.key, kv.create_revision, kv.value), owner, kv.lease, first=first)
+        if kv.version == 1 and owner.since and session_of(kv.key):
+            self._marks.append((kv.create_revision, owner.since))
+        if not self._is_entry(kv):
+            return []
+        if life := self._living.get(kv.key):
+            life.owner, life.lease = owner, kv.lease
+            return []
+        return [kv]
+
+    def _add(self, kv: KV) -> None:
+        owner = Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease)
+        self._living[kv.key] = _Life(Predecessor(kv.key, kv.create_revision, kv.value), owner, kv.lease)
 
     def _is_entry(self, kv: KV) -> bool:
         return bool(kv.lease) and queue_of(kv.key) == self._queue
@@ -143,3 +161,8 @@ class Replay:
         for life, holds in zip(queue, holders([life.entry for life in queue]), strict=True):
             if holds and life.granted is None:
                 life.granted = revision
+
+
+def _by_age(kv: KV) -> tuple[int, bytes]:
+    """The sort key of queue order."""
+    return kv.create_revision, kv.key

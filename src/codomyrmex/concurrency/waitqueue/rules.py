@@ -110,8 +110,19 @@ class _Shared:
         return _GRANTED
 
 
+class _Unconditional:
+    key_suffix = READER_SUFFIX
+    fields = ""
+    needs_all = False
+
+    def __call__(self, view: View) -> Decision:
+        """Granted at once, whatever is ahead. So the cost of joining does not grow with the queue and its values."""
+        return _GRANTED
+
+
 exclusive: Rule = _Exclusive()
 shared: Rule = _Shared()
+unconditional: Rule = _Unconditional()
 
 
 @dataclass(frozen=True, slots=True)

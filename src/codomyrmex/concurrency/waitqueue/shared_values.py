@@ -1,4 +1,4 @@
-"""Values that the entries of a queue carry for everybody: read once, and followed change by change."""
+"""Values that the entries of queues carry for everybody: read once, and followed change by change."""
 
 from __future__ import annotations
 
@@ -8,25 +8,40 @@ from contextlib import aclosing
 from itertools import groupby
 from typing import NamedTuple
 
-from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, WatchRequest
+from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, Get, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
-from codomyrmex.concurrency.keys import Kind, prefix_end
-from codomyrmex.concurrency.models import Owner
+from codomyrmex.concurrency.keys import Kind, Layout, nfc, prefix_end, starting_with
+from codomyrmex.concurrency.models import Owner, SharedRecord
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.inspect import by_age, read_queues
+from codomyrmex.concurrency.waitqueue.inspect import read_queues
 from codomyrmex.concurrency.waitqueue.view import is_entry
-from codomyrmex.concurrency.watching import notices
+from codomyrmex.concurrency.watching import notices, snapshots
+
+
+class Queues(NamedTuple):
+    """Queues of one kind: that of a name, or without one those whose names start with ``prefix``."""
+
+    kind: Kind
+    name: str | None = None
+    prefix: str = ""
+
+    def under(self, layout: Layout) -> bytes:
+        """The prefix of their keys."""
+        if self.name is not None:
+            return layout.queue(self.name, self.kind)
+        return starting_with(layout.under(self.kind), nfc(self.prefix))
 
 
 class SharedEntry(NamedTuple):
-    """An entry with its owner and its value, as JSON."""
+    """An entry: the name of its queue, its owner, and the fields that it shares."""
 
+    name: str
     owner: Owner
-    value: bytes
+    shared: SharedRecord
 
 
-class SharedQueue(NamedTuple):
-    """The entries of a queue at one revision, in order of arrival."""
+class SharedEntries(NamedTuple):
+    """The entries of one queue or of several at one revision, in order of arrival."""
 
     revision: int
     entries: tuple[SharedEntry, ...]
@@ -38,32 +53,54 @@ def replaced(entry: bytes, field: str, text: str) -> bytes:
     return json.dumps({**head, **rest}).encode()
 
 
-async def read(session: SessionCore, name: str, kind: Kind) -> SharedQueue:
-    """The queue of a name, as etcd has it now."""
-    kvs, revision = await read_queues(session, session.layout.queue(name, kind), kind)
-    return _queue(revision, kvs)
+def is_same(one: object, other: object) -> bool:
+    """True if two values are the same JSON. In Python ``True == 1 == 1.0``; as JSON they differ."""
+    return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-async def follow(session: SessionCore, name: str, kind: Kind) -> AsyncGenerator[SharedQueue, None]:
-    """The queue of a name now, and after each revision that changes it, with none left out.
+async def read(session: SessionCore, queues: Queues) -> SharedEntries:
+    """The entries of queues, as etcd has them now."""
+    kvs, revision = await read_queues(session, queues.under(session.layout), queues.kind)
+    return _ordered(revision, _known(session, queues.kind, kvs))
 
-    After a break during which etcd compacted its history, the queue is read again. Raises ``SessionLost`` when the
+
+async def first(session: SessionCore, queue: Queues) -> SharedEntry | None:
+    """The first entry of a queue, read without the others; None if there is none."""
+    prefix = queue.under(session.layout)
+    found = await session.transport.get(Get(prefix, prefix_end(prefix), limit=1, oldest_first=True))
+    if all(map(is_entry, found.kvs)):
+        return next(iter(_known(session, queue.kind, found.kvs).values()), None)
+    return next(iter((await read(session, queue)).entries), None)  # a foreign key is older
+
+
+def latest(session: SessionCore, queues: Queues) -> AsyncGenerator[SharedEntries, None]:
+    """The entries of queues now, and again after changes, for a live view. Raises ``SessionLost`` when the session is
+    over."""
+    return snapshots(session, queues.under(session.layout), lambda: read(session, queues))
+
+
+async def follow(session: SessionCore, queues: Queues) -> AsyncGenerator[SharedEntries, None]:
+    """The entries of queues now, and after each revision that changes them, with none left out.
+
+    After a break during which etcd compacted its history, the entries are read again. Raises ``SessionLost`` when the
     session is over.
     """
-    prefix = session.layout.queue(name, kind)
-    known: dict[bytes, KV] = {}
+    prefix, kind = queues.under(session.layout), queues.kind
+    known: dict[bytes, SharedEntry] = {}
     revision = 0
     async with aclosing(notices(session, WatchRequest(prefix, prefix_end(prefix)))) as told:
         async for notice in told:
             if isinstance(notice, Changed):
                 for changed, events in _after(notice.events, revision):
-                    _apply(known, events)
+                    for event in events:
+                        known.pop(event.kv.key, None)
+                    known |= _known(session, kind, (event.kv for event in events if not event.deleted))
                     revision = changed
-                    yield _queue(revision, known.values())
+                    yield _ordered(revision, known)
             elif not revision or notice.gap:
                 kvs, revision = await read_queues(session, prefix, kind)
-                known = {kv.key: kv for kv in kvs}
-                yield _queue(revision, kvs)
+                known = _known(session, kind, kvs)
+                yield _ordered(revision, known)
 
 
 def _after(events: Iterable[Event], revision: int) -> Iterator[tuple[int, list[Event]]]:
@@ -73,19 +110,16 @@ def _after(events: Iterable[Event], revision: int) -> Iterator[tuple[int, list[E
             yield changed, list(together)
 
 
-def _apply(known: dict[bytes, KV], events: Iterable[Event]) -> None:
-    for event in events:
-        if event.deleted:
-            known.pop(event.kv.key, None)
-        elif is_entry(event.kv):
-            known[event.kv.key] = event.kv
+def _known(session: SessionCore, kind: Kind, kvs: Iterable[KV]) -> dict[bytes, SharedEntry]:
+    """The entries among some keys. Each is decoded once, however often its queue is told."""
+    return {
+        kv.key: SharedEntry(
+            name, Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease), SharedRecord.decode(kv.value)
+        )
+        for kv in kvs
+        if is_entry(kv) and (name := session.layout.name_of(kv.key, kind)) is not None
+    }
 
 
-def _queue(revision: int, kvs: Iterable[KV]) -> SharedQueue:
-    ordered = sorted((kv for kv in kvs if is_entry(kv)), key=by_age)
-    return SharedQueue(
-        revision,
-        tuple(
-            SharedEntry(Owner.from_entry(kv.key, kv.value, kv.create_revision, kv.lease), kv.value) for kv in ordered
-        ),
-    )
+def _ordered(revision: int, known: dict[bytes, SharedEntry]) -> SharedEntries:
+    return SharedEntries(revision, tuple(sorted(known.values(), key=lambda one: (one.owner.token, one.owner.key))))

@@ -35,7 +35,7 @@ class Turn:
         event               next step
         seen(view)          the rule's decision: GRANT | FAIL | WATCH another key | LOOK if the watch is newer | WAIT
         watching(rev)       LOOK if the view is older than the watch | WAIT
-        deleted(key, rev)   WAIT if the view is newer or lacks the key
+        deleted(key, rev)   WAIT if the view was read at this revision or later, or lacks the key
                             LOOK if part of the queue is unseen, if the key is a limit, or if another is to be watched
                             the rule's decision otherwise
         handed_off(value)   GRANT if the release marker is the predecessor's: it held, and has released
@@ -43,12 +43,13 @@ class Turn:
         forget()            LOOK, then WATCH again
     """
 
-    __slots__ = ("_rule", "_view", "_watch_revision", "key", "needed", "reason")
+    __slots__ = ("_deleted_at", "_rule", "_view", "_watch_revision", "key", "needed", "reason")
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self._view = _NOTHING_READ
         self._watch_revision = 0
+        self._deleted_at = 0  # the revision of the deletion that its view has last; there may be more at that revision
         self.key: bytes | None = None
         self.needed = 0
         self.reason = ""
@@ -105,7 +106,7 @@ class Turn:
 
     def deleted(self, key: bytes, revision: int) -> Action:
         """A watched key was deleted at ``revision``."""
-        if revision <= self._view.revision:
+        if revision <= self._view.revision and revision != self._deleted_at:
             return Action.WAIT
         unsure = self.needed > self._view.revision or not self._view.complete
         if unsure or limit_of(key) is not None:
@@ -114,6 +115,7 @@ class Turn:
         if left.total == self._view.total:
             return Action.WAIT
         if self.key == b"" or isinstance(self._rule(left), Granted):
+            self._deleted_at = revision
             return self.seen(left)
         return self._look(revision)  # the other entries ahead were not watched and may have left too
 

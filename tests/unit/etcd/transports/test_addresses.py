@@ -111,7 +111,14 @@ def test_a_first_answer_that_does_not_come_is_a_timeout(dns: Dns) -> None:
 def test_a_lookup_leaves_no_thread(dns: Dns) -> None:
     names = Addresses("m0", 2379)
     _address(names)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dns-")]
+    for lookup in _lookups():
+        lookup.join(5)  # it has answered, and may be about to end
+    assert not _lookups()
+
+
+def _lookups() -> list[threading.Thread]:
+    """The threads that look up a name."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("dns-")]
 
 
 def test_an_address_needs_no_thread() -> None:
