@@ -62,15 +62,11 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.models import MemberEvent as MemberEvent
     from codomyrmex.concurrency.models import Owner as Owner
     from codomyrmex.concurrency.models import PastHold as PastHold
-    from codomyrmex.concurrency.models import QueueName as QueueName
     from codomyrmex.concurrency.models import RateLimitInfo as RateLimitInfo
     from codomyrmex.concurrency.models import RateUse as RateUse
     from codomyrmex.concurrency.models import ReservationInfo as ReservationInfo
     from codomyrmex.concurrency.models import Routed as Routed
     from codomyrmex.concurrency.models import SemaphoreInfo as SemaphoreInfo
-    from codomyrmex.concurrency.models import WaitEdge as WaitEdge
-    from codomyrmex.concurrency.models import WaitNode as WaitNode
-    from codomyrmex.concurrency.models import Waits as Waits
     from codomyrmex.concurrency.pool.cluster import ClusterPoolStats as ClusterPoolStats
     from codomyrmex.concurrency.pool.results import DeadLetterSink as DeadLetterSink
     from codomyrmex.concurrency.pool.results import PoolStats as PoolStats
@@ -100,6 +96,10 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.session import Session as Session
     from codomyrmex.concurrency.settings import EtcdOptions as EtcdOptions
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
+    from codomyrmex.concurrency.wait_graph import QueueName as QueueName
+    from codomyrmex.concurrency.wait_graph import WaitEdge as WaitEdge
+    from codomyrmex.concurrency.wait_graph import WaitNode as WaitNode
+    from codomyrmex.concurrency.wait_graph import Waits as Waits
     from codomyrmex.concurrency.waitqueue.grant import Grant as Grant
 
 _HOME = {
@@ -182,14 +182,11 @@ _HOME = {
         "MemberEvent",
         "Owner",
         "PastHold",
-        "QueueName",
-        "WaitEdge",
-        "WaitNode",
-        "Waits",
         "RateLimitInfo",
         "RateUse",
         "ReservationInfo",
     ),
+    "wait_graph": ("QueueName", "WaitEdge", "WaitNode", "Waits"),
     "rates.limiter": ("RateLimiter", "Reserve", "Spend"),
     "rates.rate": ("Rate",),
     "recipes.reservation": ("Reservation",),

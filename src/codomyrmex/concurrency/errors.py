@@ -7,12 +7,10 @@ subclasses.
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from codomyrmex.concurrency.legible import legible
-
-if TYPE_CHECKING:
-    from codomyrmex.concurrency.models import WaitEdge
+from codomyrmex.concurrency.wait_graph import WaitEdge
 
 Applied = Literal["yes", "no", "unknown"]
 E = TypeVar("E", bound=BaseException)

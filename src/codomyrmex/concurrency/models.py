@@ -292,13 +292,6 @@ class SemaphoreInfo:
         return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
 
 
-class QueueName(NamedTuple):
-    """A queue: ``kind`` is ``"lock"``, ``"path"``, ``"semaphore"`` or ``"election"``."""
-
-    kind: str
-    name: str
-
-
 @dataclass(frozen=True, slots=True)
 class RequesterRecord:
     """The fields of an entry that tell its requester.
@@ -318,40 +311,6 @@ class RequesterRecord:
 
 
 _REQUESTER = TypeAdapter(RequesterRecord)
-
-
-@dataclass(frozen=True, slots=True)
-class WaitNode:
-    """A requester: with the ``kind`` ``"task"`` a task or a thread of a session, with ``"agent"`` an agent that has
-    reservations. ``id`` is stable while it lives; ``label`` is for people and does not count for equality."""
-
-    kind: Literal["task", "agent"]
-    id: str
-    label: str = field(compare=False)
-
-
-class WaitEdge(NamedTuple):
-    """``waiter`` waits in ``queue``, with the entry of ``token``, for an entry of ``ahead``, which ``holds`` or waits.
-
-    ``fails`` is true if the waiter asked to fail rather than wait in a deadlock.
-    """
-
-    waiter: WaitNode
-    ahead: WaitNode
-    queue: QueueName
-    token: int
-    holds: bool
-    fails: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """The wait-for graph at one revision. Each of ``cycles`` is a deadlock: its edges in order, the last one back to
-    the first."""
-
-    revision: int
-    edges: tuple[WaitEdge, ...]
-    cycles: tuple[tuple[WaitEdge, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

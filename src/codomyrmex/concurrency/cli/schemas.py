@@ -21,6 +21,7 @@ from codomyrmex.concurrency import (
     RateLimitInfo,
     ReservationInfo,
     SemaphoreInfo,
+    Waits,
 )
 from codomyrmex.concurrency.cli.agents.outcomes import GuardOutcome, InstallOutcome, KeptOutcome, ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEvent
@@ -54,6 +55,7 @@ OUTPUTS = {
     "guard check": Output(GuardOutcome),
     "guard install": Output(InstallOutcome),
     "locks": Output(LockInfo, True, LockEvent, also=StuckHolder),
+    "locks graph": Output(Waits),
     "locks history": Output(PastHold, True),
     "locks show": Output(LockInfo),
     "members": Output(Member, True, MemberEvent),

@@ -13,16 +13,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
-from codomyrmex.concurrency.models import (
-    History,
-    LockEvent,
-    LockInfo,
-    LockStats,
-    Owner,
-    QueueKind,
-    ReservationInfo,
-    Waits,
-)
+from codomyrmex.concurrency.models import History, LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock, check_session
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
@@ -32,6 +23,7 @@ from codomyrmex.concurrency.recipes.reservation import Reservation, check_ttl
 from codomyrmex.concurrency.recipes.reservation_list import reservations
 from codomyrmex.concurrency.recipes.reserving import Reserving
 from codomyrmex.concurrency.session import Session, default_session, ready
+from codomyrmex.concurrency.wait_graph import Waits
 from codomyrmex.concurrency.waitqueue import inspect, past
 from codomyrmex.concurrency.waitqueue.deadlocks import read_waits
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
@@ -157,9 +149,9 @@ class LockManager:
 
         ``shared`` acquires as a reader. Readers hold together, a writer holds alone, and all are granted in order of
         arrival: a reader that comes after a waiting writer waits for it, so that neither starves. Each reader has its
-        own token. With ``deadlock="fail"`` this wait raises ``Deadlock`` if it is the youngest of requesters that wait
-        for each other; by default a deadlock is only reported. The other arguments and the errors are those of
-        ``DistributedLock``.
+        own token. With ``deadlock="fail"`` this wait raises ``Deadlock`` if it is the youngest of those that wait for
+        each other in a cycle and ask for it; by default a deadlock is only reported. The other arguments and the errors
+        are those of ``DistributedLock``.
         """
         check_timeout(timeout)
         queues = ((LOCK, check_name(name)),)
@@ -212,6 +204,7 @@ class LockManager:
         tree: str = "default",
         metadata: dict[str, Any] | None = None,
         keepalive: bool = False,
+        deadlock: OnDeadlock = "report",
     ) -> Reserving:
         """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process: ``reservation = await
         manager.reserve("x", ttl=900)``, or ``async with manager.reserve("x", ttl=900) as reservation``.
@@ -240,6 +233,7 @@ class LockManager:
             metadata=metadata if owner is None else {**(metadata or {}), "agent": check_owner(owner)},
             note=note,
             reserves=True,
+            deadlock=deadlock,
         )
         return Reserving(self._session, request, tuple(rules.values()), seconds, timeout, keepalive=keepalive)
 

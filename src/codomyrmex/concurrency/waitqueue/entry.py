@@ -398,9 +398,13 @@ class Entry:
     def holds(self) -> tuple[str, float] | None:
         return (self.queue_ref.what, self._since) if self.state is State.HELD else None
 
-    def holds_too(self) -> bool:
-        """True if its requester holds something."""
-        return self.by.who is not None and any(who == self.by.who for _, who in self.local.by_holder)
+    def requester(self) -> object:
+        """The task or thread that asked for it, as a weak reference; None if it is not known."""
+        return self.by.who
+
+    def in_group(self) -> bool:
+        """True if it was joined together with others."""
+        return self.group is not None
 
     def tick(self) -> None:
         """Notice a loss; from the second tick on, watch the own key; record the wait of a hold that lasts."""
