@@ -2961,6 +2961,27 @@ MUTANTS = (
         "tests/integration/test_reservations.py -k give_it_other_times",
     ),
     Mutant(
+        "Let a new call wait for ever while etcd is away",
+        "rates/driver.py",
+        "                self._confirmation.add(call)\n",
+        "                pass\n",
+        "tests/integration/test_rates_faults.py -k through_an_outage",
+    ),
+    Mutant(
+        "Tell nobody that etcd does not answer",
+        "rates/driver.py",
+        "        self.untrusted()\n        self._go_on()\n",
+        "        self._go_on()\n",
+        "tests/integration/test_rates_faults.py -k through_an_outage",
+    ),
+    Mutant(
+        "Warn of each key that cannot be deleted",
+        "etcd/deletion.py",
+        "        if late and self._told is not type(error):\n",
+        "        if late:\n",
+        "tests/unit/etcd/test_deletion.py -k one_warning",
+    ),
+    Mutant(
         "Count a slice's life from its grant",
         "rates/slice_state.py",
         "        self.spend_until = asked_at + timing.life(per)\n",

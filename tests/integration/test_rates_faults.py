@@ -475,3 +475,30 @@ async def test_a_session_lost_in_the_middle_of_a_slice_leaves_nothing_for_long(
         monkeypatch.undo()
         await eventually(lambda: nothing_left(other), 4)
     await eventually(lambda: not leases(etcd) - before, 4)
+
+
+@pytest.mark.parametrize("hung", [False, True])
+async def test_a_queued_call_waits_through_an_outage_and_a_new_one_is_told(
+    etcd: EmbeddedEtcd, namespace: str, other: Session, caplog: pytest.LogCaptureFixture, hung: bool
+) -> None:
+    rate = Rate(10, per=3)
+    await fresh_limiter(other, rate).acquire(10)
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=1.0) as (proxy, session):
+        mine = fresh_limiter(session, rate)
+        queued = asyncio.create_task(mine.acquire(10))
+        await asyncio.sleep(0.5)  # it has joined, and an answer has confirmed it
+        if hung:
+            proxy.blackhole()
+        else:
+            proxy.refuse()
+            proxy.cut()
+        began = clock.now()
+        for error in await asyncio.gather(mine.acquire(), mine.acquire(timeout=9), return_exceptions=True):
+            assert isinstance(error, EtcdUnavailable) and "grants nothing until etcd answers" in str(error)
+        assert clock.now() - began < 1.8 and not queued.done()
+        with pytest.raises(EtcdUnavailable):
+            await mine.acquire()
+        proxy.resume()
+        await asyncio.wait_for(queued, 15)
+    told = [record.getMessage() for record in caplog.records if "rate limiter" in record.getMessage()]
+    assert told == ["etcd does not answer: the rate limiter 'x' grants nothing until it does; waiting calls: 1"]
