@@ -60,9 +60,30 @@ MUTANTS = (
     Mutant(
         "Find a missing cost only when a task runs",
         "pool/share.py",
-        "        check_cost(rate.limits, *_arguments(cost))",
+        "        check_within(rate.limits, check_cost(rate.limits, *_arguments(cost)))",
         "        pass",
         "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Find a cost above the limit only when a task runs",
+        "pool/share.py",
+        "        check_within(rate.limits, check_cost(rate.limits, *_arguments(cost)))",
+        "        check_cost(rate.limits, *_arguments(cost))",
+        "tests/unit/pool/test_rates.py",
+    ),
+    Mutant(
+        "Let a call fail because another client deleted an idle rate limiter",
+        "rates/limiter.py",
+        "            if not driver.was_replaced:\n",
+        "            if True:\n",
+        "tests/integration/test_rates_limits.py -k deleted_elsewhere",
+    ),
+    Mutant(
+        "Count the parts of a slice for slices",
+        "rates/limits.py",
+        "len({(queue_of(kv.key), session_of(kv.key), kv.create_revision) for kv in entries})",
+        "len(entries)",
+        "tests/integration/test_rates_limits.py -k in_use",
     ),
     Mutant(
         "Let a cost function return nothing",

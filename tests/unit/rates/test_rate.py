@@ -64,8 +64,8 @@ def test_the_limits_of_a_limiter() -> None:
     [
         (None, None, TypeError, "give either one rate"),
         (Rate(1, 1), TWO, TypeError, "give either one rate"),
-        (60, None, TypeError, "must be a Rate, not 60"),
-        (None, {"requests": 60}, TypeError, "the limit of 'requests' must be a Rate, not 60"),
+        (60, None, TypeError, "the limit must be a Rate, such as .*, not 60"),
+        (None, {"requests": 60}, TypeError, "the limit of 'requests' must be a Rate, .*, not 60"),
         (None, {}, ValueError, "limits must name 1 to 8 dimensions, not 0"),
         (None, {f"d{n}": Rate(1, 1) for n in range(9)}, ValueError, "limits must name 1 to 8 dimensions, not 9"),
         (None, {"timeout": Rate(1, 1)}, ValueError, "a dimension must not be named 'timeout'"),

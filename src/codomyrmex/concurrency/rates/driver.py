@@ -54,6 +54,7 @@ class Driver:
         self._open = asyncio.Event()  # set while there is no pause
         self._open.set()
         self._over: ConcurrencyError | None = None
+        self.was_replaced = False  # another client deleted the limiter, when nobody used it
         self._rung = session.guarded(self._ring, "the timer of a rate limit")
         self._took = session.guarded(self._take_over, _TAKING)
         self._silence_told = False  # a warning was logged, and etcd has not answered since
@@ -175,7 +176,8 @@ class Driver:
         taken: Mapping[str, Taken] | None = None
         try:
             taken = await self._slices(wanted, only_if_free=bool(once))
-            if taken is None:
+            if taken is None:  # a limiter that was deleted is not free either
+                await self._look_at_limits(LimitMismatch(f"the limit of {self.name!r} is below the cost of the call"))
                 self._answer_not_free(once)
         except LimitMismatch as error:
             await self._look_at_limits(error)
@@ -213,7 +215,8 @@ class Driver:
             self._fail(self._explained(failure))
             return
         if _periods(found) != _periods(self.budget.rates):
-            told = "was deleted, or has other dimensions or periods now; open it anew"
+            self.was_replaced = True
+            told = "was deleted, or has other dimensions or periods now; the next call opens it anew"
             self.end(LimitMismatch(f"the rate limiter {self.name!r} {told}"))
             return
         self.budget.limits = {one: rate.amount for one, rate in found.items()}

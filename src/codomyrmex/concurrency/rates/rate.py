@@ -52,15 +52,40 @@ def check_limits(rate: Rate | None, limits: Mapping[str, Rate] | None) -> dict[s
     """
     if (rate is None) == (limits is None):
         raise TypeError("give either one rate, as in RateLimiter('x', Rate(100, per=60)), or limits={...} by dimension")
-    rates = {UNNAMED: rate} if limits is None else dict(limits)
+    if limits is None:
+        return {UNNAMED: _checked_rate("the limit", rate)}
+    if not isinstance(limits, Mapping):
+        raise TypeError(
+            f"limits must be a dict with a Rate for each dimension, such as {{'tokens': Rate(100, per=60)}}, not "
+            f"{limits!r}; a rate without dimensions is the second argument: RateLimiter('x', Rate(100, per=60))"
+        )
+    rates = dict(limits)
     if not 1 <= len(rates) <= MOST_DIMENSIONS:
         raise ValueError(f"limits must name 1 to {MOST_DIMENSIONS} dimensions, not {len(rates)}")
     for dimension, one in rates.items():
-        if not isinstance(one, Rate):
-            raise TypeError(f"the limit of {dimension!r} must be a Rate, not {one!r}")
-        if limits is not None:
-            check_dimension(dimension)
-    return {dimension: one for dimension, one in rates.items() if one}
+        _checked_rate(f"the limit of {dimension!r}", one)
+        check_dimension(dimension)
+    return rates
+
+
+def check_new_rates(known: Mapping[str, Rate], rate: Rate | None, rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    """The new rates of some dimensions, from the arguments of ``resize``. Raises ``TypeError``.
+
+    A dimension that is not ``known`` here may be in etcd.
+    """
+    form = "resize(Rate(80, per=60))" if UNNAMED in known else f"resize({next(iter(known))}=Rate(80, per=60))"
+    if rate is None and not rates:
+        raise TypeError(f"give the new rate, such as {form}")
+    if rate is not None and UNNAMED not in known:
+        raise TypeError(f"name the dimension of {rate}, such as {form}")
+    new = {**({} if rate is None else {UNNAMED: rate}), **rates}
+    return {one: _checked_rate(f"the new limit of {one or 'the limiter'}", new[one], form) for one in new}
+
+
+def _checked_rate(what: str, rate: object, form: str = "Rate(100, per=60)") -> Rate:
+    if not isinstance(rate, Rate):
+        raise TypeError(f"{what} must be a Rate, such as {form}, not {rate!r}")
+    return rate
 
 
 def check_dimension(dimension: object) -> None:
