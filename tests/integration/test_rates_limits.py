@@ -69,7 +69,7 @@ def test_a_limiter_that_cannot_be_is_refused(make: Callable[[], object], error: 
 
 
 COSTS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
-    "above the limit": ((11,), {}, ValueError, "the cost is 11, but the limit is 10 per 60 s"),
+    "above the limit": ((11,), {}, ValueError, "the cost is 11, but the limit is 10 per minute"),
     "0": ((0,), {}, ValueError, "at least 1"),
     "below 0": ((-3,), {}, ValueError, "at least 1"),
     "a float": ((1.0,), {}, TypeError, "must be an int"),
@@ -175,9 +175,9 @@ async def test_a_resize_that_cannot_be_changes_nothing(session: Session) -> None
     await limiter.acquire(requests=1)
     wrong: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         ((), {}, TypeError, "give the new rate"),
-        ((), {"requests": Rate(20, per=30)}, ValueError, "counts per 60 s; only its amount"),
+        ((), {"requests": Rate(20, per=30)}, ValueError, "counts per minute; only its amount"),
         ((), {"images": MINUTELY}, ValueError, "has the dimensions requests, tokens, not 'images'"),
-        ((MINUTELY,), {}, TypeError, r"name the dimension of 10 per 60 s, such as resize\(requests=Rate\("),
+        ((MINUTELY,), {}, TypeError, r"name the dimension of 10 per minute, such as resize\(requests=Rate\("),
         ((), {"limits": BOTH}, TypeError, r"such as resize\(requests=Rate\("),
         ((), {"requests": Rate(20, per=60), "images": MINUTELY}, ValueError, "images"),
         ((), {"requests": 20}, TypeError, "must be a Rate"),

@@ -14,6 +14,8 @@ from codomyrmex.concurrency.rates.rate import (
     check_limits,
     check_used,
     check_within,
+    length,
+    period,
 )
 
 ONE = {UNNAMED: Rate(100, 60)}
@@ -21,7 +23,23 @@ TWO = {"requests": Rate(10, 60), "tokens": Rate(1000, 60)}
 
 
 def test_a_rate_says_what_it_is() -> None:
-    assert str(Rate(100, per=60)) == "100 per 60 s" and Rate(1, 1.5).per == 1.5
+    assert str(Rate(100, per=60)) == "100 per minute" and Rate(1, 1.5).per == 1.5
+
+
+@pytest.mark.parametrize(
+    ("per", "told", "spelled"),
+    [
+        (1, "1 s", "1 s"),
+        (1.5, "1.5 s", "1.5 s"),
+        (60, "minute", "1 minute"),
+        (90, "90 s", "90 s"),
+        (7_200, "2 hours", "2 hours"),
+        (86_400, "day", "1 day"),
+        (604_800, "7 days", "7 days"),
+    ],
+)
+def test_whole_days_hours_and_minutes_are_told_as_such(per: float, told: str, spelled: str) -> None:
+    assert (period(per), length(per)) == (told, spelled)
     assert Rate(1, 1) and Rate(1, 7 * 86_400)
 
 
@@ -112,9 +130,9 @@ def test_a_bad_cost_is_refused(limits: Any, amount: Any, named: Any, error: type
 
 def test_a_cost_above_a_limit_is_refused() -> None:
     check_within(TWO, {"requests": 10, "tokens": 1000})
-    with pytest.raises(ValueError, match="the cost in tokens is 1001, but the limit is 1000 per 60 s"):
+    with pytest.raises(ValueError, match="the cost in tokens is 1001, but the limit is 1000 per minute"):
         check_within(TWO, {"requests": 1, "tokens": 1001})
-    with pytest.raises(ValueError, match="the cost is 101, but the limit is 100 per 60 s"):
+    with pytest.raises(ValueError, match="the cost is 101, but the limit is 100 per minute"):
         check_within(ONE, {UNNAMED: 101})
 
 

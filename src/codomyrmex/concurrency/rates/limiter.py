@@ -351,7 +351,8 @@ class RateLimiter(AsyncOnly):
         if info.paused_until:
             return f"it is paused until {info.paused_until:%H:%M:%S} UTC, by {info.paused_by}"
         used = ", ".join(f"{use.used} of {use.limit} {use.dimension}".strip() for use in info.uses)
-        return f"{used} counted, {info.waiting} process{'es' if info.waiting != 1 else ''} waiting"
+        others = {owner.session for use in info.uses for owner in use.waiters} - {f"{self._driver.session.id:016x}"}
+        return f"{used} counted, {len(others)} other process{'es' if len(others) != 1 else ''} waiting"
 
 
 def _told(task: asyncio.Task[Driver]) -> None:

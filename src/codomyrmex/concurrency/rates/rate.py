@@ -12,6 +12,7 @@ from codomyrmex.concurrency.durations import check_number
 SHORTEST, LONGEST = 1.0, 7 * 86_400.0  # seconds of a period
 MOST_DIMENSIONS = 8
 UNNAMED = ""  # the dimension of a limiter with one rate
+_UNITS = {86_400: "day", 3_600: "hour", 60: "minute"}
 _LONGEST_NAME = 64  # bytes of a dimension in UTF-8
 _RESERVED = frozenset({"timeout", "self"})  # keyword arguments of ``acquire``
 
@@ -33,7 +34,21 @@ class Rate:
             raise ValueError(f"per must be from 1 second to 7 days (604800 seconds), not {self.per}")
 
     def __str__(self) -> str:
-        return f"{self.amount} per {self.per:g} s"
+        return f"{self.amount} per {period(self.per)}"
+
+
+def length(seconds: float) -> str:
+    """The length of a period in words: ``1 day``, ``2 hours``, ``90 s``."""
+    for of, unit in _UNITS.items():
+        if seconds and seconds % of == 0:
+            number = int(seconds // of)
+            return f"1 {unit}" if number == 1 else f"{number} {unit}s"
+    return f"{seconds:g} s"
+
+
+def period(per: float) -> str:
+    """The words that follow "per": ``day``, ``2 hours``, ``90 s``."""
+    return length(per).removeprefix("1 ") if per > SHORTEST else length(per)
 
 
 def check_amount(what: str, amount: object, least: int = 1) -> int:
