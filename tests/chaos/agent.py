@@ -2,9 +2,10 @@
 
     python -m tests.chaos.agent ENDPOINT NAMESPACE ROLE...
 
-Roles, all at the same time: ``lock``, ``semaphore`` and ``paths`` take turns and write fenced; ``reserve`` does the
-same under reservations, which it renews and releases by their handles; ``add`` adds dead letters; ``retry`` retries
-them, with a clock that is ``ahead=SECONDS`` if so asked. The handlers of ``deadly`` entries kill their process.
+Roles, all at the same time: ``lock``, ``semaphore``, ``paths`` and ``lead`` take turns and write fenced; ``reserve``
+does the same under reservations, which it renews and releases by their handles; ``reign`` leads until its end and
+writes fenced; ``join`` has many members in a group; ``add`` adds dead letters; ``retry`` retries them, with a clock
+that is ``ahead=SECONDS`` if so asked. The handlers of ``deadly`` entries kill their process.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from codomyrmex.concurrency import (
     DeadLetter,
     DeadLetterQueue,
     DistributedLock,
+    Election,
+    Group,
     LockManager,
     RetryPolicy,
     Semaphore,
@@ -36,6 +39,7 @@ from codomyrmex.concurrency.session import core_of
 from tests.helpers import begin_at_the_first
 
 LIMIT = 3
+MEMBERS = 50
 PATHS = (
     ["src/"],
     ["src/a.py", "docs/"],
@@ -102,6 +106,36 @@ async def paths(session: Session) -> None:
             say("paths", token=grant.token, since=since, until=until, paths=grant.paths, shared=shared)
 
 
+async def lead(session: Session) -> None:
+    election = Election("e", session)
+    while True:
+        async with election.campaign() as term:
+            since = time.monotonic()
+            await asyncio.sleep(random.uniform(0, 0.03))
+            await term.grant.put(f"/{core_of(session).layout.namespace}/elected", str(term.token))
+            await term.proclaim(term.token)
+            say("lead", token=term.token, since=since, until=time.monotonic())
+
+
+async def reign(session: Session) -> None:
+    async with Election("e", session).campaign({"pid": os.getpid()}) as term:
+        say("reign", token=term.token, session=session.id)
+        while True:
+            await term.grant.put(f"/{core_of(session).layout.namespace}/elected", str(term.token))
+            await asyncio.sleep(0.01)
+
+
+async def join(session: Session) -> None:
+    async def be_one(number: int) -> None:
+        async with Group("g", session).join({"number": number}):
+            say("joined")
+            await asyncio.Event().wait()
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(MEMBERS):
+            group.create_task(be_one(number))
+
+
 async def add(session: Session) -> None:
     queue = DeadLetterQueue("q", session=session)
     while True:
@@ -141,7 +175,17 @@ def set_clock(offset: timedelta) -> None:
     record.now = lambda: right() + offset
 
 
-_WORK = {"lock": lock, "semaphore": semaphore, "paths": paths, "reserve": reserve, "add": add, "retry": retry}
+_WORK = {
+    "lock": lock,
+    "semaphore": semaphore,
+    "paths": paths,
+    "lead": lead,
+    "reign": reign,
+    "join": join,
+    "reserve": reserve,
+    "add": add,
+    "retry": retry,
+}
 
 
 async def main() -> None:

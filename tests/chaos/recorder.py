@@ -7,20 +7,31 @@ import json
 from codomyrmex.concurrency import Session
 from codomyrmex.concurrency.etcd.transports.protocol import Event, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
-from codomyrmex.concurrency.keys import LOCK, PATH, SEMAPHORE, Layout, is_reader, limit_of, permits_of, prefix_end
+from codomyrmex.concurrency.keys import (
+    ELECTION,
+    LOCK,
+    PATH,
+    SEMAPHORE,
+    Layout,
+    is_reader,
+    limit_of,
+    permits_of,
+    prefix_end,
+)
 from codomyrmex.concurrency.session import core_of
 from tests.chaos.checker import Change, Step
 
 
 class Recorder:
-    """One lock, one semaphore, one reserved name, one tree and one dead letter queue of a namespace.
+    """One lock, one semaphore, one election, one reserved name, one tree and one dead letter queue of a namespace.
 
-    Fenced writes go to ``/<namespace>/lock``, and to ``semaphore``, ``reserved`` and ``paths`` beside it.
+    Fenced writes go to ``/<namespace>/lock``, and to ``semaphore``, ``elected``, ``reserved`` and ``paths`` beside it.
     """
 
     def __init__(self, session: Session, namespace: str) -> None:
         self.lock: list[Change] = []
         self.semaphore: list[Change] = []
+        self.election: list[Change] = []
         self.reserved: list[Change] = []
         self.paths: list[Change] = []
         self.dead_letters: list[Step] = []
@@ -44,16 +55,20 @@ class Recorder:
             self.lock.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif kv.key == self._root + b"semaphore":
             self.semaphore.append(Change(kv.mod_revision, "wrote", int(kv.value)))
+        elif kv.key == self._root + b"elected":
+            self.election.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif kv.key == self._root + b"reserved":
             self.reserved.append(Change(kv.mod_revision, "wrote", int(kv.value)))
         elif kv.key == self._root + b"paths":
             self.paths.append(Change(kv.mod_revision, "wrote", int(kv.value)))
-        elif told and any(layout.name_of(kv.key, kind) for kind in (LOCK, PATH, SEMAPHORE)):
+        elif told and any(layout.name_of(kv.key, kind) for kind in (LOCK, PATH, SEMAPHORE, ELECTION)):
             return
         elif layout.name_of(kv.key, PATH):
             paths = () if event.deleted else tuple(json.loads(kv.value)["paths"])
             shared = is_reader(kv.key)
             self.paths.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key, paths=paths, shared=shared))
+        elif layout.name_of(kv.key, ELECTION):
+            self.election.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))
         elif name := layout.name_of(kv.key):
             history = self.reserved if name == "r" else self.lock
             history.append(Change(kv.mod_revision, kind, kv.create_revision, kv.key))

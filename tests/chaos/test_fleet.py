@@ -17,7 +17,7 @@ from functools import partial
 
 import pytest
 
-from codomyrmex.concurrency import EmbeddedEtcd, Session
+from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.health import renews_wrongly
 from codomyrmex.concurrency.session import core_of
 from tests.chaos.agent import LIMIT
@@ -31,13 +31,16 @@ from tests.chaos.checker import (
     violations,
 )
 from tests.chaos.members import Members, members
+from tests.chaos.past import differences
 from tests.chaos.recorder import Recorder
 from tests.cluster import Cluster, cluster
 from tests.helpers import eventually
 
 _TTL = 2
 _RESERVED = 10  # seconds, the shortest that a reservation may have
-_ROLES = [("lock", "semaphore", "paths")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
+_ROLES = (
+    [("lock", "semaphore", "paths", "lead")] * 4 + [("reserve",)] * 3 + [("add",), ("retry",), ("retry", "ahead=3600")]
+)
 
 
 async def _hurt_one(etcd: EmbeddedEtcd, chance: random.Random) -> str:
@@ -125,6 +128,9 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
         await eventually(lambda: not violations(recorder.reserved), _RESERVED + 5)
         added = [said["id"] for said in fleet.said("added")]
         started = [(said["id"], said["token"]) for said in fleet.said("started")]
+        onlooker = await stack.enter_async_context(Session(endpoints=endpoints, namespace=namespace))
+        manager = LockManager(onlooker)
+        pasts = [await manager.history("x"), await manager.history("r"), await manager.history("t", kind="path")]
     counts = Counter(change.kind for change in recorder.lock)
     permits = Counter(change.kind for change in recorder.semaphore)
     print(f"etcd {version} under {faults.total()} faults: {dict(faults)}")
@@ -134,17 +140,25 @@ async def test_a_fleet_under_random_faults_never_breaks_the_promise(
     print(
         f"{counts['wrote']} writes under the lock, {permits['wrote']} under the semaphore, {paths['wrote']} under paths"
     )
+    led = Counter(change.kind for change in recorder.election)
+    print(f"{led['wrote']} writes by leaders")
     print(f"{reserved['wrote']} writes under reservations, {left} of which found the note of an expired one")
     print(f"{len(added)} dead letters, {len(started)} attempts")
-    assert min(counts["wrote"], permits["wrote"], paths["wrote"]) > 2 * seconds
+    assert min(counts["wrote"], permits["wrote"], paths["wrote"], led["wrote"]) > 2 * seconds
     assert len(added) > seconds and not recorder.gaps
+    logs = zip(pasts, (recorder.lock, recorder.reserved, recorder.paths), ("lock", "reserve", "paths"), strict=True)
+    for past, log, what in logs:
+        print(f"etcd tells {len(past.holds)} holds of {past.name!r}: {dict(Counter(one.how for one in past.holds))}")
+        assert past.holds and differences(past, log, [said.token for said in fleet.holds(what)]) == []
     assert violations(recorder.lock) == [] and reserved["wrote"] > 2
     assert violations(recorder.reserved) == []
+    assert violations(recorder.election) == []
     assert semaphore_violations(recorder.semaphore) == []
     assert path_violations(recorder.paths) == []
     assert dead_letter_violations(recorder.dead_letters, added, started) == []
     if not (faults["stop a member"] and renews_wrongly(version)):  # see SPEC.md, servers
         assert overlaps(fleet.holds("lock")) == []
         assert overlaps(fleet.holds("reserve")) == []
+        assert overlaps(fleet.holds("lead")) == []
         assert crowds(fleet.holds("semaphore"), LIMIT) == []
         assert overlapping_paths(fleet.holds("paths")) == []

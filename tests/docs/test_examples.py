@@ -132,6 +132,15 @@ def test_the_agent_pool_gets_its_agents_back(etcd: EmbeddedEtcd, namespace: str)
     ]
 
 
+def test_the_elected_service_goes_on_with_another_leader(etcd: EmbeddedEtcd, namespace: str) -> None:
+    assert output_of("elected_service.py", etcd, namespace) == [
+        "3 members",
+        "the leader is killed",
+        "another one leads, its token is higher: True",
+        "2 members",
+    ]
+
+
 def test_ci_deploy_deploys(etcd: EmbeddedEtcd, namespace: str) -> None:
     first = output_of("ci_deploy.sh", etcd, namespace)
     second = output_of("ci_deploy.sh", etcd, namespace)

@@ -1,4 +1,4 @@
-"""A cancel at every await point of semaphores, joint locks, pools and dead letters: nothing stays behind.
+"""A cancel at every await point of semaphores, elections, joint locks, pools, dead letters: nothing stays behind.
 
 For locks see ``test_faults.py``, whose injector is used here.
 """
@@ -17,12 +17,16 @@ from codomyrmex.concurrency import (
     Attempt,
     DeadLetter,
     DeadLetterQueue,
+    Election,
+    Group,
     LockManager,
     Semaphore,
     Session,
 )
+from codomyrmex.concurrency.recipes import election as elections
+from codomyrmex.concurrency.recipes import membership as groups
 from codomyrmex.concurrency.session import core_of
-from codomyrmex.concurrency.waitqueue import inspect
+from codomyrmex.concurrency.waitqueue import inspect, shared_values
 from tests.helpers import eventually
 from tests.integration.test_faults import _CancelAt
 
@@ -32,6 +36,17 @@ Cycle = Callable[[Session], Coroutine[Any, Any, object]]
 async def semaphore(session: Session) -> None:
     async with Semaphore("s", max_concurrent=2, session=session).hold(2):
         await asyncio.sleep(0)
+
+
+async def campaign(session: Session) -> None:
+    async with Election("e", session).campaign("value") as term:
+        await term.proclaim("another")
+        assert term.value == "another"
+
+
+async def member(session: Session) -> None:
+    async with Group("g", session).join({"n": 1}) as mine:
+        await mine.update({"n": 2})
 
 
 async def joint(session: Session) -> None:
@@ -80,7 +95,10 @@ async def until_cancelled(session: Session, cycle: Cycle, after: Callable[[], Aw
     raise AssertionError("endless")
 
 
-@pytest.mark.parametrize(("cycle", "least"), [(semaphore, 3), (joint, 2), (reader, 2), (paths, 2), (guarded_task, 1)])
+@pytest.mark.parametrize(
+    ("cycle", "least"),
+    [(semaphore, 3), (campaign, 3), (member, 3), (joint, 2), (reader, 2), (paths, 2), (guarded_task, 1)],
+)
 @pytest.mark.parametrize("contended", [False, True])
 async def test_nothing_is_held_after_a_cancel_at_any_step(
     session: Session, other: Session, cycle: Cycle, least: int, contended: bool
@@ -91,6 +109,7 @@ async def test_nothing_is_held_after_a_cancel_at_any_step(
             Semaphore("s", max_concurrent=2, session=other).hold(2),
             manager.acquire_all(["a", "b"]),
             manager.acquire_paths(["src/a.py"]),
+            Election("e", other).campaign(),
         ):
             held.set()
             await asyncio.sleep(0.03)
@@ -105,7 +124,12 @@ async def test_nothing_is_held_after_a_cancel_at_any_step(
 
     async def free() -> bool:
         found = await inspect.semaphore(core_of(other), "s")
-        return not (await LockManager(other).locks() or found.holders or found.waiters)
+        if await LockManager(other).locks() or found.holders or found.waiters:
+            return False
+        for queues in (elections.queues(), groups.queues()):
+            if (await shared_values.read(core_of(other), queues)).entries:
+                return False
+        return True
 
     async def nothing_left() -> None:
         await asyncio.gather(*rivals)

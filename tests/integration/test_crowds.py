@@ -14,8 +14,8 @@ import pytest
 from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually, queue_of
-from tests.proxy import TcpProxy
 
 pytestmark = pytest.mark.long
 

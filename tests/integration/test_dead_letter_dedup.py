@@ -15,8 +15,8 @@ from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, Put
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 NAME = "dedup"
 

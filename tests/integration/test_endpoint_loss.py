@@ -20,10 +20,10 @@ import pytest
 
 from codomyrmex.concurrency.cli.process import dying_with_us
 from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.testing import TcpProxy
 from tests import dns
 from tests.cluster import cluster
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 _TRANSPORTS = get_args(EtcdSettings.model_fields["transport"].annotation)
 _TTL = 6

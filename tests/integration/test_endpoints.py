@@ -15,8 +15,8 @@ from codomyrmex.concurrency import DistributedLock, EmbeddedEtcd, EtcdUnavailabl
 from codomyrmex.concurrency.etcd.transports import base, factory
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 _TRANSPORTS = get_args(EtcdSettings.model_fields["transport"].annotation)
 

@@ -24,9 +24,9 @@ from codomyrmex.concurrency import (
 )
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.testing import TcpProxy
 from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from tests.helpers import entries, eventually, queue_of
-from tests.proxy import TcpProxy
 from tests.stepping import AtStep
 
 

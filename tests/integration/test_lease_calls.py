@@ -18,8 +18,8 @@ from codomyrmex.concurrency import EmbeddedEtcd, EtcdUnavailable
 from codomyrmex.concurrency.etcd.transports import factory
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put, Transport
 from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.cluster import cluster
-from tests.proxy import TcpProxy
 
 _KEY = b"/codomyrmex/lease-calls"
 _LIMIT = 0.8

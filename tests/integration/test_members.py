@@ -16,13 +16,13 @@ from codomyrmex.concurrency import DistributedLock, Session
 from codomyrmex.concurrency.etcd.transports.protocol import Delete
 from codomyrmex.concurrency.health import renews_wrongly
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.chaos.agent import LIMIT
 from tests.chaos.checker import crowds, overlaps, semaphore_violations, violations
 from tests.chaos.members import Members, members
 from tests.chaos.recorder import Recorder
 from tests.cluster import Cluster, Member, cluster
 from tests.helpers import eventually, gateway, queue_of
-from tests.proxy import TcpProxy
 
 pytestmark = pytest.mark.cluster
 

@@ -21,9 +21,9 @@ from codomyrmex.concurrency.etcd.transports.native_link import Link
 from codomyrmex.concurrency.etcd.transports.protocol import Get, Put, WatchRequest
 from codomyrmex.concurrency.session import core_of, default_session
 from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.endpoints import WrongServer, html, http2
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 _GET = Get(b"/codomyrmex/x")
 

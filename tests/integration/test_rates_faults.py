@@ -27,13 +27,13 @@ from codomyrmex.concurrency.etcd.watch import Refused
 from codomyrmex.concurrency.rates import driver, slices
 from codomyrmex.concurrency.rates.driver import Driver, Drivers
 from codomyrmex.concurrency.session import core_of, default_session
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.forks import in_child
 from tests.helpers import eventually, revoke
 from tests.integration.rate_keys import leases, nothing_left, pauses
 from tests.integration.test_elsewhere import first_step
 from tests.integration.test_faults import through_proxy
 from tests.integration.test_reservation_faults import until_cancelled
-from tests.proxy import TcpProxy
 from tests.stepping import AtStep
 
 RATE = Rate(10, per=1)

@@ -18,8 +18,8 @@ from codomyrmex.concurrency.dead_letters.spill import Spill
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.embedded import EmbeddedEtcd
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 pytestmark = pytest.mark.usefixtures("state")
 

@@ -26,9 +26,9 @@ from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.protocol import Event, Get, Put, Transport, WatchRequest, WatchStream
 from codomyrmex.concurrency.keys import prefix_end
 from codomyrmex.concurrency.settings import EtcdSettings
+from codomyrmex.concurrency.testing import TcpProxy
 from tests import proxy
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 _LARGE = 1_400_000  # bytes; etcd takes requests of up to 1.5 MiB
 _STREAMS = 100  # calls at once that the etcd of this file allows a connection, if it can

@@ -26,10 +26,10 @@ from codomyrmex.concurrency.dead_letters.follower import Follower
 from codomyrmex.concurrency.dead_letters.store import Store
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Put
 from codomyrmex.concurrency.session import core_of
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually, gateway
 from tests.integration.test_faults import through_proxy
 from tests.integration.test_together import fill
-from tests.proxy import TcpProxy
 
 QUICK = RetryPolicy(max_attempts=3, initial=0.05, maximum=0.2, jitter=0)
 

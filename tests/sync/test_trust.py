@@ -15,8 +15,8 @@ import pytest
 from codomyrmex import concurrency as twin
 from codomyrmex.concurrency import EmbeddedEtcd, EtcdUnavailable, LockLost
 from codomyrmex.concurrency.sync import DistributedLock, LockManager, Semaphore, Session
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 Block = Callable[[Session], AbstractContextManager[Any]]
 

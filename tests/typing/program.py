@@ -19,19 +19,24 @@ from codomyrmex.concurrency import (
     Deleted,
     DistributedLock,
     Done,
+    Election,
     EmbeddedEtcd,
     EtcdOptions,
     EtcdSettings,
     Get,
     GetResult,
     Grant,
+    Group,
     Holding,
     JointAcquisition,
+    Leader,
     LockEvent,
     LockInfo,
     LockManager,
     LockStats,
     Loss,
+    Member,
+    Membership,
     Owner,
     Park,
     Permit,
@@ -46,6 +51,7 @@ from codomyrmex.concurrency import (
     Session,
     Target,
     TaskResult,
+    Term,
     TxnResult,
     Worker,
     sync,
@@ -215,3 +221,21 @@ def forwarded(manager: sync.LockManager, grant: sync.Grant, queue: sync.DeadLett
     assert_type(queue.list_entries(since=since, state="parked"), list[DeadLetter])
     for entry in queue.entries("send", since):
         assert_type(entry, DeadLetter)
+
+
+async def leading() -> None:
+    assert_type(await Election("scheduler").leader(), Leader | None)
+    async with Election("scheduler").campaign({"url": "http://a"}) as term, Group("workers").join({"gpu": 1}) as member:
+        assert_type(term, Term)
+        assert_type(member, Membership)
+        assert_type(term.grant, Grant)
+    async for leader in Election("scheduler").observe():
+        assert_type(leader, Leader)
+    async for event in Group("workers").watch():
+        assert_type(event.member, Member)
+    with sync.Election("scheduler").campaign(timeout=5) as term_here, sync.Group("workers").join() as member_here:
+        assert_type(term_here, sync.Term)
+        assert_type(member_here, sync.Membership)
+    for leader in sync.Election("scheduler").observe():
+        assert_type(leader, Leader)
+    assert_type(sync.Group("workers").members(), tuple[Member, ...])

@@ -20,7 +20,7 @@ SYNC = {name: getattr(sync, name) for name in sync.__all__}
 PUBLIC = {*ASYNC.values(), *SYNC.values(), telemetry.Observer}
 # What users are given, and never make themselves.
 GIVEN = {"Acquisition", "Attempt", "Grant", "Grants", "Holding", "JointAcquisition", "Loss", "Permit", "Worker"}
-GIVEN |= {"Reservation", "Reserve", "Reserving", "Spend"}
+GIVEN |= {"Campaign", "Joining", "Membership", "Reservation", "Reserve", "Reserving", "Spend", "Term"}
 CLASSES = [
     pytest.param(one, id=f"{one.__module__}.{one.__name__}")
     for one in sorted(PUBLIC, key=lambda one: (one.__module__, one.__name__))

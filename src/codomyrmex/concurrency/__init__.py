@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.dead_letters.worker_handle import Worker as Worker
     from codomyrmex.concurrency.errors import ConcurrencyError as ConcurrencyError
     from codomyrmex.concurrency.errors import DeadLetterNotFound as DeadLetterNotFound
+    from codomyrmex.concurrency.errors import Deadlock as Deadlock
     from codomyrmex.concurrency.errors import EtcdAuthError as EtcdAuthError
     from codomyrmex.concurrency.errors import EtcdError as EtcdError
     from codomyrmex.concurrency.errors import EtcdQuotaExceeded as EtcdQuotaExceeded
@@ -52,10 +53,15 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.etcd.transports.protocol import TxnResult as TxnResult
     from codomyrmex.concurrency.loss import Loss as Loss
     from codomyrmex.concurrency.models import ForcedRelease as ForcedRelease
+    from codomyrmex.concurrency.models import History as History
+    from codomyrmex.concurrency.models import Leader as Leader
     from codomyrmex.concurrency.models import LockEvent as LockEvent
     from codomyrmex.concurrency.models import LockInfo as LockInfo
     from codomyrmex.concurrency.models import LockStats as LockStats
+    from codomyrmex.concurrency.models import Member as Member
+    from codomyrmex.concurrency.models import MemberEvent as MemberEvent
     from codomyrmex.concurrency.models import Owner as Owner
+    from codomyrmex.concurrency.models import PastHold as PastHold
     from codomyrmex.concurrency.models import RateLimitInfo as RateLimitInfo
     from codomyrmex.concurrency.models import RateUse as RateUse
     from codomyrmex.concurrency.models import ReservationInfo as ReservationInfo
@@ -70,11 +76,17 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.rates.limiter import Reserve as Reserve
     from codomyrmex.concurrency.rates.limiter import Spend as Spend
     from codomyrmex.concurrency.rates.rate import Rate as Rate
+    from codomyrmex.concurrency.recipes.election import Campaign as Campaign
+    from codomyrmex.concurrency.recipes.election import Election as Election
+    from codomyrmex.concurrency.recipes.election import Term as Term
     from codomyrmex.concurrency.recipes.lock import DistributedLock as DistributedLock
     from codomyrmex.concurrency.recipes.manager import Acquisition as Acquisition
     from codomyrmex.concurrency.recipes.manager import JointAcquisition as JointAcquisition
     from codomyrmex.concurrency.recipes.manager import LockManager as LockManager
     from codomyrmex.concurrency.recipes.manager import Shared as Shared
+    from codomyrmex.concurrency.recipes.membership import Group as Group
+    from codomyrmex.concurrency.recipes.membership import Joining as Joining
+    from codomyrmex.concurrency.recipes.membership import Membership as Membership
     from codomyrmex.concurrency.recipes.reservation import Reservation as Reservation
     from codomyrmex.concurrency.recipes.reserving import Reserving as Reserving
     from codomyrmex.concurrency.recipes.semaphore import Holding as Holding
@@ -84,6 +96,10 @@ if TYPE_CHECKING:
     from codomyrmex.concurrency.session import Session as Session
     from codomyrmex.concurrency.settings import EtcdOptions as EtcdOptions
     from codomyrmex.concurrency.settings import EtcdSettings as EtcdSettings
+    from codomyrmex.concurrency.wait_graph import QueueName as QueueName
+    from codomyrmex.concurrency.wait_graph import WaitEdge as WaitEdge
+    from codomyrmex.concurrency.wait_graph import WaitNode as WaitNode
+    from codomyrmex.concurrency.wait_graph import Waits as Waits
     from codomyrmex.concurrency.waitqueue.grant import Grant as Grant
 
 _HOME = {
@@ -119,6 +135,7 @@ _HOME = {
         "PoolClosed",
         "PayloadTooLarge",
         "ConcurrencyError",
+        "Deadlock",
         "EtcdAuthError",
         "EtcdError",
         "EtcdQuotaExceeded",
@@ -148,20 +165,28 @@ _HOME = {
         "Target",
         "TxnResult",
     ),
+    "recipes.election": ("Campaign", "Election", "Term"),
+    "recipes.membership": ("Group", "Joining", "Membership"),
     "recipes.lock": ("DistributedLock",),
     "recipes.manager": ("Acquisition", "JointAcquisition", "LockManager", "Shared"),
     "models": (
         "SemaphoreInfo",
         "Routed",
         "ForcedRelease",
+        "History",
+        "Leader",
         "LockEvent",
         "LockInfo",
         "LockStats",
+        "Member",
+        "MemberEvent",
         "Owner",
+        "PastHold",
         "RateLimitInfo",
         "RateUse",
         "ReservationInfo",
     ),
+    "wait_graph": ("QueueName", "WaitEdge", "WaitNode", "Waits"),
     "rates.limiter": ("RateLimiter", "Reserve", "Spend"),
     "rates.rate": ("Rate",),
     "recipes.reservation": ("Reservation",),

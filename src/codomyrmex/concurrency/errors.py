@@ -10,6 +10,7 @@ from copy import copy
 from typing import Literal, TypeVar
 
 from codomyrmex.concurrency.legible import legible
+from codomyrmex.concurrency.wait_graph import WaitEdge
 
 Applied = Literal["yes", "no", "unknown"]
 E = TypeVar("E", bound=BaseException)
@@ -32,6 +33,17 @@ class InvalidHandle(ConcurrencyError, ValueError):
 
 class LockTimeout(ConcurrencyError, TimeoutError):
     """The lock was not granted within ``timeout`` seconds. The queue entry has been withdrawn."""
+
+
+class Deadlock(ConcurrencyError):
+    """Requesters wait for each other in a cycle, and this one was chosen to give up. Its queue entry is withdrawn.
+
+    ``cycle`` has the edges of the cycle in order, each a ``WaitEdge``.
+    """
+
+    def __init__(self, message: str, cycle: tuple[WaitEdge, ...] = ()) -> None:
+        super().__init__(message)
+        self.cycle = cycle
 
 
 class LockLost(ConcurrencyError):

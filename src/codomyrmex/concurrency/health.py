@@ -11,7 +11,7 @@ from codomyrmex.concurrency.etcd.scan import keys_under
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import ClusterMember, Get, Transport
-from codomyrmex.concurrency.keys import LOCK, PATH, RATE, SEMAPHORE, Kind, Layout
+from codomyrmex.concurrency.keys import ELECTION, GROUP, LOCK, PATH, RATE, SEMAPHORE, Kind, Layout
 from codomyrmex.concurrency.models import ClusterStatus, LeaseRecord, MemberStatus
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
@@ -116,7 +116,7 @@ class _Inspection:
             record = LeaseRecord.decode(kv.value)
             sessions += record is None or not record.reservation
         names: set[tuple[Kind, str]] = set()
-        for kind in (LOCK, PATH, RATE, SEMAPHORE):
+        for kind in (LOCK, PATH, RATE, SEMAPHORE, ELECTION, GROUP):
             foreign = 0
             async for kv in keys_under(self._transport, self._layout.under(kind)):
                 name = self._layout.name_of(kv.key, kind)

@@ -9,6 +9,8 @@
     /<namespace>/v1/rate/<name>%2F<dimension>/limit-<n>    the limit of one dimension of a rate limiter; its value has
                                                    the period and the names of all dimensions
     /<namespace>/v1/pause/<name>/<lease>           leased: nobody spends from this rate limiter
+    /<namespace>/v1/election/<name>/<entry>        one per leader or candidate, whose value it has
+    /<namespace>/v1/group/<name>/<entry>.r         one per member of a group, whose capabilities it has
     /<namespace>/v1/path/<tree>/<entry>            one per holder or waiter of paths, which its value tells
     /<namespace>/v1/baton/lock/<name>/<entry>      a short-lived release marker: the token of a holder that released
     /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
@@ -229,6 +231,8 @@ class Kind(NamedTuple):
 LOCK = Kind("lock", "lock")
 SEMAPHORE = Kind("semaphore", "semaphore")
 PATH = Kind("path lock", "path")  # its queues are trees
+ELECTION = Kind("election", "election")  # its holder is the leader
+GROUP = Kind("group", "group")  # its holders are the members
 RATE = Kind("rate limit", "rate")  # its queues are dimensions
 
 

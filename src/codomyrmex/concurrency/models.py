@@ -15,6 +15,7 @@ from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of, sessi
 
 EventKind = Literal["enqueued", "granted", "released", "expired"]
 QueueKind = Literal["lock", "path"]
+HowEnded = Literal["released", "expired", "forced", "lost", "unknown", "held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,131 @@ class SemaphoreInfo:
     def available(self) -> int:
         """The number of permits without a holder; waiters may be about to get them."""
         return max(0, (self.limit or 0) - sum(owner.permits for owner in self.holders))
+
+
+@dataclass(frozen=True, slots=True)
+class RequesterRecord:
+    """The fields of an entry that tell its requester.
+
+    ``requester`` is a number of the task or thread that asked, within its session; 0 if it is not known. ``fails``
+    marks a waiter that fails rather than wait in a deadlock, and ``reserves`` one that waits for a reservation.
+    """
+
+    requester: int = 0
+    fails: bool = False
+    reserves: bool = False
+
+    @classmethod
+    def decode(cls, value: bytes) -> RequesterRecord:
+        """The fields in an entry's value; those of a foreign one are empty."""
+        return decode.record(_REQUESTER, value) or cls()
+
+
+_REQUESTER = TypeAdapter(RequesterRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """The leader of an election in one term. ``value`` is the last one that it has proclaimed."""
+
+    name: str
+    value: Any
+    owner: Owner
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a group. ``token`` is the revision at which it joined."""
+
+    group: str
+    capabilities: dict[str, Any]
+    owner: Owner
+    token: int
+
+
+MemberEventKind = Literal["joined", "changed", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberEvent:
+    """A change of a group, at a revision that all observers see. A member that has left has its last capabilities."""
+
+    kind: MemberEventKind
+    member: Member
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRecord:
+    """The fields of an entry that its owner shares with everybody: the value of a candidate, or the capabilities of a
+    member."""
+
+    value: Any = None
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def decode(cls, value: bytes) -> SharedRecord:
+        """The fields in an entry's value; those of a foreign one are empty."""
+        return decode.record(_SHARED, value) or cls()
+
+
+_SHARED = TypeAdapter(SharedRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class PastHold:
+    """One hold of a lock, as etcd's history tells it.
+
+    ``how`` it ended: ``"released"``, ``"expired"`` with its lease, ``"forced"`` by an operator, ``"lost"`` with its
+    session before its ``lock_delay`` was over, ``"unknown"``, which only the gap of a record can be, or ``"held"``: it
+    has not ended.
+
+    etcd has no clock, so the times are those that owners recorded, by the clocks of their hosts, and None where nobody
+    recorded any. ``granted_at`` is the holder's. ``ended_at`` is when the next holder, which was waiting, was granted,
+    or when the operator released it. ``ended_before`` is when a later entry of any queue joined. ``granted_revision``
+    is None if the hold is older than the history. With the ``kind`` ``"path"`` it is one of a path lock, and ``name``
+    is its tree.
+    """
+
+    name: str
+    owner: Owner
+    token: int
+    granted_at: datetime | None
+    ended_at: datetime | None
+    ended_before: datetime | None
+    how: HowEnded
+    granted_revision: int | None
+    ended_revision: int | None
+    forced: ForcedRelease | None = None
+    kind: QueueKind = "lock"
+
+    @property
+    def waited(self) -> float | None:
+        """The seconds that it waited for its grant; None where they are not known."""
+        return 0.0 if self.granted_revision == self.token else self.owner.waited
+
+    @property
+    def held(self) -> float | None:
+        """The seconds from its grant to its end, which two hosts' clocks may tell; None where either is not known."""
+        if self.granted_at is None or self.ended_at is None:
+            return None
+        return max(0.0, (self.ended_at - self.granted_at).total_seconds())
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The past of one lock or tree, since etcd's last compaction.
+
+    ``begins_at`` is the revision of that compaction; 1 if there was none, and then the history is whole. ``holds`` are
+    in the order of their grants, and ``waits`` are the owners of entries that went without having held.
+    """
+
+    name: str
+    begins_at: int
+    holds: tuple[PastHold, ...]
+    waits: tuple[Owner, ...]
+    kind: QueueKind = "lock"
 
 
 @dataclass(frozen=True, slots=True)

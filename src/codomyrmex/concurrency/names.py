@@ -1,4 +1,5 @@
-"""The names of locks, semaphores, rate limiters, pools and dead letter queues, for a shell to complete.
+"""The names of locks, semaphores, elections, groups, rate limiters, pools and dead letter queues, for a shell to
+complete.
 
 Needs no lease, so a prompt costs etcd a few small reads and nothing else.
 """
@@ -13,12 +14,14 @@ from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.keys import Layout, check_name
 from codomyrmex.concurrency.settings import EtcdSettings
 
-Kind = Literal["lock", "tree", "semaphore", "rate limiter", "pool", "dead letter queue"]
+Kind = Literal["lock", "tree", "semaphore", "election", "group", "rate limiter", "pool", "dead letter queue"]
 
 _SEGMENTS: dict[Kind, str] = {
     "lock": "lock",
     "tree": "path",
     "semaphore": "semaphore",
+    "election": "election",
+    "group": "group",
     "rate limiter": "rate",
     "pool": "pool",
     "dead letter queue": "dead",

@@ -9,6 +9,7 @@ queues; never a lock's name.
     codomyrmex_losses_total{kind}            codomyrmex_session_deadline_seconds  the least of this process's sessions
     codomyrmex_fenced_writes_rejected_total  codomyrmex_waiting{kind}, codomyrmex_oldest_wait_seconds{kind}
     codomyrmex_sessions_lost_total           codomyrmex_holding{kind}, codomyrmex_oldest_hold_seconds{kind}
+    codomyrmex_deadlocks_total               cycles of waits in which waiters of this process take part
     codomyrmex_pool_tasks{pool,state}        each task has one state; "waiting" tasks have begun, and wait
     codomyrmex_dead_letters{queue,state}, codomyrmex_dead_letters_oldest_seconds{queue}
     codomyrmex_rate_granted_total{limiter,dimension}, codomyrmex_rate_given_back_total{limiter,dimension}
@@ -43,7 +44,7 @@ log = logging.getLogger("codomyrmex.concurrency")
 
 MAX_POOLS = 50  # the number of pool names in labels; further pools are summed up as "other"
 MAX_LIMITERS = 50  # the same of rate limiters
-_KINDS = ("lock", "semaphore", "path lock")
+_KINDS = ("lock", "semaphore", "path lock", "election", "group")
 _STATES: tuple[State, ...] = ("waiting", "running", "parked", "resolved")
 _SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -73,6 +74,7 @@ class Metrics(telemetry.Observer):
         self._losses = self._counter("losses", "Locks and permits that could no longer be trusted")
         self._rejected = self._counter("fenced_writes_rejected", "Fenced writes refused", ())
         self._sessions_lost = self._counter("sessions_lost", "Leases gone, but for sessions that were closed", ())
+        self._deadlocks = self._counter("deadlocks", "Cycles of waits with waiters of this process", ())
         self._waits = self._histogram("wait_seconds", "Time from the request to the grant", _SECONDS)
         self._holds = self._histogram("hold_seconds", "Time from the grant to the release", _SECONDS)
         self._batches = self._histogram("commit_batch_size", "Requests in one transaction", _SIZES, ())
@@ -145,6 +147,10 @@ class Metrics(telemetry.Observer):
     def committed(self, requests: int) -> None:
         """Count a transaction by its number of requests."""
         self._batches.observe(requests)
+
+    def deadlock(self, waiters: int) -> None:
+        """Count a deadlock."""
+        self._deadlocks.inc()
 
     def session_lost(self, session: int) -> None:
         """Count a lost session."""

@@ -15,8 +15,8 @@ class Observer:
     """An observer; override the methods you need.
 
     The event loop calls them in the middle of its work, so they must be quick. An error that one raises is logged and
-    goes no further. ``kind`` is ``"lock"``, ``"semaphore"``, ``"path lock"``, or ``"rate limit"`` for a part of a
-    slice. Times are seconds.
+    goes no further. ``kind`` is ``"lock"``, ``"semaphore"``, ``"path lock"``, ``"election"`` for a term, ``"group"``
+    for a membership, or ``"rate limit"`` for a part of a slice. Times are seconds.
     """
 
     def granted(self, kind: str, name: str, waited: float, contended: bool) -> None:
@@ -33,6 +33,9 @@ class Observer:
 
     def committed(self, requests: int) -> None:
         """One transaction carried this number of requests of entries that join or leave."""
+
+    def deadlock(self, waiters: int) -> None:
+        """A waiter of this session is one of so many waiters that wait for each other in a cycle."""
 
     def session_lost(self, session: int) -> None:
         """The session with this lease id lost its lease, although it was not closed."""

@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.chaos.documents.gateway import coded
 from tests.chaos.documents.history import BALLAST, Follower
 from tests.chaos.documents.servers import Server, Servers
 from tests.chaos.documents.tls import renew
 from tests.chaos.documents.workload import NAMESPACE, REQUEST, TTL
-from tests.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from tests.chaos.documents.fleet import Fleet

@@ -16,10 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from codomyrmex.concurrency import Session
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.chaos.documents.gateway import Gateway
 from tests.chaos.documents.instruments import Instruments
 from tests.chaos.documents.tls import client_context
-from tests.proxy import TcpProxy
 
 MARK = "/chaos/mark"
 NAMESPACE = "chaos"

@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 from codomyrmex.concurrency import ConcurrencyError, LockManager, Semaphore, sync
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.chaos.documents.rig import Rig
-from tests.proxy import TcpProxy
 
 TTL = 3
 

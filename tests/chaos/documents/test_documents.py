@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.chaos.documents.evidence import Evidence
 from tests.chaos.documents.faults import QUOTA, Faults
 from tests.chaos.documents.fleet import ROLES, Fleet
@@ -25,7 +26,6 @@ from tests.chaos.documents.roles import STEADY
 from tests.chaos.documents.servers import Servers, servers
 from tests.chaos.documents.tls import Authority, client_context
 from tests.chaos.documents.workload import NAMESPACE, TTL
-from tests.proxy import TcpProxy
 
 pytestmark = pytest.mark.chaos
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.chaos.documents.gateway import Gateway
 from tests.chaos.documents.history import Followers
 from tests.chaos.documents.journal import Journal, read
@@ -28,7 +29,6 @@ from tests.chaos.reservations.agent import NAMESPACE, SESSION_TTL, TTLS
 from tests.chaos.reservations.drive import begin
 from tests.chaos.reservations.judge import judge
 from tests.chaos.reservations.run import Run
-from tests.proxy import TcpProxy
 
 AGENTS = 4
 LATE = 4.0  # seconds after its time to live in which etcd ends a lease while its leader stands

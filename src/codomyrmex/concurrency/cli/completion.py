@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
+def lock_names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """A completer of the names of locks, and behind ``--tree`` of those of trees."""
+    return names_of("tree" if context.params.get("tree") else "lock")(context, param, incomplete)
+
+
 def names_of(kind: Kind) -> Complete:
     """A completer of the names of this kind."""
 

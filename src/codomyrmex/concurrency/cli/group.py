@@ -15,10 +15,13 @@ _COMMANDS = {
     "demo": "Show a fleet at work: locks, a semaphore, pools, dead letters.",
     "dev": "Start an etcd for development, alone or around a command.",
     "dlq": "Dead letters: list, retry, discard, purge; run a worker.",
+    "elections": "Leaders of all elections and their values, also live.",
     "guard": "Refuse edits and commits of paths without a reservation.",
-    "locks": "Holders, waiters and tokens of all locks, also live; release by force.",
+    "locks": "Holders, waiters and tokens of all locks, also live; their past; release by force.",
+    "members": "Members of all groups and their capabilities, also live.",
     "pools": "Every worker pool of the fleet, per host; also live.",
     "rates": "Limits and use of all rate limiters, also live; resize, pause, resume, delete.",
+    "record": "Append every step of locks to a file, for longer than etcd keeps its history.",
     "release": "Give reservations of this agent back.",
     "renew": "Renew reservations of this agent.",
     "reservations": "All reservations: owners, notes and time left, also live.",
@@ -50,7 +53,7 @@ class _Lazy(Group):
 @click.version_option(package_name="codomyrmex-concurrency", message="%(package)s %(version)s")
 @common_options
 def concurrency() -> None:
-    """Locks, semaphores, rate limits, worker pools and dead letters for fleets of agents, on etcd.
+    """Locks, semaphores, elections, rate limits, worker pools and dead letters for fleets of agents, on etcd.
 
     \b
     See it work:           codomyrmex concurrency demo

@@ -1,9 +1,12 @@
-"""``locks``: the holders and waiters of all locks and trees, also live; one queue in full; release by force."""
+"""``locks``: all locks and trees with holders and waiters, also live; one queue in full, its past; release by force."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import click
 from rich.console import Group, RenderableType
@@ -11,8 +14,10 @@ from rich.console import Group, RenderableType
 from codomyrmex.concurrency import LockInfo, LockManager, NotHeld, Session
 from codomyrmex.concurrency.cli import stuck as stuck_holders
 from codomyrmex.concurrency.cli.command_classes import NamedGroup
-from codomyrmex.concurrency.cli.completion import names_of
+from codomyrmex.concurrency.cli.completion import lock_names
 from codomyrmex.concurrency.cli.duration_types import Age
+from codomyrmex.concurrency.cli.graph import graph
+from codomyrmex.concurrency.cli.history import history
 from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_yes, output_format, settings, where
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import live, lock_table, output, owners, queue_table, text, trees
@@ -22,7 +27,9 @@ from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import follow, inspect
 
 
-@click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | release NAME]")
+@click.group(
+    cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME | graph | history NAME | release NAME]"
+)
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per event.")
 @click.option("--prefix", default="", metavar="P", help="Only locks whose name starts with P.")
 @click.option(
@@ -54,6 +61,8 @@ def locks(
 
     Paths of a tree have a row for each holder, with the waiters that it keeps out; see `show --tree`.
 
+    The state is `deadlock` where a waiter is part of a cycle of waits; `locks graph` shows it.
+
     \b
     Examples:
       codomyrmex concurrency locks --prefix file_edit: --sort held
@@ -70,6 +79,10 @@ def locks(
         run(_watch(context, choice) if watch else _list(context, choice))
 
 
+locks.add_command(graph)
+locks.add_command(history)
+
+
 def _check_stuck(context: click.Context, stuck: float, held_longer_than: float | None) -> None:
     if context.invoked_subcommand is not None:
         raise click.UsageError("--stuck lists the holders of many locks; for one, add --prefix and its name")
@@ -77,6 +90,9 @@ def _check_stuck(context: click.Context, stuck: float, held_longer_than: float |
         raise click.UsageError("--stuck must be more than 0")
     if held_longer_than is not None:
         raise click.UsageError("give --stuck or --held-longer-than, not both")
+
+
+_Picture = tuple[list[LockInfo], frozenset[lock_table.Wait]]
 
 
 class _Choice:
@@ -119,33 +135,43 @@ def _in_line(info: LockInfo) -> float:
 async def _list(context: click.Context, choice: _Choice) -> None:
     async with Session(settings(context)) as session:
         found = await LockManager(session).locks(choice.prefix)
+        deadlocked = await _deadlocked(session, found) if _draws(context) else frozenset()
     if note := choice.note(found):
         click.echo(f"note: {note}", err=True)
     empty = f"no locks are held {where(context, choice.prefix)}{choice.also()}"
-    output.show_list(context, choice.of(_rows(context, found)), lock_table.locks, empty)
+    rows = trees.by_holder(found) if _draws(context) else found  # other forms of output have a tree as one
+    output.show_list(context, choice.of(rows), partial(lock_table.locks, deadlocked=deadlocked), empty)
 
 
-def _rows(context: click.Context, infos: list[LockInfo]) -> list[LockInfo]:
-    """The rows of a table; other forms of output have a tree as one."""
-    return trees.by_holder(infos) if output_format(context) in ("table", "wide") else infos
+def _draws(context: click.Context) -> bool:
+    """True if the output is a table."""
+    return output_format(context) in ("table", "wide")
+
+
+async def _deadlocked(session: Session, infos: list[LockInfo]) -> frozenset[lock_table.Wait]:
+    """The waits of deadlocks, which are read if anyone waits."""
+    if not any(info.waiters for info in infos):
+        return frozenset()
+    return lock_table.waits_in((await LockManager(session).waits()).cycles)
 
 
 async def _watch(context: click.Context, choice: _Choice) -> int:
-    def draw(infos: list[LockInfo]) -> Grid:
-        infos = trees.by_holder(infos)
-        return lock_table.locks(choice.of(infos), wide=output_format(context) == "wide", remark=choice.note(infos))
+    async def pictures(session: Session) -> AsyncGenerator[_Picture, None]:
+        async with aclosing(follow.locks(core_of(session), choice.prefix)) as readings:
+            async for infos in readings:
+                yield infos, await _deadlocked(session, infos)
+
+    def draw(picture: _Picture) -> Grid:
+        infos, wide = trees.by_holder(picture[0]), output_format(context) == "wide"
+        return lock_table.locks(choice.of(infos), wide=wide, remark=choice.note(infos), deadlocked=picture[1])
 
     return await live.watch(
         context,
         events=lambda session: inspect.watch(core_of(session), choice.prefix),
         line=lock_table.lock_event,
-        pictures=lambda session: follow.locks(core_of(session), choice.prefix),
+        pictures=pictures,
         draw=draw,
     )
-
-
-def _names(context: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    return names_of("tree" if context.params.get("tree") else "lock")(context, param, incomplete)
 
 
 def _kind(tree: bool) -> QueueKind:
@@ -153,7 +179,7 @@ def _kind(tree: bool) -> QueueKind:
 
 
 @locks.command()
-@click.argument("name", shell_complete=_names)
+@click.argument("name", shell_complete=lock_names)
 @click.option("--tree", is_flag=True, is_eager=True, help="NAME is a tree: show the holders of its paths.")
 @common_options
 @click.pass_context
@@ -197,7 +223,7 @@ def _whole(info: LockInfo) -> RenderableType:
 
 
 @locks.command()
-@click.argument("name", shell_complete=_names)
+@click.argument("name", shell_complete=lock_names)
 @click.option("--tree", is_flag=True, is_eager=True, help="NAME is a tree; needs --token.")
 @click.option("--token", type=int, metavar="N", help="Only the holder with this token, as `locks` shows it.")
 @click.option("--reason", required=True, help="Recorded, and shown to the holder.")

@@ -17,20 +17,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FORMATS = ("table", "wide", "json", "jsonl", "name")
 
 
-def common_options(command: F) -> F:
-    """Add -o, --endpoints, --namespace and --color. Given on a group, they hold for its commands too."""
+def options_with(*formats: str) -> Callable[[F], F]:
+    """A decorator that adds -o with these ``formats``, the first of which is the default; --endpoints, --namespace and
+    --color. Given on a group, they hold for its commands too."""
 
     def shared(*names: str, **attributes: Any) -> Callable[[F], F]:
         return click.option(*names, callback=_remember, expose_value=False, **attributes)
 
-    for option in (
-        shared("--color", type=click.Choice(["auto", "always", "never"]), help="Default: auto; NO_COLOR counts."),
-        shared("--namespace", metavar="NAME", help="Default: CODOMYRMEX_ETCD_NAMESPACE, or codomyrmex."),
-        shared("--endpoints", metavar="URL[,URL]", help="Default: CODOMYRMEX_ETCD_ENDPOINTS."),
-        shared("-o", "--output", type=click.Choice(_FORMATS), help="Default: table."),
-    ):
-        command = option(command)
-    return command
+    def decorated(command: F) -> F:
+        for option in (
+            shared("--color", type=click.Choice(["auto", "always", "never"]), help="Default: auto; NO_COLOR counts."),
+            shared("--namespace", metavar="NAME", help="Default: CODOMYRMEX_ETCD_NAMESPACE, or codomyrmex."),
+            shared("--endpoints", metavar="URL[,URL]", help="Default: CODOMYRMEX_ETCD_ENDPOINTS."),
+            shared("-o", "--output", type=click.Choice(formats), help=f"Default: {formats[0]}."),
+        ):
+            command = option(command)
+        return command
+
+    return decorated
+
+
+common_options = options_with(*_FORMATS)
 
 
 def _remember(context: click.Context, param: click.Parameter, value: str | None) -> None:

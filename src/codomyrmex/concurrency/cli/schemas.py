@@ -12,15 +12,21 @@ from pydantic import TypeAdapter
 from codomyrmex.concurrency import (
     ClusterPoolStats,
     DeadLetter,
+    Leader,
     LockEvent,
     LockInfo,
+    Member,
+    MemberEvent,
+    PastHold,
     RateLimitInfo,
     ReservationInfo,
     SemaphoreInfo,
+    Waits,
 )
 from codomyrmex.concurrency.cli.agents.outcomes import GuardOutcome, InstallOutcome, KeptOutcome, ReserveOutcome
 from codomyrmex.concurrency.cli.agents.reservation_events import ReservationEvent
 from codomyrmex.concurrency.cli.description import Capabilities
+from codomyrmex.concurrency.cli.election_rows import ElectionRow
 from codomyrmex.concurrency.cli.rate_rows import RateRow
 from codomyrmex.concurrency.dead_letters.stats import OperationSummary
 from codomyrmex.concurrency.models import ClusterStatus
@@ -44,10 +50,16 @@ OUTPUTS = {
     "dlq list": Output(DeadLetter, True, DeadLetter),
     "dlq show": Output(DeadLetter),
     "dlq stats": Output(OperationSummary, True, OperationSummary),
+    "elections": Output(ElectionRow, True, Leader),
+    "elections show": Output(ElectionRow, event=Leader),
     "guard check": Output(GuardOutcome),
     "guard install": Output(InstallOutcome),
     "locks": Output(LockInfo, True, LockEvent, also=StuckHolder),
+    "locks graph": Output(Waits),
+    "locks history": Output(PastHold, True),
     "locks show": Output(LockInfo),
+    "members": Output(Member, True, MemberEvent),
+    "members show": Output(Member, True, MemberEvent),
     "pools": Output(ClusterPoolStats, True, ClusterPoolStats),
     "rates": Output(RateRow, True, RateRow),
     "rates show": Output(RateLimitInfo, event=RateLimitInfo),

@@ -24,7 +24,7 @@ from codomyrmex.concurrency.etcd.supervision import Broken, supervise
 from codomyrmex.concurrency.etcd.transports.protocol import Event, Transport, WatchMessage, WatchRequest, WatchStream
 from codomyrmex.concurrency.etcd.watch_state import Changed, Notice, Refused, Started, Watch, WatchState
 
-__all__ = ["Changed", "Follow", "Notice", "Refused", "Started", "Subscription", "WatchHub"]
+__all__ = ["Changed", "Follow", "Notice", "Refused", "Started", "Subscription", "WatchHub", "receive"]
 
 log = logging.getLogger("codomyrmex.concurrency")
 
@@ -175,7 +175,7 @@ class WatchHub:
 
     async def _read(self, stream: WatchStream) -> None:
         while True:
-            message = await _receive(stream)
+            message = await receive(stream)
             self._dispatch(message)
             self._pause = _FIRST_PAUSE
 
@@ -198,7 +198,7 @@ class WatchHub:
             self._tell(watch, Refused(error))
 
 
-async def _receive(stream: WatchStream) -> WatchMessage:
+async def receive(stream: WatchStream) -> WatchMessage:
     """The next message, with its fragments joined if etcd sent it in fragments."""
     message = await stream.receive()
     if not message.fragment:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from codomyrmex.concurrency import clock, decode
 from codomyrmex.concurrency.affinity import current_task, running_loop
@@ -29,6 +29,7 @@ from codomyrmex.concurrency.waitqueue.local import LocalQueues
 from codomyrmex.concurrency.waitqueue.rules import Rule
 
 _NO_OPTIONS = HoldOptions()
+OnDeadlock = Literal["fail", "report"]
 
 T = TypeVar("T")
 Ending = Callable[[Sequence[Entry], float, bool], Awaitable[T | None]]
@@ -46,7 +47,8 @@ class AcquireRequest:
 
     ``queues`` are pairs of a kind and a name, which are acquired together. ``attempt`` joins them and returns a
     ``Hold``, or raises ``LockTimeout``. Without a ``session`` the process's default one is used. ``prepare`` is awaited
-    once for each session before the request uses it, and again after ``forget_session``.
+    once for each session before the request uses it, and again after ``forget_session``. ``reserves`` marks the request
+    of a reservation. With ``deadlock="fail"`` a wait that is the youngest in a deadlock raises ``Deadlock``.
     """
 
     __slots__ = (
@@ -69,6 +71,8 @@ class AcquireRequest:
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
         note: str = "",
+        reserves: bool = False,
+        deadlock: OnDeadlock = "report",
         options: HoldOptions = _NO_OPTIONS,
         prepare: Callable[[SessionCore], Awaitable[None]] | None = None,
     ) -> None:
@@ -80,7 +84,10 @@ class AcquireRequest:
         self._options = options
         self.queues = queues
         self.on_loss: OnLoss = on_loss
-        self._metadata = encode_metadata(with_agent(metadata)) + encode_note(note)
+        if deadlock not in ("fail", "report"):
+            raise ValueError(f"deadlock must be 'fail' or 'report', not {deadlock!r}")
+        marks = ',"reserves":true' * reserves + ',"fails":true' * (deadlock == "fail")
+        self._metadata = encode_metadata(with_agent(metadata)) + encode_note(note) + marks
         self._used: SessionCore | None = None
         self._queue_refs: list[QueueRef] = []
         self._owner = ""
@@ -200,7 +207,9 @@ class AcquireRequest:
     ) -> None:
         # An ``OwnerRecord`` as JSON, put together from parts since it is on the hot path.
         name = _quoted(task.get_name()) if task else '""'
-        head, end = f"{self._owner}{self._metadata}", f',"task":{name},"since":{since:.3f}}}'
+        requester = session.member(LocalQueues).requester(by.who and by.who())
+        head = f"{self._owner}{self._metadata}"
+        end = f',"task":{name},"requester":{requester},"since":{since:.3f}}}'
         for queue_ref, rule in zip(self._queue_refs, rules, strict=True):
             value = f"{head}{rule.fields}{end}".encode()
             entries.append(Entry(session, queue_ref, value, rule, self._options, by))

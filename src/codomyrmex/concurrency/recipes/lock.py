@@ -14,7 +14,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockInfo
-from codomyrmex.concurrency.recipes.acquire import AcquireRequest
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.waitqueue import inspect
@@ -44,6 +44,8 @@ class DistributedLock(AsyncOnly):
             is blocked all the while.
         max_idle: seconds after which a grant without progress is lost in the same way. They count from the grant, and
             anew from each ``grant.progress()`` that etcd has answered, from the time at which it was called.
+        deadlock: ``"fail"`` raises ``Deadlock`` from a wait that is the youngest of those that wait for each other in a
+            cycle and ask for it. ``"report"`` only logs and counts the cycle.
 
     Raises ``InvalidName`` for a name that cannot be used, and ``TypeError`` or ``ValueError`` for other arguments.
 
@@ -60,6 +62,7 @@ class DistributedLock(AsyncOnly):
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
         self._name = check_name(name)
         self._session = session
@@ -68,6 +71,7 @@ class DistributedLock(AsyncOnly):
             queues=((LOCK, self._name),),
             on_loss=on_loss,
             metadata=metadata,
+            deadlock=deadlock,
             options=HoldOptions.checked(max_hold, lock_delay, max_idle),
         )
         self._holds: dict[Grant, Hold] = {}
@@ -91,8 +95,8 @@ class DistributedLock(AsyncOnly):
         """Wait for the lock and return the grant.
 
         ``timeout`` is in seconds. None waits as long as it takes. 0 tries once, and ends when etcd has answered, or
-        after ``request_timeout``. Raises ``LockTimeout``, ``SessionLost``, ``LockLost`` (an operator deleted the
-        entry) or an ``EtcdError``. After an error or a cancelled wait, no key stays in etcd.
+        after ``request_timeout``. Raises ``LockTimeout``, ``Deadlock``, ``SessionLost``, ``LockLost`` (an operator
+        deleted the entry) or an ``EtcdError``. After an error or a cancelled wait, no key stays in etcd.
         """
         return self._keep(await self._request.attempt(_RULES, timeout))
 

@@ -13,8 +13,8 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, PATH, Kind, check_name
-from codomyrmex.concurrency.models import LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
-from codomyrmex.concurrency.recipes.acquire import AcquireRequest, check_session
+from codomyrmex.concurrency.models import History, LockEvent, LockInfo, LockStats, Owner, QueueKind, ReservationInfo
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock, check_session
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.lock import DistributedLock
@@ -23,7 +23,9 @@ from codomyrmex.concurrency.recipes.reservation import Reservation, check_ttl
 from codomyrmex.concurrency.recipes.reservation_list import reservations
 from codomyrmex.concurrency.recipes.reserving import Reserving
 from codomyrmex.concurrency.session import Session, default_session, ready
-from codomyrmex.concurrency.waitqueue import inspect
+from codomyrmex.concurrency.wait_graph import Waits
+from codomyrmex.concurrency.waitqueue import inspect, past
+from codomyrmex.concurrency.waitqueue.deadlocks import read_waits
 from codomyrmex.concurrency.waitqueue.entry import Entry, Requester
 from codomyrmex.concurrency.waitqueue.force_release import force_release
 from codomyrmex.concurrency.waitqueue.grant import Grant
@@ -140,17 +142,22 @@ class LockManager:
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> Acquisition:
         """Acquire ``name``: ``async with manager.acquire(name) as grant``, or ``grant = await
         manager.acquire(name)`` and later ``await manager.release(grant)``.
 
         ``shared`` acquires as a reader. Readers hold together, a writer holds alone, and all are granted in order of
         arrival: a reader that comes after a waiting writer waits for it, so that neither starves. Each reader has its
-        own token. The other arguments and the errors are those of ``DistributedLock``.
+        own token. With ``deadlock="fail"`` this wait raises ``Deadlock`` if it is the youngest of those that wait for
+        each other in a cycle and ask for it; by default a deadlock is only reported. The other arguments and the errors
+        are those of ``DistributedLock``.
         """
         check_timeout(timeout)
         queues = ((LOCK, check_name(name)),)
-        request = self._request(queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle))
+        request = self._request(
+            queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle), deadlock
+        )
         return Acquisition(self, request, (shared_rule if shared else exclusive,), timeout)
 
     def acquire_all(
@@ -163,6 +170,7 @@ class LockManager:
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> JointAcquisition:
         """Acquire all of up to 60 ``names`` or none: ``async with manager.acquire_all([a, b]) as grants``.
 
@@ -179,7 +187,9 @@ class LockManager:
         if len(rules) > MAX_TOGETHER:
             raise ValueError(f"at most {MAX_TOGETHER} names fit one transaction; {len(rules)} were given")
         queues = [(LOCK, name) for name in rules]
-        request = self._request(queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle))
+        request = self._request(
+            queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle), deadlock
+        )
         return JointAcquisition(self, request, tuple(rules.values()), timeout)
 
     def reserve(
@@ -194,6 +204,7 @@ class LockManager:
         tree: str = "default",
         metadata: dict[str, Any] | None = None,
         keepalive: bool = False,
+        deadlock: OnDeadlock = "report",
     ) -> Reserving:
         """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process: ``reservation = await
         manager.reserve("x", ttl=900)``, or ``async with manager.reserve("x", ttl=900) as reservation``.
@@ -221,6 +232,8 @@ class LockManager:
             queues=tuple(rules),
             metadata=metadata if owner is None else {**(metadata or {}), "agent": check_owner(owner)},
             note=note,
+            reserves=True,
+            deadlock=deadlock,
         )
         return Reserving(self._session, request, tuple(rules.values()), seconds, timeout, keepalive=keepalive)
 
@@ -247,6 +260,7 @@ class LockManager:
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> Acquisition:
         """Acquire up to 200 paths of a tree or none: ``async with manager.acquire_paths(["src/parser/", "README.md"],
         tree="main") as grant``.
@@ -264,7 +278,9 @@ class LockManager:
         """
         check_timeout(timeout)
         queues = ((PATH, check_name(tree)),)
-        request = self._request(queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle))
+        request = self._request(
+            queues, on_loss, metadata, HoldOptions.checked(max_hold, lock_delay, max_idle), deadlock
+        )
         return Acquisition(self, request, (Overlap(Scopes.of(paths, shared)),), timeout)
 
     async def release(self, grant: Grant) -> None:
@@ -307,6 +323,20 @@ class LockManager:
         async for event in inspect.watch(await ready(self._session), prefix):
             yield event
 
+    async def waits(self) -> Waits:
+        """The wait-for graph of the namespace at one revision: the requesters that wait for others, over locks, paths,
+        semaphores, elections and reservations, and the deadlocks among them."""
+        return await read_waits(await ready(self._session))
+
+    async def history(self, name: str, kind: QueueKind = "lock") -> History:
+        """Every hold of a lock since etcd's last compaction: the owner, the token, from when to when, and how it ended.
+
+        It is read from etcd's own past, so nothing had to be recorded. With ``kind="path"`` the name is that of a tree.
+        A name that never was has no holds. etcd has no clock: see ``PastHold`` for the times. Raises ``InvalidName``,
+        and an ``EtcdError`` if etcd does not answer.
+        """
+        return await past.history(await ready(self._session), name, kind)
+
     async def force_release(
         self, name: str, *, reason: str, token: int | None = None, kind: QueueKind = "lock"
     ) -> Owner:
@@ -336,8 +366,16 @@ class LockManager:
         on_loss: OnLoss,
         metadata: dict[str, Any] | None,
         options: HoldOptions,
+        deadlock: OnDeadlock,
     ) -> AcquireRequest:
-        return AcquireRequest(session=self._session, queues=queues, on_loss=on_loss, metadata=metadata, options=options)
+        return AcquireRequest(
+            session=self._session,
+            queues=queues,
+            on_loss=on_loss,
+            metadata=metadata,
+            deadlock=deadlock,
+            options=options,
+        )
 
     def _got(self, hold: Hold) -> None:
         for entry, grant in zip(hold.entries, hold.grants, strict=True):

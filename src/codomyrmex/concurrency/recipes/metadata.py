@@ -12,7 +12,7 @@ from codomyrmex.concurrency.waitqueue.progress import check_note
 AGENT = "CODOMYRMEX_AGENT"
 MAX_METADATA = 64 * 1024
 MAX_OWNER = 512
-_DEEP = f"metadata may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
+_DEEP = f"may nest {decode.MAX_DEPTH} levels, of numbers that are finite and texts without lone surrogates"
 
 
 def with_agent(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -42,17 +42,26 @@ def encode_metadata(metadata: dict[str, Any] | None) -> str:
         return ""
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict, not {type(metadata).__name__}")
-    try:
-        text = json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"metadata must be JSON: {error}") from None
-    except RecursionError:
-        raise ValueError(_DEEP) from None
-    if len(text) > MAX_METADATA:
-        raise ValueError(f"metadata may have {MAX_METADATA} bytes as JSON; this has {len(text)}")
-    if not decode.is_plain(json.loads(text)):
-        raise ValueError(_DEEP)
+    text = encode_value("metadata", metadata)
     return f',"metadata":{text}'
+
+
+def encode_value(what: str, value: object) -> str:
+    """A value of the user as JSON, which an error calls ``what``.
+
+    Raises ``TypeError`` if it cannot be JSON, ``ValueError`` if it is too large or nests too deep.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} must be JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{what} {_DEEP}") from None
+    if len(text) > MAX_METADATA:
+        raise ValueError(f"{what} may have {MAX_METADATA} bytes as JSON; this has {len(text)}")
+    if not decode.is_plain(json.loads(text)):
+        raise ValueError(f"{what} {_DEEP}")
+    return text
 
 
 def encode_note(note: str) -> str:

@@ -18,7 +18,7 @@ from codomyrmex.concurrency.errors import LimitMismatch, NotHeld
 from codomyrmex.concurrency.keys import SEMAPHORE, check_name
 from codomyrmex.concurrency.models import SemaphoreInfo
 from codomyrmex.concurrency.recipes import semaphore_limit
-from codomyrmex.concurrency.recipes.acquire import AcquireRequest
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.semaphore_limit import check_limit
 from codomyrmex.concurrency.session import Session, ready
@@ -111,6 +111,7 @@ class Semaphore(AsyncOnly):
         on_loss: as ``DistributedLock``'s: ``"cancel"`` cancels a block whose permits are lost.
         max_hold, max_idle: seconds after which a permit is lost, as ``DistributedLock``'s.
         metadata: shown to others with each permit, as ``DistributedLock``'s.
+        deadlock: ``"fail"`` raises ``Deadlock`` from a wait, as ``DistributedLock``'s.
 
     Raises ``ValueError`` for a limit below 1, ``InvalidName`` for a name that cannot be used.
     """
@@ -125,6 +126,7 @@ class Semaphore(AsyncOnly):
         max_hold: float | None = None,
         max_idle: float | None = None,
         metadata: dict[str, Any] | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
         self._name = check_name(name)
         self._limit = check_limit(max_concurrent)
@@ -135,6 +137,7 @@ class Semaphore(AsyncOnly):
             queues=((SEMAPHORE, self._name),),
             on_loss=on_loss,
             metadata=metadata,
+            deadlock=deadlock,
             options=HoldOptions.checked(max_hold, max_idle=max_idle),
             prepare=self._agree,
         )

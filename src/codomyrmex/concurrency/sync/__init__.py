@@ -9,9 +9,11 @@ use. All calls run on one event loop in a separate thread. The exit of the inter
 
 from codomyrmex.concurrency.recipes.manager import Shared
 from codomyrmex.concurrency.sync.dead_letters import Attempt, DeadLetterQueue, Worker
+from codomyrmex.concurrency.sync.election import Campaign, Election, Term
 from codomyrmex.concurrency.sync.grant import Grant, Grants
 from codomyrmex.concurrency.sync.lock import DistributedLock
 from codomyrmex.concurrency.sync.manager import LockManager
+from codomyrmex.concurrency.sync.membership import Group, Joining, Membership
 from codomyrmex.concurrency.sync.pool import AsyncWorkerPool
 from codomyrmex.concurrency.sync.rate_limiter import RateLimiter, Reserve, Spend
 from codomyrmex.concurrency.sync.reservation import Reservation
@@ -21,12 +23,17 @@ from codomyrmex.concurrency.sync.session import Loss, Session
 __all__ = [
     "AsyncWorkerPool",
     "Attempt",
+    "Campaign",
     "DeadLetterQueue",
     "DistributedLock",
+    "Election",
     "Grant",
     "Grants",
+    "Group",
+    "Joining",
     "LockManager",
     "Loss",
+    "Membership",
     "Permit",
     "RateLimiter",
     "Reservation",
@@ -35,5 +42,6 @@ __all__ = [
     "Session",
     "Shared",
     "Spend",
+    "Term",
     "Worker",
 ]

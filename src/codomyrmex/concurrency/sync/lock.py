@@ -11,7 +11,7 @@ from codomyrmex.concurrency.errors import NotHeld
 from codomyrmex.concurrency.keys import LOCK, check_name
 from codomyrmex.concurrency.models import LockInfo
 from codomyrmex.concurrency.recipes import lock as twin
-from codomyrmex.concurrency.recipes.acquire import AcquireRequest
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold
 from codomyrmex.concurrency.session import ready
 from codomyrmex.concurrency.sync.blocking import text_of
@@ -41,6 +41,7 @@ class DistributedLock(BlockingOnly):
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
         self._name = check_name(name)
         self._session = unwrapped(session)
@@ -50,6 +51,7 @@ class DistributedLock(BlockingOnly):
             queues=((LOCK, self._name),),
             on_loss=at_loss(on_loss),
             metadata=metadata,
+            deadlock=deadlock,
             options=options,
         )
         self._held: list[tuple[int, Grant]] = []

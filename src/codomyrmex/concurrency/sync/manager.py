@@ -8,6 +8,7 @@ from typing import Any
 
 from codomyrmex.concurrency.keys import check_name
 from codomyrmex.concurrency.recipes import manager as twin
+from codomyrmex.concurrency.recipes.acquire import OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold
 from codomyrmex.concurrency.recipes.reservation import Reservation as AsyncReservation
 from codomyrmex.concurrency.sync.blocking import blocking, text_of
@@ -37,9 +38,10 @@ class LockManager:
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> Grant:
         acquisition = self._twin.acquire(
-            name, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
+            name, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle, deadlock
         )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
 
@@ -54,9 +56,10 @@ class LockManager:
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> Grants:
         acquisition = self._twin.acquire_all(
-            names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
+            names, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle, deadlock
         )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))
 
@@ -72,9 +75,10 @@ class LockManager:
         lock_delay: float = 0.0,
         max_hold: float | None = None,
         max_idle: float | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> Grant:
         acquisition = self._twin.acquire_paths(
-            paths, tree, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle
+            paths, tree, timeout, shared, metadata, at_loss(on_loss), lock_delay, max_hold, max_idle, deadlock
         )
         return self._wrap(portal().run(acquisition._acquire(threading.current_thread()), self._undo))[0]
 
@@ -90,6 +94,7 @@ class LockManager:
         tree: str = "default",
         metadata: dict[str, Any] | None = None,
         keepalive: bool = False,
+        deadlock: OnDeadlock = "report",
     ) -> Reservation:
         """Reserve names and paths for ``ttl`` seconds, whatever becomes of this process. ``with manager.reserve("x",
         ttl=60) as reservation: ...`` releases it at the block's end. The arguments and the errors are those of the
@@ -105,6 +110,7 @@ class LockManager:
             tree=tree,
             metadata=metadata,
             keepalive=keepalive,
+            deadlock=deadlock,
         )
         made = portal().run(reserving._reserve(threading.current_thread()), AsyncReservation.release)
         return Reservation(made)
@@ -134,6 +140,8 @@ class LockManager:
     locks = blocking(twin.LockManager.locks)
     info = blocking(twin.LockManager.info)
     watch = blocking(twin.LockManager.watch)
+    waits = blocking(twin.LockManager.waits)
+    history = blocking(twin.LockManager.history)
     force_release = blocking(twin.LockManager.force_release)
     stats = blocking(twin.LockManager.stats)
 

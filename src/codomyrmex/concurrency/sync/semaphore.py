@@ -8,6 +8,7 @@ from typing import Any
 
 from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.recipes import semaphore as twin
+from codomyrmex.concurrency.recipes.acquire import OnDeadlock
 from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.grant import Grant, OnLoss, at_loss, this_thread
 from codomyrmex.concurrency.sync.portal import portal
@@ -46,6 +47,7 @@ class Semaphore(BlockingOnly):
         max_hold: float | None = None,
         max_idle: float | None = None,
         metadata: dict[str, Any] | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
         self._twin = twin.Semaphore(
             name,
@@ -55,6 +57,7 @@ class Semaphore(BlockingOnly):
             max_hold=max_hold,
             max_idle=max_idle,
             metadata=metadata,
+            deadlock=deadlock,
         )
         self._blocks = threading.local()
 

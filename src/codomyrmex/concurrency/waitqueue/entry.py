@@ -250,7 +250,7 @@ class Entry:
         self.token = token
         self.state = next_state(self.state, Event.JOINED)
         self._since = clock.now()
-        self._long_queue = view.total > 1 and not self.rule.needs_all
+        self._long_queue = view.total > 1 and not (self.rule.needs_all or keys.is_reader(self.key))
         self.local.add(self.key, self)
         if self.session.lost.is_set():
             self._lose(Event.KEY_LOST, self.session.lost.reason or SessionLost("the session is over"))
@@ -398,6 +398,14 @@ class Entry:
     def holds(self) -> tuple[str, float] | None:
         return (self.queue_ref.what, self._since) if self.state is State.HELD else None
 
+    def requester(self) -> object:
+        """The task or thread that asked for it, as a weak reference; None if it is not known."""
+        return self.by.who
+
+    def in_group(self) -> bool:
+        """True if it was joined together with others."""
+        return self.group is not None
+
     def tick(self) -> None:
         """Notice a loss; from the second tick on, watch the own key; record the wait of a hold that lasts."""
         self.notice_loss()
@@ -443,6 +451,11 @@ class Entry:
             self._lose(Event.KEY_LOST, reason)
         elif self.state is State.HELD:
             self._lose(Event.TRUST_ENDED, reason)
+
+    def fail(self, reason: ConcurrencyError) -> None:
+        """Stop waiting, for ``reason``."""
+        if self.state is State.WAITING:
+            self.lose_with_group(reason)
 
     def _hold_over(self, option: str) -> None:
         if self.state is State.HELD:

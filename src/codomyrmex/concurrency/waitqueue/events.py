@@ -88,24 +88,27 @@ class EventTracker:
         for queue, entries_of in list(self._queues.items()):
             for key in [key for key, tracked in entries_of.items() if lives.get(key) != tracked.owner.token]:
                 events += self._left(queue, key, "released", moment)
+            events += self._granted(queue, moment)
         for kv in sorted(read.values(), key=lambda kv: (kv.create_revision, kv.key)):
             events += self._put(kv, moment._replace(revision=kv.create_revision))
         return events
 
-    def changed(self, changes: Iterable[Event], now: datetime) -> list[LockEvent]:
-        """The events of changes in etcd's order. All changes of one revision come in one call."""
+    def changed(self, changes: Iterable[Event], now: datetime, *, seen: bool = True) -> list[LockEvent]:
+        """The events of changes in etcd's order. All changes of one revision come in one call. ``seen`` is False if
+        they are told later than they happened, so that ``now`` times nothing."""
         if not self.revision:
             raise ValueError("a change came before the first reading")
         events: list[LockEvent] = []
         for revision, together in groupby(changes, key=lambda change: change.kv.mod_revision):
             if revision > self.revision:
-                events += self._changed_together(list(together), _Moment(now, revision, seen=True))
+                events += self._changed_together(list(together), _Moment(now, revision, seen))
                 self.revision = revision
         return events
 
     def _changed_together(self, changes: list[Event], moment: _Moment) -> list[LockEvent]:
         """The events of one revision. The end of a lease deletes the session's key and its entries in one revision."""
         events: list[LockEvent] = []
+        left: list[_Queue] = []
         ended = {self._layout.lease_of(change.kv.key) for change in changes if change.deleted} - {None}
         for change in changes:
             queue = self._queue_of(change.kv.key)
@@ -114,6 +117,9 @@ class EventTracker:
             elif queue is not None:
                 kind: EventKind = "expired" if self._expired(queue, change, ended) else "released"
                 events += self._left(queue, change.kv.key, kind, moment)
+                left.append(queue)
+        for queue in left:  # not before all have left that leave together
+            events += self._granted(queue, moment)
         if ended:
             self._end_sessions(ended)
         return events
@@ -174,7 +180,7 @@ class EventTracker:
             return []
         if not entries:
             del self._queues[queue]
-        return [self._event(kind, queue, tracked.owner, moment), *self._granted(queue, moment)]
+        return [self._event(kind, queue, tracked.owner, moment)]
 
     def _granted(self, queue: _Queue, moment: _Moment) -> list[LockEvent]:
         """The grants that follow from a change of the queue."""

@@ -157,6 +157,19 @@ async def _fenced(entry: Entry, ops: Sequence[Op], compares: Sequence[Compare] =
     return result
 
 
+async def put_again(entry: Entry, value: bytes) -> None:
+    """Put the entry of a holder again, with another ``value``. It counts as a report of progress, and raises as that
+    does. After an error a later report does not carry ``value``."""
+    entry.check_here()
+    former, entry.value = entry.value, value
+    try:
+        await _report(entry, "")
+    except BaseException:
+        if entry.value is value:
+            entry.value = former
+        raise
+
+
 async def _report(entry: Entry, note: str) -> None:
     """Report progress for ``entry`` and for the entries that are held together with it."""
     sent_at = clock.now()

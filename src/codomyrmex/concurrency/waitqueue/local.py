@@ -7,6 +7,7 @@ session itself knows nothing of queues.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
@@ -17,12 +18,13 @@ from codomyrmex.concurrency.errors import ConcurrencyError
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.session_members import tell_each
 from codomyrmex.concurrency.waitqueue.admission import Admission
+from codomyrmex.concurrency.waitqueue.deadlocks import Deadlocks, Waiter
 from codomyrmex.concurrency.waitqueue.handoff import ReleaseMarkers
 from codomyrmex.concurrency.waitqueue.key_slots import KeySlots
 from codomyrmex.concurrency.waitqueue.known import KnownTrees
 
 
-class LocalEntry(Protocol):
+class LocalEntry(Waiter, Protocol):
     """An entry, as far as the session's share of the queues knows it."""
 
     def waits(self) -> tuple[str, float] | None:
@@ -43,6 +45,7 @@ class LocalQueues:
     ``admission``, ``key_slots`` and ``release_markers`` are per queue. ``trees`` has the entries of others in the trees
     that it uses. ``by_key`` has every entry of the session whose key may be in etcd, ``by_holder`` those that hold, by
     queue and by requester. ``recording`` is held by the one holder that writes its waiting time at the moment.
+    ``deadlocks`` looks for cycles of waits.
     """
 
     def __init__(self, session: SessionCore) -> None:
@@ -54,6 +57,9 @@ class LocalQueues:
         self.by_key: dict[bytes, LocalEntry] = {}
         self.by_holder: dict[tuple[bytes, object], LocalEntry] = {}
         self.recording = asyncio.Lock()
+        self.deadlocks = Deadlocks(session)
+        self._requesters: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        self._last_requester = 0
         self._living: set[LocalEntry] = set()
 
     def add(self, key: bytes, entry: LocalEntry) -> None:
@@ -65,6 +71,16 @@ class LocalQueues:
     def discard(self, entry: LocalEntry) -> None:
         """Tell ``entry`` no more: it neither waits nor holds."""
         self._living.discard(entry)
+
+    def requester(self, who: object) -> int:
+        """The number of a task or thread in this session; 0 for none."""
+        if who is None:
+            return 0
+        number = self._requesters.get(who)
+        if number is None:
+            self._last_requester += 1
+            number = self._requesters[who] = self._last_requester
+        return number
 
     # The session's calls to its member
 
@@ -78,6 +94,7 @@ class LocalQueues:
     def tick(self) -> bool:
         for entry in list(self._living):
             entry.tick()
+        self.deadlocks.tick(list(self._living))
         self.trees.expire()
         if not self.session.lost.is_set():
             self._remove_expired_markers()

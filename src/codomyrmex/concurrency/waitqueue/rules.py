@@ -110,8 +110,38 @@ class _Shared:
         return _GRANTED
 
 
+class _Unconditional:
+    key_suffix = READER_SUFFIX
+    fields = ""
+    needs_all = False
+
+    def __call__(self, view: View) -> Decision:
+        """Granted at once, whatever is ahead. So the cost of joining does not grow with the queue and its values."""
+        return _GRANTED
+
+
 exclusive: Rule = _Exclusive()
 shared: Rule = _Shared()
+unconditional: Rule = _Unconditional()
+
+
+@dataclass(frozen=True, slots=True)
+class WithFields:
+    """Another rule, with a part of the JSON values of its entries: ``fields``."""
+
+    rule: Rule
+    fields: str
+
+    @property
+    def key_suffix(self) -> bytes:
+        return self.rule.key_suffix
+
+    @property
+    def needs_all(self) -> bool:
+        return self.rule.needs_all
+
+    def __call__(self, view: View) -> Decision:
+        return self.rule(view)
 
 
 @dataclass(frozen=True, slots=True)

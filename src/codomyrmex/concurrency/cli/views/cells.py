@@ -9,6 +9,7 @@ STYLES = {  # of the states that stand out
     "overdue": "bold yellow",
     "stuck": "bold yellow",
     "lost": "bold red",
+    "deadlock": "bold red",
     "holds": "green",
     "full": "cyan",
     "paused": "bold yellow",

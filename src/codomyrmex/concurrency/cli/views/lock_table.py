@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from rich.text import Text
 
@@ -23,6 +23,7 @@ from codomyrmex.concurrency.cli.views.owners import (
 from codomyrmex.concurrency.cli.views.text import count, span, stamp, visible
 from codomyrmex.concurrency.cli.views.trees import event_title, title
 from codomyrmex.concurrency.models import LockEvent, LockInfo
+from codomyrmex.concurrency.wait_graph import WaitEdge
 
 _COLUMNS = (
     Column("LOCK", least=20, name=True),
@@ -36,26 +37,36 @@ _COLUMNS = (
     Column("NEXT", 5, least=12),
 )
 _WIDE = (*_COLUMNS, Column("SESSION", 6), Column("METADATA", 7, least=16))
+_TROUBLE = {"deadlock": "in a deadlock (see `locks graph`)", "stuck": "stuck", "lost": "lost"}
 _EVENTS = {"granted": "green", "enqueued": "cyan", "released": "dim", "expired": "bold red"}
 
 
-def locks(infos: Sequence[LockInfo], *, wide: bool = False, remark: str = "") -> Grid:
+Wait = tuple[str, str, int]
+"""A wait: the kind and the name of its queue, and its token."""
+
+
+def waits_in(cycles: Sequence[Sequence[WaitEdge]]) -> frozenset[Wait]:
+    """The waits of deadlocks."""
+    return frozenset((edge.queue.kind, edge.queue.name, edge.token) for cycle in cycles for edge in cycle)
+
+
+def locks(infos: Sequence[LockInfo], *, wide: bool = False, remark: str = "", deadlocked: Container[Wait] = ()) -> Grid:
     """One row a lock, or a holder of paths: its first holder, the times of its hold and of its wait, its waiters.
-    ``remark`` ends the foot."""
+    ``remark`` ends the foot. ``deadlocked`` are the waits of deadlocks."""
     grid = Grid(_WIDE if wide else _COLUMNS)
     for info in infos:
-        _add(grid, info, wide)
+        _add(grid, info, wide, lock_state(info, deadlocked))
     waiting = len({(info.kind, info.name, one.key) for info in infos for one in info.waiters})
-    states = Counter(map(lock_state, infos))
-    trouble = ", ".join(f"{states[word]} {word}" for word in ("stuck", "lost") if states[word])
+    states = Counter(lock_state(info, deadlocked) for info in infos)
+    trouble = ", ".join(f"{states[word]} {text}" for word, text in _TROUBLE.items() if states[word])
     grid.foot = "; ".join(filter(None, [f"{count(len(infos), 'lock')}, {waiting} waiting", trouble, remark]))
     return grid
 
 
-def _add(grid: Grid, info: LockInfo, wide: bool) -> None:
+def _add(grid: Grid, info: LockInfo, wide: bool, state: str) -> None:
     first = info.holders[0]
     readers = f" +{count(len(info.holders) - 1, 'reader')}" if len(info.holders) > 1 else ""
-    row = [title(info), state_cell(lock_state(info)), owner(first) + readers, agent(first), first.token]
+    row = [title(info), state_cell(state), owner(first) + readers, agent(first), first.token]
     row += [time_cell(held_for(first), longest(info)), time_cell(waited_for(first), first.waited)]
     row += [len(info.waiters), owners(info.waiters)]
     if wide:
@@ -63,14 +74,16 @@ def _add(grid: Grid, info: LockInfo, wide: bool) -> None:
     grid.add(*row)
 
 
-def lock_state(info: LockInfo) -> str:
+def lock_state(info: LockInfo, deadlocked: Container[Wait] = ()) -> str:
     """The state of a lock in a word.
 
-    ``lost``: its holder died, and ``lock_delay`` keeps it closed. ``stuck``: a waiter has waited for this holder for
-    minutes. Else ``held``.
+    ``lost``: its holder died, and ``lock_delay`` keeps it closed. ``deadlock``: a waiter waits for it in a deadlock.
+    ``stuck``: a waiter has waited for this holder for minutes. Else ``held``.
     """
     if any(one.lost for one in info.holders):
         return "lost"
+    if any((info.kind, info.name, one.token) in deadlocked for one in info.waiters):
+        return "deadlock"
     return "stuck" if is_stuck(info) else "held"
 
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
-from tests.proxy import TcpProxy
 
 
 class Echo:

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import struct
 from types import TracebackType
+from urllib.parse import urlsplit
 
 CHUNK = 1 << 16
 LOST_ANSWER_RESET = 0.3  # seconds until the connection with a lost answer is reset
@@ -35,6 +36,12 @@ class TcpProxy:
         self._lost_answers: list[bytes] = []
         self._stragglers: list[tuple[bytes, float]] = []
         self.resume()
+
+    @classmethod
+    def to(cls, endpoint: str) -> TcpProxy:
+        """A proxy before the server at this http address: ``async with TcpProxy.to(etcd.endpoint) as proxy``."""
+        address = urlsplit(endpoint)
+        return cls(address.hostname or "", address.port or 2379)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> TcpProxy:
         """Listen, and set ``endpoint``."""
