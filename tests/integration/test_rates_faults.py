@@ -502,3 +502,18 @@ async def test_a_queued_call_waits_through_an_outage_and_a_new_one_is_told(
         await asyncio.wait_for(queued, 15)
     told = [record.getMessage() for record in caplog.records if "rate limiter" in record.getMessage()]
     assert told == ["etcd does not answer: the rate limiter 'x' grants nothing until it does; waiting calls: 1"]
+
+
+async def test_an_outage_is_told_if_calls_only_wait(
+    etcd: EmbeddedEtcd, namespace: str, other: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fresh_limiter(other, LONG).acquire(10)
+    async with through_proxy(etcd, namespace, session_ttl=3, request_timeout=1.0) as (proxy, session):
+        queued = asyncio.create_task(fresh_limiter(session, LONG).acquire())
+        await asyncio.sleep(0.5)  # an answer has confirmed it
+        proxy.blackhole()
+        await eventually(lambda: "rate limiter 'x' grants nothing" in caplog.text, 4)
+        assert not queued.done()
+        proxy.resume()
+        queued.cancel()
+    assert caplog.text.count("grants nothing") == 1
