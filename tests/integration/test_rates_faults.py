@@ -493,7 +493,8 @@ async def test_a_queued_call_waits_through_an_outage_and_a_new_one_is_told(
             proxy.refuse()
             proxy.cut()
         began = clock.now()
-        for error in await asyncio.gather(mine.acquire(), mine.acquire(timeout=9), return_exceptions=True):
+        calls = asyncio.gather(mine.acquire(), mine.acquire(timeout=9), return_exceptions=True)
+        for error in await asyncio.wait_for(calls, 4):
             assert isinstance(error, EtcdUnavailable) and "grants nothing until etcd answers" in str(error)
         assert clock.now() - began < 1.8 and not queued.done()
         with pytest.raises(EtcdUnavailable):
