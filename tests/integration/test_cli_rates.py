@@ -105,11 +105,11 @@ async def test_watching_in_a_pipe_tells_each_change(cli: Cli, session: Session) 
     known = schemas()
     async with cli.started("rates", "--watch", "-o", "jsonl") as rows, cli.started("rates", "anthropic", "-w") as one:
         await until(rows, lambda row: row["dimension"] == "tokens" and not row["used"])
-        assert "0 of 1000 tokens per 60 s" in await line(one)
+        assert "0 of 1000 tokens per minute" in await line(one)
         await RateLimiter("anthropic", limits=BOTH, session=session).acquire(tokens=7)
         row = await until(rows, lambda row: row["dimension"] == "tokens" and row["used"] >= 7)
         assert not faults(row, event_schema("rates"), known)
-        assert "7 of 1000 tokens per 60 s" in await line(one)
+        assert "7 of 1000 tokens per minute" in await line(one)
         assert (await cli("rates", "pause", "anthropic", "--for", "1m")).code == 0
         await until(rows, lambda row: row["dimension"] == "tokens" and row["paused_until"])
         while "paused until" not in await line(one):
@@ -125,7 +125,7 @@ async def test_a_live_view_is_redrawn_on_a_terminal(cli: Cli, session: Session, 
     async with Terminal(cli, "rates", *name, "--watch") as terminal:
         await eventually(terminal.shows(b"q ends", b"anthropic"), 15)
         await RateLimiter("anthropic", limits=BOTH, session=session).acquire(tokens=7)
-        await eventually(terminal.shows(b"993" if not name else b"7 of 1000 tokens per 60 s used"), 15)
+        await eventually(terminal.shows(b"993" if not name else b"7 of 1000 tokens per minute used"), 15)
         terminal.type(b"q")
         assert await ended(terminal.process) == 0 and b"Traceback" not in terminal.seen
 
@@ -183,15 +183,15 @@ async def test_limits_are_resized_for_everyone(cli: Cli, session: Session) -> No
     dry = await cli("rates", "resize", "anthropic", "tokens=2000", "--dry-run")
     assert (dry.code, dry.out) == (
         0,
-        "would change the limit of anthropic in tokens from 1000 to 2000 per 60 s; 0 are used\n",
+        "would change the limit of anthropic in tokens from 1000 to 2000 per minute; 0 are used\n",
     )
     assert limits_of(await info(session)) == {"requests": 10, "tokens": 1000}
     done = await cli("rates", "resize", "anthropic", "tokens=2000", "requests=5")
     assert (done.code, done.out.splitlines()) == (
         0,
         [
-            "the limit of anthropic in requests is 5 per 60 s, and was 10",
-            "the limit of anthropic in tokens is 2000 per 60 s, and was 1000",
+            "the limit of anthropic in requests is 5 per minute, and was 10",
+            "the limit of anthropic in tokens is 2000 per minute, and was 1000",
         ],
     )
     assert limits_of(await info(session)) == {"requests": 5, "tokens": 2000}
@@ -203,7 +203,9 @@ async def test_a_pause_holds_for_the_fleet_until_it_is_resumed(cli: Cli, session
     limiter = RateLimiter("provider", Rate(10, per=60), session=session)
     await limiter.acquire()
     paused = await cli("rates", "pause", "provider", "--for", "60s")
-    assert paused.code == 0 and "the rate limiter provider is paused until " in paused.out
+    assert (
+        paused.code == 0 and "the rate limiter provider is paused until " in paused.out and "longer" not in paused.out
+    )
     with pytest.raises(LockTimeout):
         await limiter.acquire(timeout=0)
     listed, table, shown, refused = await asyncio.gather(
@@ -214,6 +216,11 @@ async def test_a_pause_holds_for_the_fleet_until_it_is_resumed(cli: Cli, session
     )
     (row,) = json.loads(listed.out)
     assert row["paused_until"] and row["paused_by"] and "paused" in table.out and "paused until" in shown.out
+    assert "waited for" not in shown.out and " wait" not in refused.err
+    shorter = await cli("rates", "pause", "provider", "--for", "10s")
+    assert "paused until" in shorter.out and shorter.out.endswith(
+        "; that longer pause stays, and `rates resume` ends it\n"
+    )
     assert (refused.code, refused.out) == (75, "") and "paused until" in refused.err
     assert (await cli("rates", "resume", "provider")).out == "the rate limiter provider is resumed\n"
     await limiter.acquire(timeout=5)
@@ -251,7 +258,7 @@ async def test_run_spends_of_a_rate_that_stays_spent(cli: Cli, session: Session)
         cli("run", "--rate", "provider", "--rate-limit", "9/60s", "--", "true"),
     )
     assert (late.code, late.out) == (75, "")
-    assert "the rate limiter provider: not granted at once; provider: 3 of 5 per 60 s used" in late.err
+    assert "the rate limiter provider: not granted at once; provider: 3 of 5 per minute used; 1 waits" in late.err
     assert other.code == 1 and other.err.startswith("error: ")
 
 
@@ -266,7 +273,7 @@ async def test_run_refuses_an_impossible_cost(cli: Cli, session: Session) -> Non
     await made(session)
     wrong = {
         (): "give --cost requests=N or --cost tokens=N",
-        ("--cost", "tokens=1001"): "the cost in tokens is 1001, but the limit of anthropic is 1000 per 60 s",
+        ("--cost", "tokens=1001"): "the cost in tokens is 1001, but the limit of anthropic is 1000 per minute",
         ("--cost", "5"): "give requests=N or tokens=N",
     }
     results = await asyncio.gather(*(cli("run", "--rate", "anthropic", *args, "--", "true") for args in wrong))
@@ -284,8 +291,8 @@ async def test_run_waits_for_the_rate_after_the_lock_and_says_so(cli: Cli, sessi
         await limiter.resize(Rate(3, per=60))
         name, token = (await line(running)).split()
         assert await ended(running) == 0
-    assert told.startswith("waiting for the lock deploy, the rate limiter provider; provider: 2 of 2 per 60 s used")
-    assert name == "deploy" and int(token) > 0
+    assert told.startswith("waiting for the lock deploy, the rate limiter provider; provider: 2 of 2 per minute used")
+    assert told.endswith("used; 1 waits\n") and name == "deploy" and int(token) > 0
 
 
 async def test_a_command_at_a_rate_has_the_token_of_the_run_around_it(cli: Cli, session: Session) -> None:

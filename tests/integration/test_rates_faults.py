@@ -475,3 +475,46 @@ async def test_a_session_lost_in_the_middle_of_a_slice_leaves_nothing_for_long(
         monkeypatch.undo()
         await eventually(lambda: nothing_left(other), 4)
     await eventually(lambda: not leases(etcd) - before, 4)
+
+
+@pytest.mark.parametrize("hung", [False, True])
+async def test_a_queued_call_waits_through_an_outage_and_a_new_one_is_told(
+    etcd: EmbeddedEtcd, namespace: str, other: Session, caplog: pytest.LogCaptureFixture, hung: bool
+) -> None:
+    rate = Rate(10, per=3)
+    await fresh_limiter(other, rate).acquire(10)
+    async with through_proxy(etcd, namespace, session_ttl=60, request_timeout=1.0) as (proxy, session):
+        mine = fresh_limiter(session, rate)
+        queued = asyncio.create_task(mine.acquire(10))
+        await asyncio.sleep(0.5)  # it has joined, and an answer has confirmed it
+        if hung:
+            proxy.blackhole()
+        else:
+            proxy.refuse()
+            proxy.cut()
+        began = clock.now()
+        calls = asyncio.gather(mine.acquire(), mine.acquire(timeout=9), return_exceptions=True)
+        for error in await asyncio.wait_for(calls, 4):
+            assert isinstance(error, EtcdUnavailable) and "grants nothing until etcd answers" in str(error)
+        assert clock.now() - began < 1.8 and not queued.done()
+        with pytest.raises(EtcdUnavailable):
+            await mine.acquire()
+        proxy.resume()
+        await asyncio.wait_for(queued, 15)
+    told = [record.getMessage() for record in caplog.records if "rate limiter" in record.getMessage()]
+    assert told == ["etcd does not answer: the rate limiter 'x' grants nothing until it does; waiting calls: 1"]
+
+
+async def test_an_outage_is_told_if_calls_only_wait(
+    etcd: EmbeddedEtcd, namespace: str, other: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fresh_limiter(other, LONG).acquire(10)
+    async with through_proxy(etcd, namespace, session_ttl=3, request_timeout=1.0) as (proxy, session):
+        queued = asyncio.create_task(fresh_limiter(session, LONG).acquire())
+        await asyncio.sleep(0.5)  # an answer has confirmed it
+        proxy.blackhole()
+        await eventually(lambda: "rate limiter 'x' grants nothing" in caplog.text, 4)
+        assert not queued.done()
+        proxy.resume()
+        queued.cancel()
+    assert caplog.text.count("grants nothing") == 1

@@ -45,8 +45,9 @@ LIMITERS: dict[str, Wrong] = {
     "a rate and limits": (lambda: RateLimiter("x", MINUTELY, limits=BOTH), TypeError, "either"),
     "no limits": (lambda: RateLimiter("x", limits={}), ValueError, "1 to 8 dimensions"),
     "nine limits": (lambda: RateLimiter("x", limits={f"d{n}": MINUTELY for n in range(9)}), ValueError, "1 to 8"),
-    "a number for a rate": (lambda: RateLimiter("x", 100), TypeError, "must be a Rate"),  # type: ignore[arg-type]
+    "a number for a rate": (lambda: RateLimiter("x", 100), TypeError, "the limit must be a Rate, such as Rate"),  # type: ignore[arg-type]
     "0 for a rate": (lambda: RateLimiter("x", 0), TypeError, "must be a Rate"),  # type: ignore[arg-type]
+    "a rate for limits": (lambda: RateLimiter("x", limits=MINUTELY), TypeError, r"RateLimiter\('x', Rate\("),  # type: ignore[arg-type]
     "a number for a limit": (lambda: RateLimiter("x", limits={"a": 1}), TypeError, "'a' must be a Rate"),  # type: ignore[dict-item]
     "None for a limit": (lambda: RateLimiter("x", limits={"a": None}), TypeError, "'a' must be a Rate"),  # type: ignore[dict-item]
     "a dimension without a name": (lambda: RateLimiter("x", limits={"": MINUTELY}), ValueError, "identifier"),
@@ -68,7 +69,7 @@ def test_a_limiter_that_cannot_be_is_refused(make: Callable[[], object], error: 
 
 
 COSTS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
-    "above the limit": ((11,), {}, ValueError, "the cost is 11, but the limit is 10 per 60 s"),
+    "above the limit": ((11,), {}, ValueError, "the cost is 11, but the limit is 10 per minute"),
     "0": ((0,), {}, ValueError, "at least 1"),
     "below 0": ((-3,), {}, ValueError, "at least 1"),
     "a float": ((1.0,), {}, TypeError, "must be an int"),
@@ -174,12 +175,13 @@ async def test_a_resize_that_cannot_be_changes_nothing(session: Session) -> None
     await limiter.acquire(requests=1)
     wrong: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
         ((), {}, TypeError, "give the new rate"),
-        ((), {"requests": Rate(20, per=30)}, ValueError, "counts per 60 s; only its amount"),
+        ((), {"requests": Rate(20, per=30)}, ValueError, "counts per minute; only its amount"),
         ((), {"images": MINUTELY}, ValueError, "has the dimensions requests, tokens, not 'images'"),
-        ((MINUTELY,), {}, ValueError, "has the dimensions requests, tokens"),
+        ((MINUTELY,), {}, TypeError, r"name the dimension of 10 per minute, such as resize\(requests=Rate\("),
+        ((), {"limits": BOTH}, TypeError, r"such as resize\(requests=Rate\("),
         ((), {"requests": Rate(20, per=60), "images": MINUTELY}, ValueError, "images"),
         ((), {"requests": 20}, TypeError, "must be a Rate"),
-        ((20,), {}, TypeError, "must be a Rate"),
+        ((20,), {}, TypeError, "name the dimension of 20"),
     ]
     for args, named, error, told in wrong:
         with pytest.raises(error, match=told):
@@ -191,13 +193,33 @@ async def test_a_limiter_in_use_is_not_deleted(session: Session, other: Session)
     limiter = RateLimiter("x", Rate(10, per=2), session=session)
     await limiter.acquire(10)
     waiting = asyncio.create_task(RateLimiter("x", Rate(10, per=2), session=other).acquire(2))
-    with pytest.raises(RateLimitInUse, match="counts for 2 s"):
+    with pytest.raises(RateLimitInUse, match="in use: 1 slice counts or waits; what was spent counts for 2 s"):
+        await limiter.delete()
+    await eventually(lambda: two_slices(limiter))
+    with pytest.raises(RateLimitInUse, match="in use: 2 slices count or wait"):
         await limiter.delete()
     await asyncio.wait_for(waiting, 4)
     await eventually(lambda: nothing_left(session))
     await limiter.delete()
     with pytest.raises(NotHeld):
         await limiter.delete()
+
+
+async def two_slices(limiter: RateLimiter) -> bool:
+    (use,) = (await limiter.info()).uses
+    return len(use.holders) + len(use.waiters) == 2
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 3])
+async def test_a_limiter_deleted_elsewhere_is_opened_anew_by_the_next_call(
+    session: Session, other: Session, timeout: float | None
+) -> None:
+    limiter = RateLimiter("x", Rate(10, per=1), session=session)
+    await limiter.acquire()
+    await eventually(lambda: nothing_left(session))
+    await RateLimiter("x", Rate(10, per=1), session=other).delete()
+    await asyncio.gather(*(limiter.acquire(timeout=timeout) for _ in range(2)))
+    assert (await limiter.info()).uses[0].used >= 2
 
 
 async def test_a_limit_of_another_client_counts_if_it_is_lower(session: Session) -> None:

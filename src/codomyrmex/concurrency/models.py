@@ -463,7 +463,7 @@ class RateLimitInfo:
 
     @property
     def waiting(self) -> int:
-        """The number of processes that wait."""
+        """The number of processes that wait in the queue. During a pause more wait, since they join no queue then."""
         return len({owner.session for use in self.uses for owner in use.waiters})
 
 

@@ -149,6 +149,21 @@ async def test_a_removal_goes_on_after_its_caller_was_told_of_an_error() -> None
     assert len(etcd.calls) == 2 and not etcd.failures
 
 
+@pytest.mark.usefixtures("soon")
+async def test_one_warning_with_a_legible_key_tells_of_all_keys_of_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    etcd = Etcd(LOST, LOST, 1, 1, LOST, 1)
+    for key in (b"/app/lock/a", b"/app/lock/\xff"), (b"/app/lock/c",):
+        gone = [asyncio.get_running_loop().create_future() for _ in key]
+        await asyncio.gather(
+            *(etcd.remover.remove(one, done.set_result) for one, done in zip(key, gone, strict=True)),
+            return_exceptions=True,
+        )
+        await asyncio.wait_for(asyncio.gather(*gone), 2)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("keys could not be deleted yet, such as '/app/lock/a'; they are tried again")
+    assert "'/app/lock/c'" in second
+
+
 async def test_a_full_database_takes_the_deletion_without_its_marker() -> None:
     etcd, marker = Etcd(FULL, 1), Put(b"m", b"")
     assert await etcd.remover.remove(b"k", None, marker)

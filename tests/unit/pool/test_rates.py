@@ -157,6 +157,7 @@ async def test_an_error_of_the_limiter_is_the_tasks(error: Exception) -> None:
         (lambda: sync.RateLimiter("x", Rate(1, per=60)), None, TypeError, "RateLimiter of codomyrmex.concurrency, not"),
         (unnamed, "1", TypeError, "must be an int"),
         (unnamed, 0, ValueError, "at least 1"),
+        (unnamed, 1_000_001, ValueError, "the cost is 1000001, but the limit is"),
         (unnamed, {"tokens": 1}, ValueError, "no dimension 'tokens'"),
         (unnamed, {"timeout": 1}, ValueError, "no dimension 'timeout'"),
         (named, None, TypeError, "such as requests=1"),

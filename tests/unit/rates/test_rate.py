@@ -14,6 +14,8 @@ from codomyrmex.concurrency.rates.rate import (
     check_limits,
     check_used,
     check_within,
+    length,
+    period,
 )
 
 ONE = {UNNAMED: Rate(100, 60)}
@@ -21,7 +23,23 @@ TWO = {"requests": Rate(10, 60), "tokens": Rate(1000, 60)}
 
 
 def test_a_rate_says_what_it_is() -> None:
-    assert str(Rate(100, per=60)) == "100 per 60 s" and Rate(1, 1.5).per == 1.5
+    assert str(Rate(100, per=60)) == "100 per minute" and Rate(1, 1.5).per == 1.5
+
+
+@pytest.mark.parametrize(
+    ("per", "told", "spelled"),
+    [
+        (1, "1 s", "1 s"),
+        (1.5, "1.5 s", "1.5 s"),
+        (60, "minute", "1 minute"),
+        (90, "90 s", "90 s"),
+        (7_200, "2 hours", "2 hours"),
+        (86_400, "day", "1 day"),
+        (604_800, "7 days", "7 days"),
+    ],
+)
+def test_whole_days_hours_and_minutes_are_told_as_such(per: float, told: str, spelled: str) -> None:
+    assert (period(per), length(per)) == (told, spelled)
     assert Rate(1, 1) and Rate(1, 7 * 86_400)
 
 
@@ -64,8 +82,8 @@ def test_the_limits_of_a_limiter() -> None:
     [
         (None, None, TypeError, "give either one rate"),
         (Rate(1, 1), TWO, TypeError, "give either one rate"),
-        (60, None, TypeError, "must be a Rate, not 60"),
-        (None, {"requests": 60}, TypeError, "the limit of 'requests' must be a Rate, not 60"),
+        (60, None, TypeError, "the limit must be a Rate, such as .*, not 60"),
+        (None, {"requests": 60}, TypeError, "the limit of 'requests' must be a Rate, .*, not 60"),
         (None, {}, ValueError, "limits must name 1 to 8 dimensions, not 0"),
         (None, {f"d{n}": Rate(1, 1) for n in range(9)}, ValueError, "limits must name 1 to 8 dimensions, not 9"),
         (None, {"timeout": Rate(1, 1)}, ValueError, "a dimension must not be named 'timeout'"),
@@ -112,9 +130,9 @@ def test_a_bad_cost_is_refused(limits: Any, amount: Any, named: Any, error: type
 
 def test_a_cost_above_a_limit_is_refused() -> None:
     check_within(TWO, {"requests": 10, "tokens": 1000})
-    with pytest.raises(ValueError, match="the cost in tokens is 1001, but the limit is 1000 per 60 s"):
+    with pytest.raises(ValueError, match="the cost in tokens is 1001, but the limit is 1000 per minute"):
         check_within(TWO, {"requests": 1, "tokens": 1001})
-    with pytest.raises(ValueError, match="the cost is 101, but the limit is 100 per 60 s"):
+    with pytest.raises(ValueError, match="the cost is 101, but the limit is 100 per minute"):
         check_within(ONE, {UNNAMED: 101})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import click
 
@@ -22,7 +23,9 @@ from codomyrmex.concurrency.cli.rate_amounts import (
 from codomyrmex.concurrency.cli.rate_limiters import existing, limiter
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import rate_table, text
-from codomyrmex.concurrency.rates.rate import LONGEST
+from codomyrmex.concurrency.rates.rate import LONGEST, period
+
+_LEAST, _ROUNDED = 2.0, 2.0  # seconds: the shortest pause of etcd, and the most by which it lengthens one
 
 
 @click.command("resize", cls=Command)
@@ -57,9 +60,9 @@ async def _resize(context: click.Context, name: str, wanted: dict[str, int], dry
             continue
         limit, new = f"the limit of {text.visible(name)}{in_dimension(use.dimension)}", wanted[use.dimension]
         if dry_run:
-            click.echo(f"would change {limit} from {use.limit} to {new} per {use.per:g} s; {use.used} are used")
+            click.echo(f"would change {limit} from {use.limit} to {new} per {period(use.per)}; {use.used} are used")
         else:
-            click.echo(f"{limit} is {new} per {use.per:g} s, and was {use.limit}")
+            click.echo(f"{limit} is {new} per {period(use.per)}, and was {use.limit}")
 
 
 def _rate(amount: int, per: float) -> Rate:
@@ -91,8 +94,11 @@ async def _pause(context: click.Context, name: str, seconds: float) -> None:
     async with Session(settings(context)) as session:
         info = await existing(context, session, name)
         await limiter(info, session).throttled(seconds)
+        ends = datetime.now(UTC) + timedelta(seconds=max(seconds, _LEAST))
         info = await existing(context, session, name)
-    click.echo(f"the rate limiter {text.visible(name)} is {rate_table.paused(info) or 'not paused any more'}")
+    longer = info.paused_until and info.paused_until > ends + timedelta(seconds=_ROUNDED)
+    stays = "; that longer pause stays, and `rates resume` ends it" if longer else ""
+    click.echo(f"the rate limiter {text.visible(name)} is {rate_table.paused(info) or 'not paused any more'}{stays}")
 
 
 @click.command("resume", cls=Command)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import click
 
 from codomyrmex.concurrency import Rate, Session
-from codomyrmex.concurrency.cli import rate_limiters
+from codomyrmex.concurrency.cli import rate_limiters, rate_rows
 from codomyrmex.concurrency.cli.rate_amounts import UNNAMED, check_dimensions, in_dimension
 from codomyrmex.concurrency.cli.views import rate_table, text
 from codomyrmex.concurrency.rates import overview
@@ -48,12 +48,14 @@ def _checked(wanted: RateRequest, limits: Mapping[str, Rate]) -> dict[str, int]:
         if amount > limits[dimension].amount:
             raise click.UsageError(
                 f"the cost{in_dimension(dimension)} is {amount}, but the limit of {text.visible(wanted.name)} is "
-                f"{limits[dimension].amount} per {limits[dimension].per:g} s; give a lower --cost"
+                f"{limits[dimension]}; give a lower --cost"
             )
     return cost
 
 
 async def use(session: Session, wanted: RateRequest) -> str:
-    """The end of a message: what is used of the limiter's limits, and its pause; nothing if it is not in etcd."""
+    """The end of a message: what is used of the limiter's limits, the processes that wait, of which this is one, and
+    its pause; nothing if it is not in etcd."""
     info = await overview.limiter(core_of(session), wanted.name)
-    return f"; {text.visible(wanted.name)}: {rate_table.figures(info)}" if info.uses else ""
+    waiting = len(rate_rows.waiters(info) | {f"{session.id:016x}"})
+    return f"; {text.visible(wanted.name)}: {rate_table.figures(info, waiting)}" if info.uses else ""

@@ -13,7 +13,8 @@ from codomyrmex.concurrency import RateLimitInfo
 class RateRow:
     """One dimension of a rate limiter; ``dimension`` is empty for a limiter that has only one.
 
-    ``used`` is the amount that counts at this moment, ``waiting`` the amount that ``waiters`` processes wait for.
+    ``used`` is the amount that counts at this moment, ``waiting`` the amount that ``waiters`` processes wait for in the
+    queue. During a pause more wait, since they join no queue then.
     ``per`` is in seconds. ``paused_until`` and ``paused_by`` are None while the limiter is not paused.
     """
 
@@ -47,3 +48,8 @@ def rows(infos: Iterable[RateLimitInfo]) -> list[RateRow]:
         for info in infos
         for use in info.uses
     ]
+
+
+def waiters(info: RateLimitInfo) -> set[str]:
+    """The sessions that stand in the limiter's queues."""
+    return {owner.session for use in info.uses for owner in use.waiters}

@@ -36,7 +36,7 @@ def rates(context: click.Context, watch: bool, prefix: str, sort: str) -> None:
     """Show limits and use of all rate limiters, or the users of one.
 
     USED is what counts at this moment: what processes of the fleet have spent in the last time PER, and what they have
-    been given to spend next. WAITING is the amount that they wait for.
+    been given to spend next. WAITING is the amount that they wait for; during a pause it is not known, and shown as -.
 
     \b
     Examples:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from importlib.metadata import entry_points
+from typing import Any
 
 import click
 
@@ -25,6 +28,13 @@ class _Installed(Group):
                 return None
             return command
         return None
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command. Ctrl-C ends it as ``running.run`` does, also before that takes over."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
 
 def _say_versions(context: click.Context, param: click.Parameter, wanted: bool) -> None:

@@ -80,6 +80,7 @@ class Remover:
         self._limit = limit
         self._broken = broken
         self._closed: ConcurrencyError | None = None
+        self._told: type[EtcdError] | None = None  # the kind of error of the last warning, until a deletion succeeds
         self._loop = asyncio.get_running_loop()
 
     def remove(self, key: bytes, gone: Gone | None = None, marker: Put | None = None) -> asyncio.Future[bool]:
@@ -116,6 +117,8 @@ class Remover:
         except asyncio.CancelledError:
             self.interrupted(batch)
             raise
+        else:
+            self._told = None
 
     async def failed(self, batch: Sequence[Removal], error: EtcdError) -> None:
         """Go on after the transaction that carried ``batch`` failed."""
@@ -141,12 +144,16 @@ class Remover:
 
     def _later(self, batch: Sequence[Removal], error: EtcdError) -> None:
         now = time.monotonic()
-        for removal in batch:
-            if removal.becomes_late(error, now, self._limit):
-                log.warning(
-                    "%r could not be deleted yet, and is tried again while the session lasts: %s", removal.key, error
-                )
-                removal.fail(error)
+        late = [removal for removal in batch if removal.becomes_late(error, now, self._limit)]
+        if late and self._told is not type(error):
+            self._told = type(error)
+            log.warning(
+                "keys could not be deleted yet, such as %r; they are tried again while the session lasts: %s",
+                late[0].key.decode(errors="backslashreplace"),
+                error,
+            )
+        for removal in late:
+            removal.fail(error)
         again = guarded(partial(self._again, batch), "removing keys", self._broken)
         self._loop.call_later(pause(batch), again)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from codomyrmex.concurrency.rates.rate import check_cost
+from codomyrmex.concurrency.rates.rate import check_cost, check_within
 
 if TYPE_CHECKING:
     from codomyrmex.concurrency.rates.limiter import RateLimiter
@@ -45,7 +45,7 @@ def share_of(rate: RateLimiter | None, cost: Cost[Any] | None) -> Share | None:
     if not isinstance(rate, RateLimiter):
         raise TypeError(f"rate must be a RateLimiter of codomyrmex.concurrency, not {type(rate).__module__}: {rate!r}")
     if not callable(cost):
-        check_cost(rate.limits, *_arguments(cost))
+        check_within(rate.limits, check_cost(rate.limits, *_arguments(cost)))
     return Share(rate, cost)
 
 

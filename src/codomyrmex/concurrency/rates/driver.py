@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import time
@@ -19,6 +20,7 @@ from codomyrmex.concurrency.errors import ConcurrencyError, EtcdUnavailable, Lim
 from codomyrmex.concurrency.keys import RATE
 from codomyrmex.concurrency.rates import limits
 from codomyrmex.concurrency.rates.budget import Budget, Call, Taken
+from codomyrmex.concurrency.rates.confirmation import Confirmation
 from codomyrmex.concurrency.rates.limits import Agreement
 from codomyrmex.concurrency.rates.pauses import Pauses
 from codomyrmex.concurrency.rates.rate import Rate
@@ -27,6 +29,8 @@ from codomyrmex.concurrency.rates.slices import GrantedSlice, take
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.entry import Entry
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
+
+log = logging.getLogger("codomyrmex.concurrency")
 
 _TAKING = "getting a slice of a rate limit"
 
@@ -50,8 +54,11 @@ class Driver:
         self._open = asyncio.Event()  # set while there is no pause
         self._open.set()
         self._over: ConcurrencyError | None = None
+        self.was_replaced = False  # another client deleted the limiter, when nobody used it
         self._rung = session.guarded(self._ring, "the timer of a rate limit")
         self._took = session.guarded(self._take_over, _TAKING)
+        self._silence_told = False  # a warning was logged, and etcd has not answered since
+        self._confirmation = Confirmation(session, session.layout.rate_prefix(name), self._answered, self._unanswered)
         self.pauses = Pauses(session, name, self._pauses_changed, self.closing)
 
     # Calls
@@ -80,6 +87,8 @@ class Driver:
             self._once.add(call)
         try:
             self._go_on()
+            if not waiter.done():
+                self._confirmation.add(call)
             return call if await waiter else None
         except BaseException:
             if self._waiters.pop(call, None) or call.spent_at is not None:
@@ -88,6 +97,7 @@ class Driver:
             raise
         finally:
             self._once.discard(call)
+            self._confirmation.discard(call)
 
     def used(self, call: Call, amounts: Mapping[str, int]) -> dict[str, int]:
         """A call has used ``amounts``. Returns what it used beyond its cost, which is taken from etcd at once."""
@@ -130,6 +140,7 @@ class Driver:
         """Nothing more can be got: the session is over, or the limiter was deleted."""
         self._over = reason
         self._fail(reason)
+        self._confirmation.end()
         self.pauses.end(reason)
         if self._taking:
             self._taking.cancel()
@@ -165,7 +176,8 @@ class Driver:
         taken: Mapping[str, Taken] | None = None
         try:
             taken = await self._slices(wanted, only_if_free=bool(once))
-            if taken is None:
+            if taken is None:  # a limiter that was deleted is not free either
+                await self._look_at_limits(LimitMismatch(f"the limit of {self.name!r} is below the cost of the call"))
                 self._answer_not_free(once)
         except LimitMismatch as error:
             await self._look_at_limits(error)
@@ -175,6 +187,7 @@ class Driver:
             if taken is None:
                 self.budget.refused()
             else:
+                self._answered()
                 self.budget.granted(taken, clock.now())
 
     def _take_over(self) -> None:
@@ -202,16 +215,12 @@ class Driver:
             self._fail(self._explained(failure))
             return
         if _periods(found) != _periods(self.budget.rates):
-            told = "was deleted, or has other dimensions or periods now; open it anew"
+            self.was_replaced = True
+            told = "was deleted, or has other dimensions or periods now; the next call opens it anew"
             self.end(LimitMismatch(f"the rate limiter {self.name!r} {told}"))
             return
         self.budget.limits = {one: rate.amount for one, rate in found.items()}
-        for call in list(self.budget.waiting):
-            if any(amount > self.budget.limits[one] for one, amount in call.cost.items()):
-                self.budget.withdraw(call)
-                waiter, _ = self._waiters.pop(call)
-                if not waiter.done():
-                    waiter.set_exception(fresh(error))
+        self._fail(error, [call for call in self.budget.waiting if _is_beyond(call.cost, self.budget.limits)])
 
     async def _overdraw(self, dimension: str, amount: int) -> None:
         try:
@@ -264,13 +273,32 @@ class Driver:
                 del self._counted[lease]
                 revoke(self.session, lease)
 
-    def _fail(self, error: ConcurrencyError) -> None:
-        """Tell the calls that wait of an error."""
-        waiters, self._waiters = self._waiters, {}
-        for call, (waiter, _) in waiters.items():
-            self.budget.withdraw(call)
-            if not waiter.done():
-                waiter.set_exception(fresh(error))
+    def _fail(self, error: ConcurrencyError, calls: Collection[Call] | None = None) -> None:
+        """Tell the calls that wait, or some of them, of an error."""
+        for call in list(self._waiters if calls is None else calls):
+            if call in self._waiters:
+                self.budget.withdraw(call)
+                waiter, _ = self._waiters.pop(call)
+                if not waiter.done():
+                    waiter.set_exception(fresh(error))
+
+    def untrusted(self) -> None:
+        """The session's keepalives are not answered. Say so once if calls wait, since no error tells them."""
+        if self._waiters and not self._silence_told:
+            self._silence_told = True
+            log.warning(
+                "etcd does not answer: the rate limiter %r grants nothing until it does; waiting calls: %d",
+                self.name,
+                len(self._waiters),
+            )
+
+    def _answered(self) -> None:
+        self._silence_told = False
+
+    def _unanswered(self, error: EtcdUnavailable, calls: Collection[Call]) -> None:
+        self._fail(self._explained(error), calls)
+        self.untrusted()
+        self._go_on()
 
     def _explained(self, error: ConcurrencyError) -> ConcurrencyError:
         if not isinstance(error, EtcdUnavailable):
@@ -304,6 +332,10 @@ async def _no_gate() -> bool:
 def _free(entry: Entry, reusable: bool) -> None:
     if reusable:
         entry.free_key_slot()
+
+
+def _is_beyond(cost: Mapping[str, int], amounts: Mapping[str, int]) -> bool:
+    return any(amount > amounts[one] for one, amount in cost.items())
 
 
 def _periods(rates: Mapping[str, Rate]) -> dict[str, float]:
@@ -340,7 +372,9 @@ class Drivers:
         return False
 
     def untrusted(self, reason: ConcurrencyError) -> None:
-        """Slices do not depend on the session's lease."""
+        """Slices do not depend on the session's lease, but the calls that wait get none now."""
+        for driver in self._drivers.values():
+            driver.untrusted()
 
     def session_closing(self, reason: ConcurrencyError) -> None:
         for driver in self._drivers.values():

@@ -20,10 +20,10 @@ from codomyrmex.concurrency.rates.budget import Call
 from codomyrmex.concurrency.rates.driver import Driver, Drivers
 from codomyrmex.concurrency.rates.rate import (
     LONGEST,
-    UNNAMED,
     Rate,
     check_cost,
     check_limits,
+    check_new_rates,
     check_used,
     check_within,
 )
@@ -181,7 +181,8 @@ class RateLimiter(AsyncOnly):
         """Wait until a call of this cost may begin, and count it.
 
         The cost is ``amount`` in a limiter with one rate, 1 if it is left out, and ``requests=1, tokens=4000`` in one
-        with several. ``timeout`` is the longest wait in seconds: None waits as long as it takes, 0 tries once.
+        with several. A dimension that is left out costs nothing. ``timeout`` is the longest wait in seconds: None waits
+        as long as it takes, 0 tries once.
 
         Raises ``LockTimeout``, ``LimitMismatch`` (the limiter has other limits in etcd), ``ValueError`` for a cost
         above a limit, below 1 or in an unknown dimension, ``TypeError`` for a cost that is no int, ``SessionLost`` or
@@ -192,7 +193,9 @@ class RateLimiter(AsyncOnly):
     def reserve(self, amount: int | None = None, /, *, timeout: float | None = None, **cost: int) -> Reserve:
         """A block that waits as ``acquire`` does, and can give back the amounts that it has not used.
 
-        ``async with limiter.reserve(tokens=4000) as spend: ...; spend.used(tokens=reply.tokens)``
+        ``async with limiter.reserve(requests=1, tokens=4000) as spend: ...; spend.used(tokens=reply.tokens)``
+
+        A dimension that is left out costs nothing.
         """
         return Reserve(self, self._checked(amount, cost, timeout), timeout)
 
@@ -224,15 +227,10 @@ class RateLimiter(AsyncOnly):
         """Change the amounts of some dimensions for everyone, at once.
 
         Slices of a larger limit stay counted. A call that waits for more than the new limit fails with
-        ``LimitMismatch``. Raises ``ValueError`` for another period and an unknown dimension, ``NotHeld`` if the limiter
-        is not in etcd.
+        ``LimitMismatch``. Raises ``ValueError`` for another period and an unknown dimension, ``TypeError`` for another
+        argument than a ``Rate`` for each dimension, ``NotHeld`` if the limiter is not in etcd.
         """
-        new = dict(rates) if rate is None else {UNNAMED: rate, **rates}
-        for dimension, one in new.items():
-            if not isinstance(one, Rate):
-                raise TypeError(f"the new limit of {dimension or 'the limiter'} must be a Rate, not {one!r}")
-        if not new:
-            raise TypeError("give the new rate, or rates by dimension")
+        new = check_new_rates(self._limits, rate, rates)
         session = await ready(self._session)
         former = await limits_in_etcd.resize(session, self._name, new)
         self._limits = {one: new.get(one, rate) for one, rate in former.items()}
@@ -290,7 +288,13 @@ class RateLimiter(AsyncOnly):
 
     async def _spent(self, cost: Mapping[str, int], *, once: bool = False) -> tuple[Driver, Call] | None:
         driver = await self._driven(cost)
-        call = await driver.spend(cost, once=once)
+        try:
+            call = await driver.spend(cost, once=once)
+        except LimitMismatch:
+            if not driver.was_replaced:
+                raise
+            driver = await self._driven(cost)
+            call = await driver.spend(cost, once=once)
         return (driver, call) if call else None
 
     async def _driven(self, cost: Mapping[str, int] | None = None) -> Driver:
@@ -347,7 +351,8 @@ class RateLimiter(AsyncOnly):
         if info.paused_until:
             return f"it is paused until {info.paused_until:%H:%M:%S} UTC, by {info.paused_by}"
         used = ", ".join(f"{use.used} of {use.limit} {use.dimension}".strip() for use in info.uses)
-        return f"{used} counted, {info.waiting} process{'es' if info.waiting != 1 else ''} waiting"
+        others = {owner.session for use in info.uses for owner in use.waiters} - {f"{self._driver.session.id:016x}"}
+        return f"{used} counted, {len(others)} other process{'es' if len(others) != 1 else ''} waiting"
 
 
 def _told(task: asyncio.Task[Driver]) -> None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHeld, RateLimitInUse
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, Op, Put, Target
-from codomyrmex.concurrency.keys import limit_key, limit_range, lowest_limit, prefix_end, queue_of
+from codomyrmex.concurrency.keys import limit_key, limit_range, lowest_limit, prefix_end, queue_of, session_of
 from codomyrmex.concurrency.models import LimitRecord
-from codomyrmex.concurrency.rates.rate import Rate
+from codomyrmex.concurrency.rates.rate import Rate, length, period
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 
@@ -120,8 +120,8 @@ def _agreed(name: str, rates: Mapping[str, Rate], known: Mapping[str, tuple[Rate
         if rate.per != rates[one].per:
             of = f" of {one}" if one else ""
             raise LimitMismatch(
-                f"the rate limiter {name!r} counts{of} per {rate.per:g} s in etcd, not per {rates[one].per:g} s; open "
-                "it with that, or use another name"
+                f"the rate limiter {name!r} counts{of} per {period(rate.per)} in etcd, not per "
+                f"{period(rates[one].per)}; open it with that, or use another name"
             )
     return found
 
@@ -166,7 +166,7 @@ def _check_resize(name: str, former: Mapping[str, Rate], dimension: str, rate: R
         raise ValueError(f"the rate limiter {name!r} has the dimensions {_told(former)}, not {dimension!r}")
     if rate.per != former[dimension].per:
         raise ValueError(
-            f"the rate limiter {name!r} counts per {former[dimension].per:g} s; only its amount can be changed, so "
+            f"the rate limiter {name!r} counts per {period(former[dimension].per)}; only its amount can be changed, so "
             "delete it when it is idle, or use another name"
         )
 
@@ -195,9 +195,11 @@ async def delete(session: SessionCore, name: str) -> dict[str, Rate]:
         former = {one: rate for one, (rate, _) in _rates(found.limits).items()}
         if entries := [kv for kv in found.others if is_entry(kv)]:
             waits = max((rate.per for rate in former.values()), default=0.0)
+            slices = len({(queue_of(kv.key), session_of(kv.key), kv.create_revision) for kv in entries})
+            told = "1 slice counts or waits" if slices == 1 else f"{slices} slices count or wait"
             raise RateLimitInUse(
-                f"the rate limiter {name!r} is in use: {len(entries)} entries are counted or wait; what was spent "
-                f"counts for {waits:g} s and a little more; nothing was deleted"
+                f"the rate limiter {name!r} is in use: {told}; what was spent counts for {length(waits)} and a little "
+                "more; nothing was deleted"
             )
         limits = [kv for kvs in found.limits.values() for kv in kvs]
         queues = {queue_of(kv.key) for kv in limits}

@@ -12,6 +12,7 @@ from codomyrmex.concurrency.durations import check_number
 SHORTEST, LONGEST = 1.0, 7 * 86_400.0  # seconds of a period
 MOST_DIMENSIONS = 8
 UNNAMED = ""  # the dimension of a limiter with one rate
+_UNITS = {86_400: "day", 3_600: "hour", 60: "minute"}
 _LONGEST_NAME = 64  # bytes of a dimension in UTF-8
 _RESERVED = frozenset({"timeout", "self"})  # keyword arguments of ``acquire``
 
@@ -33,7 +34,21 @@ class Rate:
             raise ValueError(f"per must be from 1 second to 7 days (604800 seconds), not {self.per}")
 
     def __str__(self) -> str:
-        return f"{self.amount} per {self.per:g} s"
+        return f"{self.amount} per {period(self.per)}"
+
+
+def length(seconds: float) -> str:
+    """The length of a period in words: ``1 day``, ``2 hours``, ``90 s``."""
+    for of, unit in _UNITS.items():
+        if seconds and seconds % of == 0:
+            number = int(seconds // of)
+            return f"1 {unit}" if number == 1 else f"{number} {unit}s"
+    return f"{seconds:g} s"
+
+
+def period(per: float) -> str:
+    """The words that follow "per": ``day``, ``2 hours``, ``90 s``."""
+    return length(per).removeprefix("1 ") if per > SHORTEST else length(per)
 
 
 def check_amount(what: str, amount: object, least: int = 1) -> int:
@@ -52,15 +67,40 @@ def check_limits(rate: Rate | None, limits: Mapping[str, Rate] | None) -> dict[s
     """
     if (rate is None) == (limits is None):
         raise TypeError("give either one rate, as in RateLimiter('x', Rate(100, per=60)), or limits={...} by dimension")
-    rates = {UNNAMED: rate} if limits is None else dict(limits)
+    if limits is None:
+        return {UNNAMED: _checked_rate("the limit", rate)}
+    if not isinstance(limits, Mapping):
+        raise TypeError(
+            f"limits must be a dict with a Rate for each dimension, such as {{'tokens': Rate(100, per=60)}}, not "
+            f"{limits!r}; a rate without dimensions is the second argument: RateLimiter('x', Rate(100, per=60))"
+        )
+    rates = dict(limits)
     if not 1 <= len(rates) <= MOST_DIMENSIONS:
         raise ValueError(f"limits must name 1 to {MOST_DIMENSIONS} dimensions, not {len(rates)}")
     for dimension, one in rates.items():
-        if not isinstance(one, Rate):
-            raise TypeError(f"the limit of {dimension!r} must be a Rate, not {one!r}")
-        if limits is not None:
-            check_dimension(dimension)
-    return {dimension: one for dimension, one in rates.items() if one}
+        _checked_rate(f"the limit of {dimension!r}", one)
+        check_dimension(dimension)
+    return rates
+
+
+def check_new_rates(known: Mapping[str, Rate], rate: Rate | None, rates: Mapping[str, Rate]) -> dict[str, Rate]:
+    """The new rates of some dimensions, from the arguments of ``resize``. Raises ``TypeError``.
+
+    A dimension that is not ``known`` here may be in etcd.
+    """
+    form = "resize(Rate(80, per=60))" if UNNAMED in known else f"resize({next(iter(known))}=Rate(80, per=60))"
+    if rate is None and not rates:
+        raise TypeError(f"give the new rate, such as {form}")
+    if rate is not None and UNNAMED not in known:
+        raise TypeError(f"name the dimension of {rate}, such as {form}")
+    new = {**({} if rate is None else {UNNAMED: rate}), **rates}
+    return {one: _checked_rate(f"the new limit of {one or 'the limiter'}", new[one], form) for one in new}
+
+
+def _checked_rate(what: str, rate: object, form: str = "Rate(100, per=60)") -> Rate:
+    if not isinstance(rate, Rate):
+        raise TypeError(f"{what} must be a Rate, such as {form}, not {rate!r}")
+    return rate
 
 
 def check_dimension(dimension: object) -> None:

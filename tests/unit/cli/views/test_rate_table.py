@@ -48,8 +48,8 @@ def test_a_row_counts_amounts_and_processes() -> None:
 
 def test_figures_name_the_dimensions_and_the_pause() -> None:
     info = RateLimitInfo("x", (use(3, dimension="requests"), use(90, 20, dimension="tokens\u202e")))
-    told = "3 of 100 requests per 60 s, 90 of 100 tokens\\u202e per 60 s used; 1 wait"
-    assert rate_table.figures(info) == told
+    told = "3 of 100 requests per minute, 90 of 100 tokens\\u202e per minute used"
+    assert rate_table.figures(info) == f"{told}; 1 waits" and rate_table.figures(info, 2) == f"{told}; 2 wait"
     later = replace(info, paused_until=datetime.now(UTC) + timedelta(days=2), paused_by="a\x1bb")
     assert rate_table.figures(later).startswith(f"{told}; paused until 20")
     assert rate_table.figures(later).endswith(" by a\\x1bb")
@@ -62,7 +62,18 @@ def test_the_users_leave_room_for_the_figures_above_them() -> None:
     lines = drawn(grid, 80, 22)
     assert len(lines) == 22 and lines[:3] == [
         "x",
-        "60 of 100 per 60 s used, 0 waited for",
-        "0 of 100 b per 60 s used, 0 waited for",
+        "60 of 100 per minute used, 0 waited for",
+        "0 of 100 b per minute used, 0 waited for",
     ]
     assert lines[-1] == "+43 more"
+
+
+def test_a_pause_does_not_claim_that_nobody_waits() -> None:
+    info = RateLimitInfo("x", (use(3), use(0, 20, dimension="b")), datetime.now(UTC) + timedelta(seconds=9), "a")
+    first, second = rows([info])
+    head, *drawn_rows = drawn(rate_table.rate_limiters([first, second]), 200, 10)[:3]
+    at = head.split().index("WAITING")
+    assert [line.split()[at : at + 2] for line in drawn_rows] == [["-", "-"], ["20", "1"]]
+    texts = [rate_table.figures(info, 5), str(rate_table.rate_row_line(first)), *drawn(rate_table.rate_limiter(info))]
+    assert not [line for line in texts if "wait" in line and not line.startswith("waits")]
+    assert [line for line in texts if "paused until" in line]

@@ -13,6 +13,7 @@ from codomyrmex.concurrency.cli.views.grid import Cell, Column, Grid
 from codomyrmex.concurrency.cli.views.owners import agent, metadata, owner
 from codomyrmex.concurrency.cli.views.text import age, count, seconds_since, stamp, visible
 from codomyrmex.concurrency.models import Owner, RateLimitInfo, RateUse
+from codomyrmex.concurrency.rates.rate import period
 
 _COLUMNS = (
     Column("LIMITER", least=20, name=True),
@@ -26,6 +27,7 @@ _COLUMNS = (
     Column("WAITERS", 2, right=True),
     Column("PAUSED UNTIL", 1, right=True),
 )
+_UNKNOWN = Cell("-", -1.0)
 _BY = Column("PAUSED BY", 3, least=12)
 _USERS = (
     Column("STATE"),
@@ -40,10 +42,14 @@ _USERS = (
 
 
 def rate_limiters(rows: Sequence[RateRow], *, wide: bool = False) -> Grid:
-    """One row a dimension: its limit, what is used and free, and what is waited for. ``wide`` adds who paused it."""
+    """One row a dimension: its limit, what is used and free, and what is waited for. ``wide`` adds who paused it.
+
+    During a pause processes wait without standing in the queue, so an empty queue is shown as unknown.
+    """
     grid = Grid((*_COLUMNS, *[_BY] * wide))
     for row in rows:
-        figures = [row.limit, Cell(f"{row.per:g}s", row.per), row.used, row.free, row.waiting, row.waiters]
+        waits = [number or (_UNKNOWN if row.paused_until else 0) for number in (row.waiting, row.waiters)]
+        figures = [row.limit, Cell(period(row.per), row.per), row.used, row.free, *waits]
         by = [row.paused_by or "-"] * wide
         grid.add(row.name, row.dimension or "-", state_cell(rate_state(row)), *figures, _until(row.paused_until), *by)
     paused = len({row.name for row in rows if row.paused_until})
@@ -61,8 +67,11 @@ def rate_state(row: RateRow) -> str:
 
 def rate_limiter(info: RateLimitInfo) -> Grid:
     """The processes that use a rate limiter and wait for it, under its figures and its pause."""
-    used = [f"{use.used} of {_limit(use)} used, {use.waiting} waited for" for use in info.uses] or ["not in etcd"]
-    grid = Grid(_USERS, title=info.name, lines=[*used, *[paused(info)] * bool(info.paused_until)])
+    pause = bool(info.paused_until)
+    used = [f"{use.used} of {_limit(use)} used{_waited_for(use.waiting, pause)}" for use in info.uses] or [
+        "not in etcd"
+    ]
+    grid = Grid(_USERS, title=info.name, lines=[*used, *[paused(info)] * pause])
     for use in info.uses:
         for one in use.holders:
             _add(grid, "uses", use, one)
@@ -81,7 +90,8 @@ def rate_row_line(row: RateRow) -> Text:
     """A dimension after a change, on one line."""
     line = stamp(datetime.now(UTC)).append(f"{visible(row.name)}  ", style="bold")
     dimension = f" {visible(row.dimension)}" if row.dimension else ""
-    line.append(f"{row.used} of {row.limit}{dimension} per {row.per:g} s used; {row.waiting} waited for")
+    waited_for = _waited_for(row.waiting, bool(row.paused_until))
+    line.append(f"{row.used} of {row.limit}{dimension} per {period(row.per)} used{waited_for}")
     return line.append(_pause(row.paused_until, row.paused_by))
 
 
@@ -90,16 +100,19 @@ def rate_line(info: RateLimitInfo) -> Text:
     return stamp(datetime.now(UTC)).append(f"{visible(info.name)}  ", style="bold").append(figures(info))
 
 
-def figures(info: RateLimitInfo) -> str:
-    """The use of each limit, the number of processes that wait, and the pause."""
+def figures(info: RateLimitInfo, waiting: int | None = None) -> str:
+    """The use of each limit, the number of processes that wait, and the pause. ``waiting`` is that number where the
+    caller knows it better than the queue shows it."""
     if not info.uses:
         return "not in etcd"
     used = ", ".join(f"{use.used} of {_limit(use)}" for use in info.uses)
-    return f"{used} used; {info.waiting} wait{_pause(info.paused_until, info.paused_by)}"
+    number = info.waiting if waiting is None else waiting
+    waits = "" if info.paused_until else f"; {number} wait" + "s" * (number == 1)
+    return f"{used} used{waits}{_pause(info.paused_until, info.paused_by)}"
 
 
 def limits(info: RateLimitInfo) -> str:
-    """The limits in words: ``100 requests per 60 s, 50000 tokens per 60 s``."""
+    """The limits in words: ``100 requests per minute, 50000 tokens per day``."""
     return ", ".join(map(_limit, info.uses))
 
 
@@ -110,7 +123,12 @@ def paused(info: RateLimitInfo) -> str:
 
 def _limit(use: RateUse) -> str:
     dimension = f" {visible(use.dimension)}" if use.dimension else ""
-    return f"{use.limit}{dimension} per {use.per:g} s"
+    return f"{use.limit}{dimension} per {period(use.per)}"
+
+
+def _waited_for(amount: int, pause: bool) -> str:
+    """The amount that is waited for; nothing in a pause, in which the queue does not show it."""
+    return "" if pause else f", {amount} waited for"
 
 
 def _pause(until: datetime | None, by: str | None) -> str:
