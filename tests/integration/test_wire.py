@@ -82,9 +82,16 @@ async def proxied(server: EmbeddedEtcd) -> AsyncIterator[TcpProxy]:
 async def stopped(server: EmbeddedEtcd) -> AsyncIterator[None]:
     os.kill(server.pid, signal.SIGSTOP)
     try:
+        await eventually(lambda: _is_stopped(server.pid))  # its threads may run on for a moment
         yield
     finally:
         os.kill(server.pid, signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    """True if every thread of a process stands still."""
+    states = [task.joinpath("stat").read_text().rpartition(") ")[2][0] for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(state == "T" for state in states)
 
 
 @asynccontextmanager
