@@ -3722,8 +3722,8 @@ MUTANTS = (
     Mutant(
         "Go on after a gap as if nothing had gone in it",
         "waitqueue/recorded.py",
-        "self._gap, self._missing, self._living = gap, self._living, {}",
-        "self._gap = gap",
+        "self._gap_at, self._missing, self._living = gap.at, self._living, {}",
+        "self._gap_at = gap.at",
         "tests/unit/waitqueue/test_record_lines.py",
     ),
 )

@@ -67,11 +67,12 @@ async def _ask(context: click.Context, name: str, kind: QueueKind, since: float 
 
 async def _read(context: click.Context, name: str, kind: QueueKind, since: float | None, file: Path) -> int:
     try:
-        past = recorded(lines_of(file), checked(name), kind)
+        past, gaps = recorded(lines_of(file), checked(name), kind)
     except ValueError as error:
         click.echo(f"error: {file}: {error}; give the file of `record`", err=True)
         return EXIT_FAILED
-    return _show(context, past, since, f"since its record began at revision {past.begins_at}", f"in {file}")
+    beginning = f"since its record began at revision {past.begins_at}{history_table.missing(gaps)}"
+    return _show(context, past, since, beginning, f"in {text.visible(str(file))}")
 
 
 def _show(context: click.Context, past: History, since: float | None, beginning: str, where_it_is: str) -> int:

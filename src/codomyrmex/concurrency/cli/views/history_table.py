@@ -42,6 +42,12 @@ def holds(history: History, beginning: str, rows: Sequence[PastHold], *, wide: b
     return grid
 
 
+def missing(gaps: Sequence[tuple[int, int]]) -> str:
+    """The gaps of a record, in words that follow those of its beginning; empty if it has none."""
+    ranges = [f"{first}" if first == last else f"{first}-{last}" for first, last in gaps]
+    return f", without revisions {', '.join(ranges)}" if ranges else ""
+
+
 def _granted(hold: PastHold) -> str:
     if hold.granted_at is not None:
         return _time(hold.granted_at)
