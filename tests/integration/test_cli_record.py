@@ -141,21 +141,25 @@ async def test_what_etcd_has_compacted_is_a_gap(tmp_path: Path, namespace: str) 
 async def test_a_compaction_while_it_follows_loses_only_what_etcd_has_compacted(tmp_path: Path, namespace: str) -> None:
     """The recorder is cut off from etcd. Meanwhile etcd compacts, and goes on."""
     file = tmp_path / "locks.jsonl"
-    async with EmbeddedEtcd() as etcd, Session(endpoints=etcd.endpoint, namespace=namespace) as session:
-        async with TcpProxy.to(etcd.endpoint) as proxy, recording(Cli(proxy.endpoint, namespace), file) as process:
-            first = await use(session, "x")
-            await eventually(lambda: len(steps(file)) == 3)
-            last = lines(file)[-1]["revision"]
-            proxy.refuse()
-            proxy.cut()
-            await use(session, "unseen")
-            revision = await revision_of(session)
-            tokens = await use(session, "x", 2)
-            await compact(etcd, revision)
-            proxy.resume()
-            tokens += await use(session, "x")
-            await eventually(lambda: len(steps(file)) == 12, 15)
-            assert await stopped(process) == 0
+    async with (
+        EmbeddedEtcd() as etcd,
+        Session(endpoints=etcd.endpoint, namespace=namespace) as session,
+        TcpProxy.to(etcd.endpoint) as proxy,
+        recording(Cli(proxy.endpoint, namespace), file) as process,
+    ):
+        first = await use(session, "x")
+        await eventually(lambda: len(steps(file)) == 3)
+        last = lines(file)[-1]["revision"]
+        proxy.refuse()
+        proxy.cut()
+        await use(session, "unseen")
+        revision = await revision_of(session)
+        tokens = await use(session, "x", 2)
+        await compact(etcd, revision)
+        proxy.resume()
+        tokens += await use(session, "x")
+        await eventually(lambda: len(steps(file)) == 12, 15)
+        assert await stopped(process) == 0
     (gap,) = (line["gap"] for line in lines(file) if "gap" in line)
     assert (gap["from"], gap["to"]) == (last + 1, revision)
     assert steps(file) == whole("x", first + tokens)
