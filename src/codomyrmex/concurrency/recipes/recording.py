@@ -102,13 +102,13 @@ class _Recorder:
         while True:
             inbox: asyncio.Queue[Notice] = asyncio.Queue()
             hub = WatchHub(self._transport, partial(_broken, inbox))
-            behind = self.lines.revision
+            after = self.lines.revision
             try:
-                hub.subscribe(self.request._replace(start=behind + 1), inbox.put_nowait)
+                hub.subscribe(self.request._replace(start=after + 1), inbox.put_nowait)
                 while await self._take(await _waiting(inbox)):
                     if not following:
                         following = True
-                        told(behind)
+                        told(after)
             finally:
                 await hub.close()
             self._written = 0
