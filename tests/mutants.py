@@ -3722,9 +3722,51 @@ MUTANTS = (
     Mutant(
         "Go on after a gap as if nothing had gone in it",
         "waitqueue/recorded.py",
-        "self._gap, self._missing, self._living = gap, self._living, {}",
-        "self._gap = gap",
+        "self._gap_at, self._missing, self._living = gap.at, self._living, {}",
+        "self._gap_at = gap.at",
         "tests/unit/waitqueue/test_record_lines.py",
+    ),
+    Mutant(
+        "Go on after a gap with the present and lose what etcd still has",
+        "recipes/recording.py",
+        "await self._read(await self._compacted())",
+        "await self._read(await self._now())",
+        "tests/integration/test_cli_record.py -k is_a_gap",
+    ),
+    Mutant(
+        "Follow behind a gap as if etcd had compacted nothing",
+        "recipes/recording.py",
+        "            if notice.gap:\n                return False\n",
+        "",
+        "tests/integration/test_cli_record.py -k while_it_follows",
+    ),
+    Mutant(
+        "Keep the gaps of a record secret",
+        "waitqueue/recorded.py",
+        "            gaps.append((mark.gap.first, mark.gap.to))\n",
+        "",
+        "tests/unit/waitqueue/test_record_lines.py -k every_gap",
+    ),
+    Mutant(
+        "Bound the beginning of a history by the newest entry",
+        "waitqueue/replay.py",
+        "self._marks[0][1] if",
+        "self._marks[-1][1] if",
+        "tests/unit/waitqueue/test_replay.py -k compaction",
+    ),
+    Mutant(
+        "Find no hold and exit as if there were one",
+        "cli/history.py",
+        "return 0 if rows else EXIT_FAILED",
+        "return 0",
+        "tests/integration/test_cli_history.py -k lately",
+    ),
+    Mutant(
+        "Take the main thread for an agent",
+        "cli/views/owners.py",
+        "|MainThread|",
+        "|",
+        "tests/unit/cli/views/test_tables.py -k nobody_chose",
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
 from tests.integration.command_line import Cli
@@ -48,9 +49,13 @@ async def test_it_says_where_the_history_begins(namespace: str) -> None:
             revision = await revision_of(session)
             await compact(fresh, revision)
             rest, never = await asyncio.gather(cli("locks", "history", "x"), cli("locks", "history", "never"))
+            async with LockManager(session).acquire("y"):
+                later = await cli("locks", "history", "never")
     assert whole.out.startswith("x: since revision 1 (whole)")
     assert rest.out.startswith(f"x: since the compaction at revision {revision}") and "earlier" in rest.out
-    assert never.code == 1 and f"since the compaction at revision {revision}" in never.err
+    assert never.code == later.code == 1 and f"since the compaction at revision {revision}" in never.err
+    assert "`record` keeps each in a file" in never.err and "before" not in never.err.partition(";")[0]
+    assert re.search(rf"since the compaction at revision {revision}, before (\S+ )?\d\d:\d\d:\d\d", later.err)
 
 
 async def test_paths_of_a_tree_have_a_past(cli: Cli, session: Session) -> None:
@@ -69,7 +74,7 @@ async def test_only_what_ended_lately_is_shown_with_since(cli: Cli, session: Ses
     none, hour = await asyncio.gather(
         cli("locks", "history", "x", "--since", "1s"), cli("locks", "history", "x", "--since", "1h", "-o", "jsonl")
     )
-    assert (none.code, none.out) == (0, "") and "no hold of x has ended in the last 1s, since" in none.err
+    assert (none.code, none.out) == (1, "") and "no hold of x has ended in the last 1s, since" in none.err
     assert [json.loads(line)["token"] for line in hour.out.splitlines()] == [grant.token]
     async with manager.acquire("x") as held:
         shown = await cli("locks", "history", "x", "--since", "1s", "-o", "jsonl")

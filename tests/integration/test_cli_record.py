@@ -10,10 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Session
 from codomyrmex.concurrency.recipes.record_file import lines_of
+from codomyrmex.concurrency.testing import TcpProxy
 from tests.helpers import eventually
 from tests.integration.command_line import CLI, Cli, ended
 from tests.integration.test_history import compact, revision_of
@@ -116,20 +115,54 @@ async def test_what_etcd_has_compacted_is_a_gap(tmp_path: Path, namespace: str) 
         await manager.release(ending)
         await use(session, "unseen")
         revision = await revision_of(session)
+        tokens = await use(session, "x")  # etcd still has it
         await compact(etcd, revision)
         async with recording(cli, file) as process:
-            tokens = await use(session, "x")
-            await eventually(lambda: len(steps(file)) == 6)
+            tokens += await use(session, "x")
+            await eventually(lambda: len(steps(file)) == 9)
             assert await stopped(process) == 0
         (gap,) = (line["gap"] for line in lines(file) if "gap" in line)
-        assert (gap["from"], gap["to"]) == (last + 1, pytest.approx(revision, abs=1))
+        assert (gap["from"], gap["to"]) == (last + 1, revision)
         assert steps(file)[2:] == [("holds", "lasting", lasting.token), *whole("x", tokens)]
-        shown, also = await asyncio.gather(
+        assert {line["token"] for line in lines(file) if line.get("name") == "x" and line["late"]} == {tokens[0]}
+        table, note, never, shown, also = await asyncio.gather(
+            cli("locks", "history", "x", "--from", str(file), "--since", "1h"),
+            cli("locks", "history", "lasting", "--from", str(file), "-o", "json"),
+            cli("locks", "history", "unseen", "--from", str(file)),
             cli("locks", "history", "ending", "--from", str(file), "-o", "jsonl"),
             cli("locks", "history", "lasting", "--from", str(file), "-o", "jsonl"),
         )
         await manager.release(lasting)
+    missing = f", without revisions {last + 1}-{revision}"
+    assert missing in table.out.splitlines()[0] and missing in note.err and missing in never.err
     assert (json.loads(shown.out)["how"], json.loads(also.out)["how"]) == ("unknown", "held")
+
+
+async def test_a_compaction_while_it_follows_loses_only_what_etcd_has_compacted(tmp_path: Path, namespace: str) -> None:
+    """The recorder is cut off from etcd. Meanwhile etcd compacts, and goes on."""
+    file = tmp_path / "locks.jsonl"
+    async with (
+        EmbeddedEtcd() as etcd,
+        Session(endpoints=etcd.endpoint, namespace=namespace) as session,
+        TcpProxy.to(etcd.endpoint) as proxy,
+        recording(Cli(proxy.endpoint, namespace), file) as process,
+    ):
+        first = await use(session, "x")
+        await eventually(lambda: len(steps(file)) == 3)
+        last = lines(file)[-1]["revision"]
+        proxy.refuse()
+        proxy.cut()
+        await use(session, "unseen")
+        revision = await revision_of(session)
+        tokens = await use(session, "x", 2)
+        await compact(etcd, revision)
+        proxy.resume()
+        tokens += await use(session, "x")
+        await eventually(lambda: len(steps(file)) == 12, 15)
+        assert await stopped(process) == 0
+    (gap,) = (line["gap"] for line in lines(file) if "gap" in line)
+    assert (gap["from"], gap["to"]) == (last + 1, revision)
+    assert steps(file) == whole("x", first + tokens)
 
 
 async def test_it_waits_while_etcd_is_away_and_misses_nothing(tmp_path: Path, namespace: str) -> None:

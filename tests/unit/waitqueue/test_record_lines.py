@@ -54,7 +54,7 @@ def begun(world: World, revision: int = 1) -> RecordLines:
 
 def read_back(lines: list[Line], kind: QueueKind) -> History:
     beginning = begin_line(1, START, "fleet", "")
-    return recorded((json.dumps(line).encode() for line in [beginning, *lines]), "a", kind)
+    return recorded((json.dumps(line).encode() for line in [beginning, *lines]), "a", kind).past
 
 
 @settings(max_examples=100)
@@ -117,7 +117,15 @@ def test_a_beginning_shows_who_holds_and_who_waits() -> None:
     assert lines.revision == world.revision
 
 
-@pytest.mark.parametrize("line", [b"", b"null", b"[]", b"notes", b'{"kind":"granted"}', b'{"gap":null}', b"\xff"])
+def test_every_gap_of_a_record_is_told_whatever_ended_in_it() -> None:
+    lines = [begin_line(5, START, "fleet", ""), gap_line(9, 20, START), gap_line(31, 31, LATER)]
+    found = recorded((json.dumps(line).encode() for line in lines), "a", "lock")
+    assert (found.past.begins_at, found.past.holds, found.gaps) == (5, (), ((9, 20), (31, 31)))
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"null", b"[]", b"notes", b'{"kind":"granted"}', b'{"gap":null}', b'{"gap":{"to":9}}', b"\xff"]
+)
 def test_what_is_no_record_is_refused(line: bytes) -> None:
     beginning = json.dumps(begin_line(1, START, "fleet", "")).encode()
     with pytest.raises(ValueError, match="line 2 is none of a record"):

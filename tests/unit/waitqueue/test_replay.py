@@ -269,6 +269,7 @@ def test_after_a_compaction_it_tells_the_rest(choices: Choices, data: st.DataObj
         replay.begin([kv for kv in entries if queue_of(kv.key) == queue], compacted, over)
         replay.changed(event for event in world.events if event.kv.mod_revision > compacted)
         assert replay.begins_at == compacted
+        assert replay.first_mark == next((at(revision) for revision in world.created if revision > compacted), None)
         assert in_order(told(replay.holds(world.forced))) == in_order(expected(world, queue, compacted))
 
 

@@ -1,22 +1,24 @@
 """Records every step of locks and path locks in a file, for as long as it runs, and goes on where it stopped.
 
 It needs to read the namespace and writes nothing to etcd. While etcd cannot be reached, it waits. Then etcd's history
-tells what happened meanwhile, unless it was compacted; that is marked as a gap.
+tells what happened meanwhile. If etcd has compacted some of that, the record goes on with the entries at the
+compaction's revision, and all up to it is marked as a gap.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
-from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, text_of
+from codomyrmex.concurrency.errors import ConcurrencyError, EtcdError, EtcdUnavailable, text_of
 from codomyrmex.concurrency.etcd.scan import pages
 from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, Transport, WatchRequest
-from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, Started, WatchHub
+from codomyrmex.concurrency.etcd.watch import Changed, Notice, Refused, WatchHub, receive
 from codomyrmex.concurrency.keys import LOCK, PATH, Layout, forms, prefix_end, session_of, starting_with
 from codomyrmex.concurrency.recipes.record_file import RecordFile, Written
 from codomyrmex.concurrency.settings import EtcdSettings
@@ -24,6 +26,8 @@ from codomyrmex.concurrency.waitqueue.record_lines import Line, RecordLines, beg
 from codomyrmex.concurrency.waitqueue.view import is_entry, skip
 
 _RETRY = 1.0  # seconds
+
+T = TypeVar("T")
 
 
 class _Reading(NamedTuple):
@@ -41,7 +45,7 @@ async def record(settings: EtcdSettings, file: RecordFile, prefix: str, told: Ca
     if etcd cannot be reached at the start, and ``ConcurrencyError`` if the file cannot be written.
     """
     transport = transport_for(settings)
-    recorder = _Recorder(transport, Layout(settings.namespace), file, prefix)
+    recorder = _Recorder(transport, settings, file, prefix)
     try:
         await transport.connect(recorder.request.key)
         await recorder.begin()
@@ -51,12 +55,12 @@ async def record(settings: EtcdSettings, file: RecordFile, prefix: str, told: Ca
 
 
 class _Recorder:
-    def __init__(self, transport: Transport, layout: Layout, file: RecordFile, prefix: str) -> None:
+    def __init__(self, transport: Transport, settings: EtcdSettings, file: RecordFile, prefix: str) -> None:
         self._transport = transport
-        self._layout = layout
+        self._patience = settings.request_timeout
+        self._layout = layout = Layout(settings.namespace)
         self._file = file
         self._prefix = prefix
-        self._inbox: asyncio.Queue[Notice] = asyncio.Queue()
         self._late_until = 0
         self.lines = RecordLines(layout, prefix, skip)
         # From the records of forced releases to the paths, for these and a deletion come in one revision then.
@@ -84,8 +88,7 @@ class _Recorder:
         except EtcdError as error:
             if COMPACTED not in str(error):
                 raise
-            found = await self._read(now)
-            self._file.append(self._after_gap(written.revision, found))
+            await self._pass_gap(written.revision)
             return
         lines = self._found(found)
         if written.steps:
@@ -94,29 +97,39 @@ class _Recorder:
             self._file.append(lines[written.lines :])
 
     async def follow(self, told: Callable[[int], object]) -> None:
-        """Write the changes as they come, after those since ``begin``."""
-        hub = WatchHub(self._transport, self._broken)
-        try:
-            hub.subscribe(self.request._replace(start=self.lines.revision + 1), self._inbox.put_nowait)
-            self._write(await self._started(await self._inbox.get()))
-            told(self.lines.revision)
-            while True:
-                notices = [await self._inbox.get()]
-                while not self._inbox.empty():
-                    notices.append(self._inbox.get_nowait())
-                await self._take(notices)
-        finally:
-            await hub.close()
+        """Write the changes as they come, after those since ``begin``. After a gap it follows anew."""
+        following = False
+        while True:
+            inbox: asyncio.Queue[Notice] = asyncio.Queue()
+            hub = WatchHub(self._transport, partial(_broken, inbox))
+            after = self.lines.revision
+            try:
+                hub.subscribe(self.request._replace(start=after + 1), inbox.put_nowait)
+                while await self._take(await _waiting(inbox)):
+                    if not following:
+                        following = True
+                        told(after)
+            finally:
+                await hub.close()
+            self._written = 0
+            await _patiently(lambda: self._pass_gap(self.lines.revision))
 
-    async def _take(self, notices: Sequence[Notice]) -> None:
+    async def _take(self, notices: Sequence[Notice]) -> bool:
+        """Write what the notices tell. False if etcd has compacted what comes next."""
         lines: list[Line] = []
         for notice in notices:
             if isinstance(notice, Changed):
                 lines += self._steps(notice)
-            else:
-                self._write(lines)  # now, for the next call may wait for etcd
-                lines = await self._started(notice)
+                continue
+            self._write(lines)  # now, for the next call may wait for etcd
+            lines = []
+            if isinstance(notice, Refused):
+                raise notice.error
+            if notice.gap:
+                return False
+            self._late_until = await _patiently(self._now)  # a watch begins, or goes on after a break
         self._write(lines)
+        return True
 
     def _write(self, lines: Sequence[Line]) -> None:
         if lines:
@@ -127,30 +140,40 @@ class _Recorder:
         done, self._written = self._written, max(0, self._written - len(lines))
         return lines[done:]
 
-    async def _started(self, notice: Notice) -> list[Line]:
-        """A watch has begun, or goes on after a break: what it tells of the time before now is late."""
-        if isinstance(notice, Refused):
-            raise notice.error
+    async def _pass_gap(self, before: int) -> None:
+        """Go on with the entries at the last compaction. The record goes up to the revision ``before``."""
+        found = await self._read_compacted()
+        # If etcd has compacted up to the last revision of the record, some lines of that one may be missing.
+        first = min(before + 1, found.revision)
+        self._file.append([gap_line(first, found.revision, datetime.now(UTC)), *self._found(found)])
+
+    async def _read_compacted(self) -> _Reading:
         while True:
             try:
-                self._late_until = await self._now()
-                if not (isinstance(notice, Started) and notice.gap):
-                    return []
-                self._written = 0
-                return self._after_gap(self.lines.revision, await self._read(self._late_until))
+                return await self._read(await self._compacted())
             except EtcdError as error:
-                if not error.retryable and COMPACTED not in str(error):
+                if COMPACTED not in str(error):  # else there has been another compaction since
                     raise
-                await asyncio.sleep(_RETRY)
+
+    async def _compacted(self) -> int:
+        """The revision of the last compaction. etcd tells it when it ends a watch that starts before it."""
+        stream = await self._transport.watch()
+        try:
+            await stream.create(self.request._replace(start=1))
+            async with asyncio.timeout(self._patience):
+                while not (revision := (await receive(stream)).compact_revision):
+                    pass
+        except TimeoutError:
+            raise EtcdUnavailable("etcd does not tell its last compaction", retryable=True) from None
+        finally:
+            stream.close()
+        return revision
 
     async def _now(self) -> int:
         return (await self._transport.get(Get(self.request.key, limit=1))).revision
 
     def _found(self, found: _Reading) -> list[Line]:
         return self.lines.read(found.entries, found.revision, datetime.now(UTC), found.ended)
-
-    def _after_gap(self, before: int, found: _Reading) -> list[Line]:
-        return [gap_line(before + 1, found.revision, datetime.now(UTC)), *self._found(found)]
 
     async def _read(self, revision: int) -> _Reading:
         entries: list[KV] = []
@@ -162,5 +185,25 @@ class _Recorder:
         leases = [(one, await self._transport.get(Get(self._layout.lease(one), revision=revision))) for one in delayed]
         return _Reading(entries, revision, [one for one, answer in leases if not answer.kvs])
 
-    def _broken(self, what: str, error: BaseException) -> None:
-        self._inbox.put_nowait(Refused(EtcdError(f"{what} has failed: {text_of(error)}")))
+
+async def _waiting(inbox: asyncio.Queue[Notice]) -> list[Notice]:
+    """All notices that are there, at least one."""
+    notices = [await inbox.get()]
+    while not inbox.empty():
+        notices.append(inbox.get_nowait())
+    return notices
+
+
+def _broken(inbox: asyncio.Queue[Notice], what: str, error: BaseException) -> None:
+    inbox.put_nowait(Refused(EtcdError(f"{what} has failed: {text_of(error)}")))
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """The result of a call to etcd, which is made again until etcd can be reached."""
+    while True:
+        try:
+            return await call()
+        except EtcdError as error:
+            if not error.retryable:
+                raise
+        await asyncio.sleep(_RETRY)

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from codomyrmex.concurrency.errors import EtcdError, EtcdUnavailable
@@ -40,8 +41,20 @@ class _Base(NamedTuple):
     ended: Sequence[int]
 
 
+class Past(NamedTuple):
+    """A history, which begins before the time ``begins_before``; None if that is unknown."""
+
+    history: History
+    begins_before: datetime | None
+
+
 async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> History:
     """The past of a lock or a tree; see ``LockManager.history``."""
+    return (await read(session, name, kind)).history
+
+
+async def read(session: SessionCore, name: str, kind: QueueKind) -> Past:
+    """The past of a lock or a tree, and a bound for the time of its beginning."""
     name, layout = check_name(name), session.layout
     replay, queue = Replay(layout, name, kind), layout.queue(name, KINDS[kind])
     lease = (await session.transport.grant(_MARKER_TTL)).id
@@ -57,7 +70,8 @@ async def history(session: SessionCore, name: str, kind: QueueKind = "lock") -> 
     finally:
         revoke(session, lease)
     forced = await _forced(session, layout.audit(name, KINDS[kind]), replay.begins_at)
-    return History(name, replay.begins_at, replay.holds(forced), replay.waits(), kind)
+    found = History(name, replay.begins_at, replay.holds(forced), replay.waits(), kind)
+    return Past(found, replay.first_mark)
 
 
 async def _past(session: SessionCore, queue: bytes, now: int) -> AsyncGenerator[_Base | Sequence[Event], None]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Annotated, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.models import ForcedRelease, History, HowEnded, Owner, PastHold, QueueKind
@@ -33,32 +34,47 @@ class _Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
-    """A ``begin``, or the end of a ``gap``."""
+class _Begin:
+    revision: int
+    at: datetime
 
-    revision: int = 0
-    to: int = 0
-    at: datetime | None = None
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    first: Annotated[int, Field(alias="from")]
+    to: int
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     """A line that is none of an entry."""
 
-    begin: _Mark | None = None
-    gap: _Mark | None = None
+    begin: _Begin | None = None
+    gap: _Gap | None = None
 
 
 _STEP, _LINE = TypeAdapter(_Step), TypeAdapter(_Line)
 
 
-def recorded(lines: Iterable[bytes], name: str, kind: QueueKind) -> History:
-    """The past of one lock or tree in a record. Its ``begins_at`` is the revision of the record's beginning.
+class Recorded(NamedTuple):
+    """The past of one lock or tree in a record, and every gap of the record: its first and its last revision.
+
+    The ``begins_at`` of the ``past`` is the revision of the record's beginning.
+    """
+
+    past: History
+    gaps: tuple[tuple[int, int], ...]
+
+
+def recorded(lines: Iterable[bytes], name: str, kind: QueueKind) -> Recorded:
+    """Read the past of one lock or tree from a record.
 
     Raises ``ValueError`` for what is no record.
     """
-    past = _Recorded(name, kind)
+    past = _Past(name, kind)
     begins_at: int | None = None
+    gaps: list[tuple[int, int]] = []
     for number, line in enumerate(lines, 1):
         if (step := decode.record(_STEP, line)) is not None:
             if (step.name, step.queue_kind) == (name, kind):
@@ -67,20 +83,21 @@ def recorded(lines: Iterable[bytes], name: str, kind: QueueKind) -> History:
             begins_at = mark.begin.revision
         elif mark and mark.gap:
             past.gap(mark.gap)
+            gaps.append((mark.gap.first, mark.gap.to))
         else:
             raise ValueError(f"line {number} is none of a record of locks")
     if begins_at is None:
         raise ValueError("it is no record of locks")
-    return past.history(begins_at)
+    return Recorded(past.history(begins_at), tuple(gaps))
 
 
-class _Recorded:
+class _Past:
     def __init__(self, name: str, kind: QueueKind) -> None:
         self._name = name
         self._kind = kind
         self._living: dict[tuple[str, int], PastHold | Owner] = {}  # by key and token; a waiter is an Owner
         self._missing: dict[tuple[str, int], PastHold | Owner] = {}  # that no line after the gap has named so far
-        self._gap = _Mark()
+        self._gap_at: datetime | None = None  # when the last gap was read
         self._over: list[PastHold] = []
         self._waits: list[Owner] = []
 
@@ -101,9 +118,9 @@ class _Recorded:
         else:
             self._left(self._living.pop(entry, step.owner), step)
 
-    def gap(self, gap: _Mark) -> None:
+    def gap(self, gap: _Gap) -> None:
         self._end_missing()
-        self._gap, self._missing, self._living = gap, self._living, {}
+        self._gap_at, self._missing, self._living = gap.at, self._living, {}
 
     def history(self, begins_at: int) -> History:
         self._end_missing()
@@ -148,5 +165,5 @@ class _Recorded:
             if isinstance(one, Owner):
                 self._waits.append(one)
             else:
-                self._over.append(replace(one, ended_before=self._gap.at, how="unknown"))
+                self._over.append(replace(one, ended_before=self._gap_at, how="unknown"))
         self._missing = {}

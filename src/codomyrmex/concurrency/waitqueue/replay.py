@@ -72,6 +72,11 @@ class Replay:
         grants = {life.granted: at for life, _, _ in ordered if (at := self._granted_at(life))}
         return tuple(self._hold(life, end, how, forced, grants) for life, end, how in ordered)
 
+    @property
+    def first_mark(self) -> datetime | None:
+        """The earliest time mark: the history begins before it. None if no entry has joined since."""
+        return self._marks[0][1] if self._marks else None
+
     def waits(self) -> tuple[Owner, ...]:
         """The owners of the entries that went without having held, in the order of their ends."""
         return tuple(life.owner for life, _, _ in self._over if life.granted is None)

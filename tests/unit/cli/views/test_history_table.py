@@ -53,6 +53,11 @@ def test_a_hold_that_is_older_than_the_history_and_one_that_lasts() -> None:
     assert held[4:] == ["-", "held", "0s", "0s", "5"]
 
 
+def test_every_gap_of_a_record_is_named() -> None:
+    assert history_table.missing([]) == ""
+    assert history_table.missing([(836, 842), (900, 900)]) == ", without revisions 836-842, 900"
+
+
 def test_the_reason_of_a_forced_release_is_shown() -> None:
     forced = replace(HOLD, how="forced", forced=ForcedRelease("x", 5, "it\x1b hangs", "anna", THEN))
     head, row = rows(forced, wide=True)[1:3]

@@ -235,3 +235,13 @@ def test_what_a_holder_told_before_stands() -> None:
     for _ in range(2):
         (info,) = seen.timed([LockInfo("x", (told,), ())], NOW + timedelta(seconds=9))
         assert info.holders == (told,)
+
+
+@pytest.mark.parametrize(
+    "task",
+    ["", "Task-12", "MainThread", "Thread-3", "Thread-3 (work)", "Dummy-1", "ThreadPoolExecutor-0_1", "asyncio_0"],
+)
+def test_a_name_that_nobody_chose_is_no_agent(task: str) -> None:
+    one = Owner("host", 7, "0a", task, 5, None)
+    assert owners.agent(one) == "-" and owners.owners([one]) == "host:7"
+    assert owners.agent(replace(one, task="MainThread-runner")) == "MainThread-runner"

@@ -42,9 +42,21 @@ def holds(history: History, beginning: str, rows: Sequence[PastHold], *, wide: b
     return grid
 
 
+def moment(at: datetime) -> str:
+    """A time in this host's zone; the date is left out if it is today's."""
+    local = at.astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == datetime.now().astimezone().date() else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def missing(gaps: Sequence[tuple[int, int]]) -> str:
+    """The gaps of a record, in words that follow those of its beginning; empty if it has none."""
+    ranges = [f"{first}" if first == last else f"{first}-{last}" for first, last in gaps]
+    return f", without revisions {', '.join(ranges)}" if ranges else ""
+
+
 def _granted(hold: PastHold) -> str:
     if hold.granted_at is not None:
-        return _time(hold.granted_at)
+        return moment(hold.granted_at)
     return "?" if hold.granted_revision else "earlier"
 
 
@@ -52,8 +64,8 @@ def _ended(hold: PastHold) -> str:
     if hold.how == "held":
         return "-"
     if hold.ended_at is not None:
-        return _time(hold.ended_at)
-    return f"before {_time(hold.ended_before)}" if hold.ended_before else "?"
+        return moment(hold.ended_at)
+    return f"before {moment(hold.ended_before)}" if hold.ended_before else "?"
 
 
 def _held(hold: PastHold) -> Cell:
@@ -73,9 +85,3 @@ def _held(hold: PastHold) -> Cell:
 
 def _reason(hold: PastHold) -> str:
     return short(f"{hold.forced.by}: {hold.forced.reason}", MOST) if hold.forced else "-"
-
-
-def _time(at: datetime) -> str:
-    """A time in this host's zone; the date is left out if it is today's."""
-    local = at.astimezone()
-    return f"{local:%H:%M:%S}" if local.date() == datetime.now().astimezone().date() else f"{local:%Y-%m-%d %H:%M:%S}"

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from codomyrmex.concurrency.cli.views.text import MOST, seconds_since, short, span, visible
 from codomyrmex.concurrency.models import LockInfo, Owner, SemaphoreInfo
 
-_UNNAMED = re.compile(r"Task-\d+")  # as asyncio names a task
+# As asyncio names a task, and Python the thread of a blocking call.
+_UNNAMED = re.compile(r"Task-\d+|MainThread|(Thread|Dummy)-\d+( \(.*\))?|ThreadPoolExecutor-\d+_\d+|asyncio_\d+")
 _SHOWN = 3  # owners in a cell
 _STUCK = 300.0  # seconds
 
@@ -46,7 +47,8 @@ def is_stuck(info: LockInfo | SemaphoreInfo) -> bool:
 
 
 def agent(one: Owner) -> str:
-    """The name of an owner's agent: ``agent`` of its metadata, else a task name that a person chose, else ``-``."""
+    """The name of an owner's agent: ``agent`` of its metadata, else that which a person gave its task or thread, else
+    ``-``."""
     named = one.metadata.get("agent")
     if isinstance(named, str) and named.strip():
         return short(named, 100)
