@@ -358,6 +358,7 @@ def test_the_prompt_names_commands_and_exit_codes_that_exist() -> None:
         found.make_context(command, arguments)  # raises a usage error for an option that it has not
 
 
-def test_every_example_is_run_here() -> None:
-    run = re.findall(r'(?:output_of|read)\("([^"]+)"', Path(__file__).read_text())
+def test_every_example_is_run() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*examples.py"))
+    run = re.findall(r'(?:output_of|read)\(\s*"([^"]+)"', tests)
     assert set(run) == {path.name for path in EXAMPLES.iterdir() if path.is_file()}
