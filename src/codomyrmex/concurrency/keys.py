@@ -236,12 +236,13 @@ GROUP = Kind("group", "group")  # its holders are the members
 RATE = Kind("rate limit", "rate")  # its queues are dimensions
 
 
-_LISTED_KEY = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]*")
-_LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH)}
+_LISTED_KEY = re.compile(rb"/[^/]+/v1/(lock|path|election|group)/([^/]+)/[^/]*")
+_LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH, ELECTION, GROUP)}
 
 
 def kind_and_name(key: bytes) -> tuple[Kind, str] | None:
-    """The kind and the name of the queue of locks or paths with this prefix, or with this entry; None for others."""
+    """The kind and the name of the queue with this prefix, or with this entry, if it is of locks, paths, elections or
+    groups; None for others."""
     found = _LISTED_KEY.fullmatch(key)
     name = text_in(found[2]) if found else None
     return (_LISTED[found[1]], name) if found and name is not None else None

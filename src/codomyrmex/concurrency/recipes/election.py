@@ -37,6 +37,11 @@ class Term:
         """The fencing token; it rises with every term."""
         return self.grant.token
 
+    @property
+    def key(self) -> str:
+        """The key of the leader's entry in etcd."""
+        return self.grant.key
+
     async def proclaim(self, value: Any) -> None:
         """Tell everybody another value, which is JSON of at most 64 KiB.
 

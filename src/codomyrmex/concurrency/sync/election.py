@@ -28,6 +28,11 @@ class Term:
     def token(self) -> int:
         return self._twin.token
 
+    @property
+    @text_of(twin.Term.key)
+    def key(self) -> str:
+        return self._twin.key
+
     @text_of(twin.Term.proclaim)
     def proclaim(self, value: Any) -> None:
         portal().run(self._twin.proclaim(value))
