@@ -58,7 +58,7 @@ def test_a_term_fences_as_a_lock_does() -> None:
 
 def test_a_member_is_refused_and_called_so() -> None:
     for fence in (fence_of, fence_with_paths):
-        with pytest.raises(ValueError, match="^a member's grant cannot fence a write: other members"):
+        with pytest.raises(ValueError, match=r"^a member's grant cannot fence a write: other members"):
             fence(held(3, kind=GROUP, suffix=READER_SUFFIX))
     assert not is_name("/fleet/v1/group/deploy/")
 

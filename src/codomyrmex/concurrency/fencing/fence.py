@@ -1,7 +1,7 @@
 """``Fence``: the names under which a target keeps the token of a hold, and that token.
 
-A name is the key prefix of the queue in etcd, such as ``/codomyrmex/v1/lock/deploy/``. It has the namespace, the kind and
-the name of the lock or election, so no two of them share one.
+A name is the key prefix of the queue in etcd, such as ``/codomyrmex/v1/lock/deploy/``. It has the namespace, the kind
+and the name of the lock or election, so no two of them share one.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def rejected(name: str, token: int, highest: int, outcome: str) -> FencedWriteRe
     if telemetry.observers:
         telemetry.tell("write_rejected", kind.what, of)
     return FencedWriteRejected(
-        f"the token {token} of the {kind.what} {of!r} is too old: the token {highest} of a later holder, or of a former etcd, "
-        f"was here; {outcome}"
+        f"the token {token} of the {kind.what} {of!r} is too old: the token {highest} of a later holder, or of a "
+        f"former etcd, was here; {outcome}"
     )
 
 

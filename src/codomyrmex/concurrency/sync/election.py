@@ -7,6 +7,7 @@ from typing import Any
 
 from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.recipes import election as twin
+from codomyrmex.concurrency.recipes.acquire import OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold
 from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.grant import Grant, OnLoss, at_loss, this_thread
@@ -74,8 +75,9 @@ class Election:
         session: Session | None = None,
         on_loss: OnLoss = "raise",
         metadata: dict[str, Any] | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
-        self._twin = twin.Election(name, unwrapped(session), at_loss(on_loss), metadata)
+        self._twin = twin.Election(name, unwrapped(session), at_loss(on_loss), metadata, deadlock)
 
     @property
     @text_of(twin.Election.name)
