@@ -12,7 +12,6 @@ from codomyrmex.concurrency.cli.options import common_options, confirmed, needs_
 from codomyrmex.concurrency.cli.running import EXIT_FAILED, run
 from codomyrmex.concurrency.cli.views import election_table, live, output, owners, text
 from codomyrmex.concurrency.cli.views.grid import Grid
-from codomyrmex.concurrency.keys import ELECTION
 from codomyrmex.concurrency.recipes.election import queues, succession
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.waitqueue import shared_values
@@ -93,7 +92,7 @@ async def _release(context: click.Context, name: str, token: int | None, reason:
             return 0
         if not await confirmed(yes, f"release {shown}?"):
             return EXIT_FAILED
-        await force_release(core_of(session), row.name, reason, row.token, ELECTION)
+        await force_release(core_of(session), row.name, reason, row.token, of.kind)
     click.echo(f"released {shown}")
     return 0
 
