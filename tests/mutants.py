@@ -3424,6 +3424,21 @@ MUTANTS = (
         "tests/unit/fencing/test_fence.py -k permit",
     ),
     Mutant(
+        "refuse the term of an election as a fence",
+        "fencing/fence.py",
+        "found[0] in (LOCK, ELECTION)",
+        "found[0] is LOCK",
+        "tests/unit/fencing/test_fence.py -k term",
+    ),
+    Mutant(
+        "call a member that would fence a write a reader",
+        "fencing/fence.py",
+        "found[0] is GROUP for",
+        "found[0] is SEMAPHORE for",
+        "tests/unit/fencing/test_fence.py -k member",
+        also=(("fencing/fence.py", "GROUP, LOCK, is_reader", "LOCK, SEMAPHORE, is_reader"),),
+    ),
+    Mutant(
         "read a fenced file without recording the token",
         "fencing/files.py",
         "        _advance(target, fence)\n        return",

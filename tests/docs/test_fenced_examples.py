@@ -10,7 +10,7 @@ from codomyrmex.concurrency import EmbeddedEtcd
 from tests.docs.test_examples import output_of, own_state
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures(own_state.__name__)]
-REFUSED = "the token N of the lock '{}' is too old: a later holder with the token N was here; {}"
+REFUSED = "the token N of the lock '{}' is too old: the token N of a later holder, or of a former etcd, was here; {}"
 
 
 def plain(lines: list[str]) -> list[str]:

@@ -11,7 +11,16 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from codomyrmex.concurrency import DistributedLock, Election, EmbeddedEtcd, Group, LockManager, Session, health
+from codomyrmex.concurrency import (
+    DistributedLock,
+    Election,
+    EmbeddedEtcd,
+    Group,
+    LockLost,
+    LockManager,
+    Session,
+    health,
+)
 from codomyrmex.concurrency.cli.schemas import event_schema, output_schema, schemas
 from codomyrmex.concurrency.etcd.transports.protocol import Put
 from codomyrmex.concurrency.recipes.election import queues
@@ -137,6 +146,42 @@ async def test_watching_tells_each_term_and_value(cli: Cli, session: Session, st
         for process in (every, one):
             process.send_signal(signal.SIGINT)
             assert await ended(process) == 0
+
+
+async def test_a_term_is_ended_by_force_with_a_reason_that_its_leader_reads(
+    cli: Cli, session: Session, other: Session, stack: AsyncExitStack
+) -> None:
+    leads, lock = asyncio.Event(), DistributedLock("e", session)
+    tokens: list[int] = []
+
+    async def lead() -> None:
+        async with Election("e", session).campaign() as term:
+            tokens.append(term.token)
+            leads.set()
+            await asyncio.Event().wait()
+
+    leading = asyncio.create_task(lead())
+    await leads.wait()
+    await candidate(stack, other, "e")
+    held = await lock.acquire()
+    words = ("elections", "release", "e", "--reason")
+    unasked, empty, dry, other_term = await asyncio.gather(
+        cli(*words, "r"),
+        cli(*words, " ", "-y"),
+        cli(*words, "r", "--dry-run"),
+        cli(*words, "r", "-y", "--token", "1"),
+    )
+    assert (unasked.code, empty.code, dry.code, other_term.code) == (2, 2, 0, 1) and not leading.done()
+    assert f"with token {tokens[0]}; 1 wait" in dry.out
+    assert f"led with token {tokens[0]}, not 1; look again" in other_term.err
+    done = await cli(*words, "host is gone", "-y", "--token", str(tokens[0]))
+    assert done.code == 0 and f"with token {tokens[0]}" in done.out
+    with pytest.raises(LockLost, match="host is gone"):
+        await asyncio.wait_for(leading, 15)
+    leader = await Election("e", session).leader()
+    assert leader and leader.token > tokens[0] and lock.held and not held.lost.is_set()
+    none = await cli("elections", "release", "never", "--reason", "r", "-y")
+    assert none.code == 1 and "nobody leads the election 'never'" in none.err
 
 
 # Groups

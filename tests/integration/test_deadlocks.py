@@ -21,6 +21,7 @@ from codomyrmex.concurrency import (
     AsyncWorkerPool,
     Deadlock,
     DistributedLock,
+    Election,
     EmbeddedEtcd,
     EtcdUnavailable,
     LockLost,
@@ -290,6 +291,23 @@ async def _all(manager: LockManager, names: list[str]) -> None:
         await asyncio.sleep(0.01)
 
 
+async def test_a_candidate_that_asks_to_fail_does(session: Session, other: Session, quick: None) -> None:
+    async def candidate() -> None:
+        async with LockManager(session).acquire("a"):
+            await leads.wait()
+            async with Election("e", session, deadlock="fail").campaign():
+                pass
+
+    leads = asyncio.Event()
+    waiting = asyncio.create_task(candidate())
+    await queue_of(session, "a", 1)
+    async with Election("e", other).campaign():
+        leads.set()
+        async with LockManager(other).acquire("a", timeout=10):
+            with pytest.raises(Deadlock, match="election"):
+                await waiting
+
+
 async def test_acquire_all_is_never_in_a_deadlock_with_itself(
     session: Session, other: Session, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -541,6 +559,7 @@ async def test_another_word_than_fail_or_report_is_refused(session: Session) -> 
         lambda: manager.reserve("a", ttl=60, deadlock="maybe"),
         lambda: DistributedLock("a", session, deadlock="maybe"),  # type: ignore[arg-type]
         lambda: Semaphore("a", max_concurrent=1, session=session, deadlock="maybe"),  # type: ignore[arg-type]
+        lambda: Election("a", session, deadlock="maybe"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match="'fail' or 'report'"):
             make()
@@ -557,6 +576,7 @@ def test_the_blocking_twin_refuses_it_too() -> None:
         lambda: manager.reserve("a", ttl=60, deadlock="maybe"),
         lambda: sync.DistributedLock("a", deadlock="maybe"),  # type: ignore[arg-type]
         lambda: sync.Semaphore("a", max_concurrent=1, deadlock="maybe"),  # type: ignore[arg-type]
+        lambda: sync.Election("a", deadlock="maybe"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match="'fail' or 'report'"):
             make()

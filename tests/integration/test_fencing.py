@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from codomyrmex.concurrency import EmbeddedEtcd, LockManager, Semaphore, Session, Shared, fencing
+from codomyrmex.concurrency import (
+    Election,
+    EmbeddedEtcd,
+    FencedWriteRejected,
+    Group,
+    LockManager,
+    Semaphore,
+    Session,
+    Shared,
+    fencing,
+)
 from tests.integration.asgi import served
 from tests.integration.stopped_holder import stopped_and_late
 
@@ -53,6 +63,9 @@ async def test_holds_that_exclude_no_other_are_refused(session: Session, tmp_pat
     async with Semaphore("permits", max_concurrent=2, session=session) as permit:
         with pytest.raises(ValueError, match="semaphore"):
             fencing.files.replace(path, "x", permit)
+    async with Group("g", session).join() as membership:
+        with pytest.raises(ValueError, match="a member's grant"):
+            fencing.files.replace(path, "x", membership.grant)
     async with manager.acquire_all([Shared("a")]) as (reader,):
         with pytest.raises(ValueError, match="reader"):
             fencing.files.replace(path, "x", reader)
@@ -66,3 +79,21 @@ async def test_holds_that_exclude_no_other_are_refused(session: Session, tmp_pat
     async with manager.acquire("a") as grant, manager.reserve("b", ttl=60) as reservation:
         assert fencing.http.headers(grant)["Fencing-Names"].endswith("/v1/lock/a/")
         assert fencing.http.headers(reservation)["Fencing-Token"] == str(reservation.token)
+
+
+async def test_a_term_fences_its_data_against_the_term_before(session: Session, tmp_path: Path) -> None:
+    election, path = Election("e", session), tmp_path / "data.txt"
+    async with election.campaign() as former:
+        assert fencing.http.headers(former) == fencing.http.headers(former.grant)
+    with closing(sqlite3.connect(tmp_path / "data.db")) as connection:
+        async with election.campaign() as term:
+            for holder in (term, term.grant):
+                fencing.sql(connection, holder)
+                fencing.files.replace(path, "by the leader", holder)
+        late = f"the token {former.token} of the election 'e' is too old: the token {term.token} of a later holder"
+        for holder in (former, former.grant):
+            with pytest.raises(FencedWriteRejected, match=late):
+                fencing.sql(connection, holder)
+            with pytest.raises(FencedWriteRejected, match=late):
+                fencing.files.replace(path, "late", holder)
+    assert path.read_text() == "by the leader"

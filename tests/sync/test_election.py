@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import EmbeddedEtcd, FencedWriteRejected, LockLost, LockTimeout
+from codomyrmex.concurrency.fencing import http
 from codomyrmex.concurrency.recipes.election import queues
 from codomyrmex.concurrency.session import core_of
 from codomyrmex.concurrency.sync import Election, Group, Session
@@ -54,6 +55,7 @@ def test_a_leader_leads_proclaims_and_writes(blocking: Session, rival: Session) 
     assert election.leader() is None and election.name == "e"
     with election.campaign({"url": "http://one"}) as term:
         assert term.grant.put("/elected", "x") > term.token == term.grant.token and term.value == {"url": "http://one"}
+        assert http.headers(term) == http.headers(term.grant) and term.key == term.grant.key
         term.proclaim([2])
         found = Election("e", rival).leader()
         assert found and (found.value, found.token, found.owner.agent) == ([2], term.token, "a") and term.value == [2]

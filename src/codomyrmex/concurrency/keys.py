@@ -16,6 +16,7 @@
     /<namespace>/v1/left/<kind>/<name>/<entry>     leased: the note that a reservation leaves if it expires
     /<namespace>/v1/audit/<name>                   the last forced release of a lock
     /<namespace>/v1/audit/path/<tree>              the last forced release in a tree
+    /<namespace>/v1/audit/election/<name>          the last term that was ended by force
     /<namespace>/v1/dead/<queue>/entry/<id>        a dead letter
     /<namespace>/v1/dead/<queue>/claim/<id>        leased: a worker runs this dead letter now
     /<namespace>/v1/dead/<queue>/worker/<lease>-<id>   leased: a worker that is there
@@ -236,12 +237,13 @@ GROUP = Kind("group", "group")  # its holders are the members
 RATE = Kind("rate limit", "rate")  # its queues are dimensions
 
 
-_LISTED_KEY = re.compile(rb"/[^/]+/v1/(lock|path)/([^/]+)/[^/]*")
-_LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH)}
+_LISTED_KEY = re.compile(rb"/[^/]+/v1/(lock|path|election|group)/([^/]+)/[^/]*")
+_LISTED = {kind.segment.encode(): kind for kind in (LOCK, PATH, ELECTION, GROUP)}
 
 
 def kind_and_name(key: bytes) -> tuple[Kind, str] | None:
-    """The kind and the name of the queue of locks or paths with this prefix, or with this entry; None for others."""
+    """The kind and the name of the queue with this prefix, or with this entry, if it is of locks, paths, elections or
+    groups; None for others."""
     found = _LISTED_KEY.fullmatch(key)
     name = text_in(found[2]) if found else None
     return (_LISTED[found[1]], name) if found and name is not None else None
@@ -322,7 +324,7 @@ class Layout:
         return self.pauses(name) + b"%016x" % lease_id
 
     def audit(self, name: str, kind: Kind = LOCK) -> bytes:
-        """The key of the record of the last forced release of a lock or of a tree's entry."""
+        """The key of the record of the last forced release of a lock, of a tree's entry or of a term."""
         return self._audits + (b"" if kind is LOCK else kind.segment.encode() + b"/") + escape(name).encode()
 
     def name_of(self, entry: bytes, kind: Kind = LOCK) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from codomyrmex.concurrency import telemetry
 from codomyrmex.concurrency.errors import InvalidHandle
 from codomyrmex.concurrency.fencing.fence import Fence, fence_of, fence_with_paths, is_name, rejected
-from codomyrmex.concurrency.keys import PATH
+from codomyrmex.concurrency.keys import ELECTION, GROUP, PATH, READER_SUFFIX
 from tests.unit.fencing.holds import Kept, entry, held, kept, permit, reader
 
 DEPLOY = "/fleet/v1/lock/deploy/"
@@ -48,6 +48,24 @@ def test_a_permit_is_refused() -> None:
     for fence in (fence_of, fence_with_paths):
         with pytest.raises(ValueError, match="semaphore"):
             fence(permit(3))
+
+
+def test_a_term_fences_as_a_lock_does() -> None:
+    for fence in (fence_of, fence_with_paths):
+        assert fence(held(5, kind=ELECTION)) == Fence(("/fleet/v1/election/deploy/",), 5)
+    assert is_name("/fleet/v1/election/deploy/")
+
+
+def test_a_member_is_refused_and_called_so() -> None:
+    for fence in (fence_of, fence_with_paths):
+        with pytest.raises(ValueError, match=r"^a member's grant cannot fence a write: other members"):
+            fence(held(3, kind=GROUP, suffix=READER_SUFFIX))
+    assert not is_name("/fleet/v1/group/deploy/")
+
+
+def test_a_tuple_of_grants_is_refused() -> None:
+    with pytest.raises(TypeError, match="give one of the grants"):
+        fence_of((held(1), held(1, "b")))  # type: ignore[arg-type]
 
 
 def test_a_reader_is_refused() -> None:
@@ -89,7 +107,8 @@ def test_observers_are_told_of_a_refusal() -> None:
         telemetry.ignore(observer)
     assert told == [("lock", "a/b")]
     assert str(error) == (
-        "the token 7 of the lock 'a/b' is too old: a later holder with the token 9 was here; nothing was written"
+        "the token 7 of the lock 'a/b' is too old: the token 9 of a later holder, or of a former etcd, was here; "
+        "nothing was written"
     )
 
 

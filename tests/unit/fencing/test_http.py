@@ -117,8 +117,8 @@ async def test_a_lower_token_is_answered_409_with_the_higher_one(app: App) -> No
     late = await by(7).to(served)
     assert (late.status, late.headers[b"fencing-token"]) == (409, b"9")
     assert late.json == {
-        "detail": "the token 7 of the lock 'deploy' is too old: a later holder with the token 9 was here; this request "
-        "changed nothing",
+        "detail": "the token 7 of the lock 'deploy' is too old: the token 9 of a later holder, or of a former etcd, "
+        "was here; this request changed nothing",
         "name": "/fleet/v1/lock/deploy/",
         "token": 7,
         "highest": 9,

@@ -17,7 +17,7 @@ from codomyrmex.concurrency.cli.views import output, wait_graph
 @options_with("text", "dot", "json")
 @click.pass_context
 def graph(context: click.Context, prefix: str) -> None:
-    """Show all waits and deadlocks: over locks, paths, semaphores and reservations.
+    """Show all waits and deadlocks: over locks, paths, semaphores, elections, reservations.
 
     A line for each wait tells the holders and the waiter just ahead, and a line for each deadlock its cycle. All of it
     is read at one revision. -o dot prints a graph for Graphviz, with deadlocks in red.

@@ -15,7 +15,7 @@ _COMMANDS = {
     "demo": "Show a fleet at work: locks, a semaphore, pools, dead letters.",
     "dev": "Start an etcd for development, alone or around a command.",
     "dlq": "Dead letters: list, retry, discard, purge; run a worker.",
-    "elections": "Leaders of all elections and their values, also live.",
+    "elections": "Leaders of all elections and their values, also live; end a term.",
     "guard": "Refuse edits and commits of paths without a reservation.",
     "locks": "Holders, waiters and tokens of all locks, also live; their past; release by force.",
     "members": "Members of all groups and their capabilities, also live.",

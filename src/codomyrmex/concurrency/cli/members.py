@@ -18,7 +18,7 @@ from codomyrmex.concurrency.waitqueue.shared_values import SharedEntries
 
 @click.group(cls=NamedGroup, invoke_without_command=True, subcommand_metavar="[NAME]")
 @click.option("--watch", "-w", is_flag=True, help="Follow it live; off a terminal, one line per change.")
-@click.option("--prefix", default="", metavar="P", help="Only groups whose name starts with P.")
+@click.option("--prefix", default="", metavar="P", help="Only groups whose name starts with P; without NAME.")
 @common_options
 @click.pass_context
 def members(context: click.Context, watch: bool, prefix: str) -> None:

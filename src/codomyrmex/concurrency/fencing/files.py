@@ -45,7 +45,7 @@ def replace(path: str | os.PathLike[str], data: str | bytes, grant: Granted | Re
     Args:
         path: the file, in a folder that is there. A symbolic link stays, and its target is replaced.
         data: the whole new content.
-        grant: the grant of a lock or of paths, asyncio or blocking, or a reservation.
+        grant: the grant of a lock or of paths or the term of an election, asyncio or blocking, or a reservation.
 
     Raises ``FencedWriteRejected`` if a higher token was seen, and ``FencingUnavailable`` where there are no POSIX locks
     (Windows, some file systems) or the record is damaged; then nothing was written. Raises ``TypeError`` or

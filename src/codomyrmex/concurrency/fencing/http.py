@@ -43,8 +43,8 @@ _HEADERS = {TOKEN.lower().encode(): TOKEN, NAMES.lower().encode(): NAMES}
 def headers(grant: Granted | Reserved) -> dict[str, str]:
     """The headers of a request that the holder of ``grant`` sends.
 
-    Raises ``TypeError`` or ``ValueError`` for a grant that does not exclude others: a semaphore's, a reader's, and one
-    of paths alone.
+    Raises ``TypeError`` or ``ValueError`` for a grant that does not exclude others: a semaphore's, a reader's, a
+    member's, and one of paths alone.
     """
     fence = fence_of(grant)
     return {TOKEN: str(fence.token), NAMES: " ".join(fence.names)}

@@ -22,7 +22,8 @@ def sql(connection: sqlite3.Connection | psycopg.Connection[Any], grant: Granted
 
     Args:
         connection: of ``sqlite3`` or of psycopg 3, with a transaction open or about to be opened by this statement.
-        grant: the grant of a lock, asyncio or blocking, or a reservation of names. Paths do not count.
+        grant: the grant of a lock or the term of an election, asyncio or blocking, or a reservation of names. Paths do
+            not count.
 
     Raises ``FencedWriteRejected`` if a higher token was seen: roll back, the lock is another's. Raises ``TypeError``
     for other connections, ``ValueError`` for one in autocommit mode and for a grant that does not exclude others, and

@@ -12,7 +12,7 @@ from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.keys import ELECTION, check_name
 from codomyrmex.concurrency.models import Leader
-from codomyrmex.concurrency.recipes.acquire import AcquireRequest
+from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_value
 from codomyrmex.concurrency.session import Session, ready
@@ -36,6 +36,11 @@ class Term:
     def token(self) -> int:
         """The fencing token; it rises with every term."""
         return self.grant.token
+
+    @property
+    def key(self) -> str:
+        """The key of the leader's entry in etcd."""
+        return self.grant.key
 
     async def proclaim(self, value: Any) -> None:
         """Tell everybody another value, which is JSON of at most 64 KiB.
@@ -94,6 +99,7 @@ class Election:
         session: the session to use; the process's default one when left out.
         on_loss: as ``DistributedLock``'s: ``"cancel"`` cancels the block of a term that is lost.
         metadata: shown to others with each candidate, as ``DistributedLock``'s.
+        deadlock: as ``DistributedLock``'s: ``"fail"`` raises ``Deadlock`` from a candidate that waits in a cycle.
 
     Raises ``InvalidName``, ``TypeError`` or ``ValueError`` for arguments that cannot be.
     """
@@ -104,11 +110,16 @@ class Election:
         session: Session | None = None,
         on_loss: OnLoss = "cancel",
         metadata: dict[str, Any] | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
         self._name = check_name(name)
         self._session = session
         self._request = AcquireRequest(
-            session=session, queues=((ELECTION, self._name),), on_loss=on_loss, metadata=metadata
+            session=session,
+            queues=((ELECTION, self._name),),
+            on_loss=on_loss,
+            metadata=metadata,
+            deadlock=deadlock,
         )
 
     @property

@@ -346,9 +346,9 @@ class LockManager:
         granted.
         ``reason`` is recorded with your user name. With ``token`` only the holder with that token is released. With
         ``kind="path"`` the name is that of a tree, and a ``token`` is needed. Raises ``NotHeld`` if the lock has no
-        holder, or none with that token.
+        holder, or none with that token. The command ``elections release`` ends the term of a leader.
         """
-        return await force_release(await ready(self._session), name, reason, token, kind)
+        return await force_release(await ready(self._session), name, reason, token, inspect.KINDS[kind])
 
     def stats(self) -> LockStats:
         """Counters since this manager was made; ``total_locks`` is the number of distinct names acquired."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from codomyrmex.concurrency.context_managers import BlockingOnly
 from codomyrmex.concurrency.recipes import election as twin
+from codomyrmex.concurrency.recipes.acquire import OnDeadlock
 from codomyrmex.concurrency.recipes.hold import Hold
 from codomyrmex.concurrency.sync.blocking import blocking, text_of
 from codomyrmex.concurrency.sync.grant import Grant, OnLoss, at_loss, this_thread
@@ -27,6 +28,11 @@ class Term:
     @text_of(twin.Term.token)
     def token(self) -> int:
         return self._twin.token
+
+    @property
+    @text_of(twin.Term.key)
+    def key(self) -> str:
+        return self._twin.key
 
     @text_of(twin.Term.proclaim)
     def proclaim(self, value: Any) -> None:
@@ -69,8 +75,9 @@ class Election:
         session: Session | None = None,
         on_loss: OnLoss = "raise",
         metadata: dict[str, Any] | None = None,
+        deadlock: OnDeadlock = "report",
     ) -> None:
-        self._twin = twin.Election(name, unwrapped(session), at_loss(on_loss), metadata)
+        self._twin = twin.Election(name, unwrapped(session), at_loss(on_loss), metadata, deadlock)
 
     @property
     @text_of(twin.Election.name)

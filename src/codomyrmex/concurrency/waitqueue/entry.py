@@ -516,7 +516,8 @@ class Entry:
         """The reason of its loss, with the operator's reason if the lock was released by force."""
         first = self.group.first_lost if self.group else self
         if isinstance(first, Entry) and isinstance(first.lost.reason, KeyDeleted):
-            kind = keys.PATH if keys.is_in_tree(first.key) else keys.LOCK
+            of = keys.kind_and_name(first.key)
+            kind = of[0] if of else keys.LOCK
             audit = first.session.layout.audit(first.queue_ref.name, kind)
             return await explain_deletion(first.session, audit, first.token, first.lost.reason)
         return str(self.lost.reason)

@@ -1,4 +1,4 @@
-"""Takes a lock away from its holder, and records the user and the reason."""
+"""Takes a lock or a term away from its holder, and records the user and the reason."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from codomyrmex.concurrency import decode
 from codomyrmex.concurrency.errors import ConcurrencyError, EtcdQuotaExceeded, NotHeld
 from codomyrmex.concurrency.etcd.commit import Reply, Request
 from codomyrmex.concurrency.etcd.transports.protocol import Compare, Delete, Get, GetResult, Put, Target
-from codomyrmex.concurrency.models import ForcedRelease, Owner, QueueKind
+from codomyrmex.concurrency.keys import LOCK, PATH, Kind
+from codomyrmex.concurrency.models import ForcedRelease, Owner
 from codomyrmex.concurrency.session_core import SessionCore
-from codomyrmex.concurrency.waitqueue.inspect import KINDS, by_age, is_reservation, owners_of, read_one
+from codomyrmex.concurrency.waitqueue.inspect import by_age, is_reservation, owners_of, read_one
 from codomyrmex.concurrency.waitqueue.view import held_in
 
 
-async def force_release(
-    session: SessionCore, name: str, reason: str, token: int | None, kind: QueueKind = "lock"
-) -> Owner:
-    """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``."""
+async def force_release(session: SessionCore, name: str, reason: str, token: int | None, kind: Kind = LOCK) -> Owner:
+    """Delete the holder's entry, and record the user and the reason; see ``LockManager.force_release``.
+
+    ``kind`` is that of locks, paths or elections.
+    """
     if not reason.strip():
         raise ValueError("a forced release needs a reason, for those who find their lock gone")
-    if kind == "path" and token is None:
+    if kind is PATH and token is None:
         raise ValueError("a tree may have many holders; name one of them by its token")
-    name, entries = await read_one(session, name, KINDS[kind])
+    name, entries = await read_one(session, name, kind)
     queue = sorted(entries, key=by_age)
     holding = [kv for kv, held in zip(queue, held_in(queue), strict=True) if held]
-    what = KINDS[kind].what
     if not holding:
-        raise NotHeld(f"nobody holds the {what} {name!r}")
+        raise NotHeld(f"nobody holds the {kind.what} {name!r}")
     held = next((kv for kv in holding if token in (None, kv.create_revision)), None)
     if held is None:
         tokens = ", ".join(str(kv.create_revision) for kv in holding)
-        raise NotHeld(f"the {what} {name!r} is held with token {tokens} by now, not {token}; look again")
+        raise NotHeld(f"the {kind.what} {name!r} is held with token {tokens} by now, not {token}; look again")
     (holder,) = owners_of([held])
     by = f"{_user()}@{session.host}"
     record = ForcedRelease(name, holder.token, decode.storable(reason), decode.storable(by), datetime.now(UTC))
-    audit = Put(session.layout.audit(name, KINDS[kind]), record.encode())
+    audit = Put(session.layout.audit(name, kind), record.encode())
     note = session.layout.left(held.key) if is_reservation(held) else b""
     try:
         reply = await _delete_entry(session, held.key, note, holder.token, (audit,))
