@@ -30,6 +30,7 @@ _ALL = ("tests/integration", "tests/sync")
 _QUICK = tuple(
     f"tests/integration/test_{name}.py" for name in ("locks", "semaphore", "shared", "session", "watch", "dead_letters")
 )
+_OWN = "codomyrmex-concurrency"
 _LINTERS = ("import-linter", "mypy", "pyright", "ruff", "types-")  # tests need none, and they install for minutes
 _BEGIN, _END = "<!-- versions -->", "<!-- /versions -->"
 
@@ -84,8 +85,10 @@ def environment(python: Path, folder: Path) -> Path:
     """A fresh environment with the library and what its tests need."""
     subprocess.run([python, "-m", "venv", folder], check=True)
     development = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
-    needed = [requirement for requirement in development if not requirement.startswith(_LINTERS)]
-    install = (folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-e", ROOT, *needed)
+    needed = [requirement for requirement in development if not requirement.startswith((*_LINTERS, _OWN))]
+    extras = next(requirement for requirement in development if requirement.startswith(_OWN)).removeprefix(_OWN)
+    own = f"{ROOT}{extras}"  # by its path, for a package index need not have it
+    install = (folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-e", own, *needed)
     subprocess.run(install, check=True)
     return folder / "bin/python"
 
