@@ -152,6 +152,7 @@ def test_ctrl_c_ends_an_observation(etcd: EmbeddedEtcd, namespace: str, blocking
     )
     with Group("g", blocking).join(), run_python(code, etcd, namespace) as process:
         assert process.stdout and process.stdout.readline() == "joined\n"
+        time.sleep(0.5)  # until it waits for the next event
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
     assert "KeyboardInterrupt" in err and "never awaited" not in err
