@@ -242,7 +242,7 @@ async def test_two_processes_take_turns_and_keep_the_limit(session: Session, oth
     assert all(later - earlier > rate.per for earlier, later in zip(every, every[rate.amount :], strict=False))
     shares = sorted(map(len, times.values()))
     assert shares[0] >= 0.6 * shares[1] > 0, shares
-    assert not core_of(session).waits()
+    await eventually(lambda: not core_of(session).waits())  # a slice that was under way is withdrawn
 
 
 async def test_two_objects_of_one_name_share_one_budget(session: Session) -> None:
