@@ -34,6 +34,12 @@ def supervise(work: Coroutine[Any, Any, T], name: str, broken: Broken) -> asynci
     return task
 
 
+def unheard(task: asyncio.Task[Any]) -> None:
+    """Leave no warning for an error of ``task`` that nobody waits for any more: a callback for its end."""
+    if not task.cancelled():
+        task.exception()
+
+
 def guarded(callback: Callable[[], object], name: str, broken: Broken) -> Callable[[], None]:
     """A function for the event loop that calls ``callback``, and ``broken`` with an exception that it raises."""
 

@@ -12,6 +12,7 @@ from codomyrmex.concurrency.callsite import users_line, warn
 from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_number, check_timeout
 from codomyrmex.concurrency.errors import ConcurrencyError, InvalidName, LimitMismatch, LockTimeout, NotHeld, fresh
+from codomyrmex.concurrency.etcd.supervision import unheard
 from codomyrmex.concurrency.keys import MAX_NAME_BYTES, check_name
 from codomyrmex.concurrency.models import RateLimitInfo
 from codomyrmex.concurrency.rates import limits as limits_in_etcd
@@ -314,7 +315,7 @@ class RateLimiter(AsyncOnly):
         """The driver in ``session``. Calls at once agree on the limits in one go, and keep their order."""
         if self._opening is None or self._opening[0] is not session or self._opening[1].done():
             self._opening = session, asyncio.create_task(self._open(session))
-            self._opening[1].add_done_callback(_told)
+            self._opening[1].add_done_callback(unheard)
         try:
             return await asyncio.shield(self._opening[1])
         except ConcurrencyError as error:
@@ -353,12 +354,6 @@ class RateLimiter(AsyncOnly):
         used = ", ".join(f"{use.used} of {use.limit} {use.dimension}".strip() for use in info.uses)
         others = {owner.session for use in info.uses for owner in use.waiters} - {f"{self._driver.session.id:016x}"}
         return f"{used} counted, {len(others)} other process{'es' if len(others) != 1 else ''} waiting"
-
-
-def _told(task: asyncio.Task[Driver]) -> None:
-    """Leave no warning for an error that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _amounts(cost: Mapping[str, int]) -> str:

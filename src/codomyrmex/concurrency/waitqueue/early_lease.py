@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from codomyrmex.concurrency import clock
 from codomyrmex.concurrency.errors import ConcurrencyError
+from codomyrmex.concurrency.etcd.supervision import unheard
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
 
@@ -51,16 +52,10 @@ class EarlyLease:
 
     def _take(self) -> asyncio.Task[TakenLease]:
         task = asyncio.create_task(self._granted())
-        task.add_done_callback(_told)
+        task.add_done_callback(unheard)
         return task
 
     async def _granted(self) -> TakenLease:
         asked_at = clock.now()
         lease = await self._session.transport.grant(self._ttl)
         return TakenLease(lease.id, lease.ttl, asked_at)
-
-
-def _told(task: asyncio.Task[TakenLease]) -> None:
-    """Leave no warning for an error that nobody waits for any more."""
-    if not task.cancelled():
-        task.exception()
