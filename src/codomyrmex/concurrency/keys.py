@@ -253,7 +253,7 @@ class Layout:
     """The keys of one namespace.
 
     ``root`` is the prefix of them all, ``leases`` that of the sessions, ``dead_letters`` that of the dead letter
-    queues, and ``pools`` that of the pools' reports.
+    queues, ``pools`` that of the pools' reports, and ``all_pauses`` that of the pauses of rate limiters.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -265,7 +265,7 @@ class Layout:
         self._audits = self.below("audit")
         self._release_markers = self.below("baton")
         self._left = self.below("left")
-        self._pauses = self.below("pause")
+        self.all_pauses = self.below("pause")
 
     def below(self, segment: str) -> bytes:
         """The prefix of the keys below one segment under the root, such as ``lock`` or ``dead``."""
@@ -317,7 +317,11 @@ class Layout:
 
     def pauses(self, name: str) -> bytes:
         """The prefix, with its trailing slash, of the pauses of a rate limiter."""
-        return starting_with(self._pauses, name) + b"/"
+        return starting_with(self.all_pauses, name) + b"/"
+
+    def paused_limiter(self, key: bytes) -> str | None:
+        """The rate limiter that a pause's key closes; None for other keys."""
+        return text_in(segment_after(self.all_pauses, key)) if key.startswith(self.all_pauses) else None
 
     def pause(self, name: str, lease_id: int) -> bytes:
         """The key of the pause of a rate limiter that hangs on this lease."""

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain
 
@@ -155,9 +155,7 @@ class Driver:
             return
         now = clock.now()
         for call in self.budget.serve(now):
-            waiter, _ = self._waiters.pop(call)
-            if not waiter.done():
-                waiter.set_result(True)
+            self._answer(call, lambda waiter: waiter.set_result(True))
         self._delete(self.budget.due(now))
         if self._taking is None and self.budget.waiting and not self.budget.paused:
             self._taking = self.session.start(self._take(), _TAKING)
@@ -200,12 +198,7 @@ class Driver:
         return self._once.issuperset(self.budget.waiting)
 
     def _answer_not_free(self, calls: Collection[Call]) -> None:
-        for call in calls:
-            if call in self._waiters:
-                self.budget.withdraw(call)
-                waiter, _ = self._waiters.pop(call)
-                if not waiter.done():
-                    waiter.set_result(False)
+        self._turn_away(calls, lambda waiter: waiter.set_result(False))
 
     async def _look_at_limits(self, error: LimitMismatch) -> None:
         """The slice that was wanted is larger than a limit now: calls that cost more than that fail."""
@@ -275,12 +268,19 @@ class Driver:
 
     def _fail(self, error: ConcurrencyError, calls: Collection[Call] | None = None) -> None:
         """Tell the calls that wait, or some of them, of an error."""
-        for call in list(self._waiters if calls is None else calls):
-            if call in self._waiters:
-                self.budget.withdraw(call)
-                waiter, _ = self._waiters.pop(call)
-                if not waiter.done():
-                    waiter.set_exception(fresh(error))
+        self._turn_away(self._waiters if calls is None else calls, lambda waiter: waiter.set_exception(fresh(error)))
+
+    def _turn_away(self, calls: Collection[Call], answer: Callable[[asyncio.Future[bool]], None]) -> None:
+        """Let calls that still wait spend nothing."""
+        for call in [call for call in calls if call in self._waiters]:
+            self.budget.withdraw(call)
+            self._answer(call, answer)
+
+    def _answer(self, call: Call, answer: Callable[[asyncio.Future[bool]], None]) -> None:
+        """End the wait of a call."""
+        waiter, _ = self._waiters.pop(call)
+        if not waiter.done():
+            answer(waiter)
 
     def untrusted(self) -> None:
         """The session's keepalives are not answered. Say so once if calls wait, since no error tells them."""

@@ -132,7 +132,11 @@ def _told(dimensions: Mapping[str, object] | set[str]) -> str:
 
 async def known(session: SessionCore, name: str) -> dict[str, Rate]:
     """The rates of a limiter in etcd by dimension; empty if there is none."""
-    return {one: rate for one, (rate, _) in _rates((await _read(session, name)).limits).items()}
+    return _amounts(await _read(session, name))
+
+
+def _amounts(found: _Found) -> dict[str, Rate]:
+    return {one: rate for one, (rate, _) in _rates(found.limits).items()}
 
 
 async def resize(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> dict[str, Rate]:
@@ -142,7 +146,8 @@ async def resize(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> 
     """
     queues = {one: session.layout.rate(name, one) for one in rates}
     for _ in range(_TRIES):
-        former = await known(session, name)
+        found = await _read(session, name)
+        former = _amounts(found)
         if not former:
             raise NotHeld(f"there is no rate limiter {name!r}")
         changes: list[Op] = []
@@ -150,7 +155,7 @@ async def resize(session: SessionCore, name: str, rates: Mapping[str, Rate]) -> 
         for one, rate in rates.items():
             _check_resize(name, former, one, rate)
             if rate != former[one]:
-                compares, ops = await _change(session, queues[one], rate, tuple(sorted(former)))
+                compares, ops = _change(queues[one], found.limits[one], rate, tuple(sorted(former)))
                 same += compares
                 changes += ops
         if not changes:
@@ -171,14 +176,13 @@ def _check_resize(name: str, former: Mapping[str, Rate], dimension: str, rate: R
         )
 
 
-async def _change(
-    session: SessionCore, queue: bytes, rate: Rate, dimensions: tuple[str, ...]
+def _change(
+    queue: bytes, limits: Sequence[KV], rate: Rate, dimensions: tuple[str, ...]
 ) -> tuple[list[Compare], list[Op]]:
-    """The compares and operations that put another limit key in the place of the one that is there. The waiters
-    watch the old one, and notice its deletion."""
-    found = await session.transport.get(Get(*limit_range(queue)))
+    """The compares and operations that put another limit key in the place of those in ``limits``. The waiters watch the
+    old ones, and notice their deletion."""
     new = limit_key(queue, rate.amount)
-    old = [kv for kv in found.kvs if is_limit(kv) and kv.key != new]
+    old = [kv for kv in limits if kv.key != new]
     same = [Compare(kv.key, Target.CREATE_REVISION, kv.create_revision) for kv in old]
     return same, [*(Delete(kv.key) for kv in old), Put(new, LimitRecord(rate.per, dimensions).encode())]
 
@@ -192,7 +196,7 @@ async def delete(session: SessionCore, name: str) -> dict[str, Rate]:
         found = await _read(session, name)
         if not found.limits:
             raise NotHeld(f"there is no rate limiter {name!r}")
-        former = {one: rate for one, (rate, _) in _rates(found.limits).items()}
+        former = _amounts(found)
         if entries := [kv for kv in found.others if is_entry(kv)]:
             waits = max((rate.per for rate in former.values()), default=0.0)
             slices = len({(queue_of(kv.key), session_of(kv.key), kv.create_revision) for kv in entries})

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from typing import NamedTuple
 
 from codomyrmex.concurrency.etcd.scan import pages
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get
@@ -24,20 +25,22 @@ async def limiter(session: SessionCore, name: str) -> RateLimitInfo:
     name = check_name(name)
     prefix = session.layout.rate_prefix(name)
     found = await _read(session, [prefix])
-    return await _info(session, name, found.get(name, {}))
+    pauses = await _pauses(session, session.layout.pauses(name))
+    return _info(name, found.get(name, {}), pauses.get(name))
 
 
 async def limiters(session: SessionCore, prefix: str = "") -> list[RateLimitInfo]:
     """Every limiter whose name starts with ``prefix``, by name."""
     under = session.layout.under(RATE)
     found = await _read(session, [starting_with(under, form) for form in forms(prefix)])
-    return [await _info(session, name, queues) for name, queues in sorted(found.items())]
+    pauses = await _pauses(session, session.layout.all_pauses) if found else {}
+    return [_info(name, queues, pauses.get(name)) for name, queues in sorted(found.items())]
 
 
 def follow(session: SessionCore, prefix: str = "") -> AsyncGenerator[list[RateLimitInfo], None]:
     """Every limiter whose name starts with ``prefix``: at once, and again after each change, also of a pause."""
     # One watch has both kinds of keys; the reports of pools, which lie between them, only cause a few more readings.
-    pauses, limits = session.layout.below("pause"), session.layout.under(RATE)
+    pauses, limits = session.layout.all_pauses, session.layout.under(RATE)
     return snapshots(session, pauses, lambda: limiters(session, prefix), prefix_end(limits))
 
 
@@ -54,9 +57,11 @@ async def _read(session: SessionCore, prefixes: Iterable[bytes]) -> dict[str, di
     return found
 
 
-async def _info(session: SessionCore, name: str, queues: dict[str, list[KV]]) -> RateLimitInfo:
-    uses = [use for dimension, kvs in sorted(queues.items()) if (use := _use(dimension, kvs))]
-    return await _with_pause(session, RateLimitInfo(name, tuple(uses)))
+def _info(name: str, queues: dict[str, list[KV]], pause: _Pause | None) -> RateLimitInfo:
+    uses = tuple(use for dimension, kvs in sorted(queues.items()) if (use := _use(dimension, kvs)))
+    if pause is None:
+        return RateLimitInfo(name, uses)
+    return RateLimitInfo(name, uses, datetime.now(UTC) + timedelta(seconds=pause.seconds), pause.by)
 
 
 def _use(dimension: str, kvs: Sequence[KV]) -> RateUse | None:
@@ -78,21 +83,27 @@ def _divided(queue: Sequence[KV], limit: int) -> tuple[tuple[Owner, ...], tuple[
     waiting: list[Owner] = []
     for _, parts in groupby(marked, key=lambda one: (one[0].create_revision, one[1].session)):
         together = list(parts)
-        owner = next((one for _, one, _ in together if one.host), together[0][1])
-        whole = replace(owner, permits=sum(one.permits for _, one, _ in together))
+        whole = replace(together[0][1], permits=sum(one.permits for _, one, _ in together))
         moved = together[0][0].lease != session_of(together[0][0].key)
         (held if moved or all(holds for _, _, holds in together) else waiting).append(whole)
     return tuple(held), tuple(waiting)
 
 
-async def _with_pause(session: SessionCore, info: RateLimitInfo) -> RateLimitInfo:
-    """``info`` with the pause that ends last."""
-    prefix = session.layout.pauses(info.name)
-    found = (await session.transport.get(Get(prefix, prefix_end(prefix)))).kvs
-    ends = [(await session.transport.time_to_live(kv.lease), kv.value) for kv in found if kv.lease]
-    if not ends:
-        return info
-    seconds, value = max(ends, key=lambda end: end[0])
-    record = PauseRecord.decode(value)
-    by = (record.agent or f"{record.host}:{record.pid}") if record else None
-    return replace(info, paused_until=datetime.now(UTC) + timedelta(seconds=max(0, seconds)), paused_by=by)
+class _Pause(NamedTuple):
+    """The pause of a limiter that ends last: the seconds that it has left, and the agent or process that began it."""
+
+    seconds: int
+    by: str | None
+
+
+async def _pauses(session: SessionCore, prefix: bytes) -> dict[str, _Pause]:
+    """The pauses whose keys lie under ``prefix``, by the names of their limiters."""
+    found: dict[str, _Pause] = {}
+    for kv in (await session.transport.get(Get(prefix, prefix_end(prefix)))).kvs:
+        name = session.layout.paused_limiter(kv.key)
+        if kv.lease and name is not None:
+            record = PauseRecord.decode(kv.value)
+            by = (record.agent or f"{record.host}:{record.pid}") if record else None
+            pause = _Pause(max(0, await session.transport.time_to_live(kv.lease)), by)
+            found[name] = max(found.get(name, pause), pause, key=lambda one: one.seconds)
+    return found
