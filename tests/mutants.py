@@ -1992,7 +1992,7 @@ MUTANTS = (
     Mutant(
         "follow rate limiters without their pauses",
         "rates/overview.py",
-        'session.layout.all_pauses, session.layout.under(RATE)',
+        "session.layout.all_pauses, session.layout.under(RATE)",
         "session.layout.under(RATE), session.layout.under(RATE)",
         "tests/integration/test_cli_rates.py -k watching",
     ),

@@ -12,7 +12,8 @@ from codomyrmex.concurrency.etcd.transports.factory import transport_for
 from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import ClusterMember, Get, Transport
 from codomyrmex.concurrency.keys import ELECTION, GROUP, LOCK, PATH, RATE, SEMAPHORE, Kind, Layout
-from codomyrmex.concurrency.models import ClusterStatus, LeaseRecord, MemberStatus
+from codomyrmex.concurrency.models import ClusterStatus, MemberStatus
+from codomyrmex.concurrency.records import LeaseRecord
 from codomyrmex.concurrency.settings import EtcdSettings
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 

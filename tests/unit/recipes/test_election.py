@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from codomyrmex.concurrency import Campaign, Election, Group, InvalidName, Joining, Owner, sync
-from codomyrmex.concurrency.models import SharedRecord
 from codomyrmex.concurrency.recipes.election import leaders
 from codomyrmex.concurrency.recipes.membership import _between, members
+from codomyrmex.concurrency.records import SharedRecord
 from codomyrmex.concurrency.waitqueue.shared_values import SharedEntry, is_same, replaced
 
 MOST = 64 * 1024

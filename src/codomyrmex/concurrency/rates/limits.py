@@ -13,8 +13,8 @@ from codomyrmex.concurrency.errors import ConcurrencyError, LimitMismatch, NotHe
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Compare, Delete, Get, Op, Put, Target
 from codomyrmex.concurrency.keys import limit_key, limit_range, lowest_limit, prefix_end, queue_of, session_of
-from codomyrmex.concurrency.models import LimitRecord
 from codomyrmex.concurrency.rates.rate import Rate, length, period
+from codomyrmex.concurrency.records import LimitRecord
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.view import is_entry, is_limit
 

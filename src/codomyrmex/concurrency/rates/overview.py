@@ -11,8 +11,9 @@ from typing import NamedTuple
 from codomyrmex.concurrency.etcd.scan import pages
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get
 from codomyrmex.concurrency.keys import RATE, check_name, forms, prefix_end, session_of, starting_with
-from codomyrmex.concurrency.models import Owner, PauseRecord, RateLimitInfo, RateUse
+from codomyrmex.concurrency.models import Owner, RateLimitInfo, RateUse
 from codomyrmex.concurrency.rates.limits import rates_in
+from codomyrmex.concurrency.records import PauseRecord
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import owners_of
 from codomyrmex.concurrency.waitqueue.rules import Predecessor, holders

@@ -13,7 +13,7 @@ from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import Delete, Get, GetResult, Op, Put, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed, Notice, Started
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.models import PauseRecord
+from codomyrmex.concurrency.records import PauseRecord
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.lease_end import revoke
 

@@ -31,10 +31,11 @@ from codomyrmex.concurrency.etcd.transports.protocol import (
 )
 from codomyrmex.concurrency.keys import LOCK, PATH, is_reader, kind_and_name
 from codomyrmex.concurrency.loss import Loss
-from codomyrmex.concurrency.models import LeftNote, Owner
+from codomyrmex.concurrency.models import Owner
 from codomyrmex.concurrency.recipes.handle import Handle
 from codomyrmex.concurrency.recipes.reservation_end import explain_end
 from codomyrmex.concurrency.recipes.reservation_entries import Reading, leases_in, read_entries, removal, rewriting
+from codomyrmex.concurrency.records import LeftNote
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.detach import LEFT_FOR

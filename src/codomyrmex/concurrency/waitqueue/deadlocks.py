@@ -15,7 +15,7 @@ from codomyrmex.concurrency import clock, telemetry
 from codomyrmex.concurrency.errors import ConcurrencyError, Deadlock
 from codomyrmex.concurrency.keys import ELECTION, LOCK, PATH, SEMAPHORE
 from codomyrmex.concurrency.legible import legible
-from codomyrmex.concurrency.models import RequesterRecord
+from codomyrmex.concurrency.records import RequesterRecord
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.wait_graph import QueueName, WaitEdge, Waits
 from codomyrmex.concurrency.waitqueue.inspect import owners_of, queues_of, read_queues

@@ -16,7 +16,8 @@ from codomyrmex.concurrency.errors import LockLost
 from codomyrmex.concurrency.etcd.commit import Request
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Get, GetResult, Op, Put
 from codomyrmex.concurrency.keys import prefix_end
-from codomyrmex.concurrency.models import LeaseRecord, LeftNote, Owner
+from codomyrmex.concurrency.models import Owner
+from codomyrmex.concurrency.records import LeaseRecord, LeftNote
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.early_lease import EarlyLease, TakenLease
 from codomyrmex.concurrency.waitqueue.entry import Entry

@@ -20,7 +20,8 @@ from codomyrmex.concurrency.etcd.transports.failures import COMPACTED
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, Get, Put, WatchMessage, WatchRequest
 from codomyrmex.concurrency.etcd.watch import receive
 from codomyrmex.concurrency.keys import PATH, check_name, prefix_end, session_of
-from codomyrmex.concurrency.models import ForcedRelease, History, LeaseRecord, QueueKind
+from codomyrmex.concurrency.models import ForcedRelease, History, QueueKind
+from codomyrmex.concurrency.records import LeaseRecord
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import KINDS
 from codomyrmex.concurrency.waitqueue.lease_end import revoke

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from codomyrmex.concurrency.etcd.transports.protocol import KV, Event, Get, WatchRequest
 from codomyrmex.concurrency.etcd.watch import Changed
 from codomyrmex.concurrency.keys import Kind, Layout, nfc, prefix_end, starting_with
-from codomyrmex.concurrency.models import Owner, SharedRecord
+from codomyrmex.concurrency.models import Owner
+from codomyrmex.concurrency.records import SharedRecord
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue.inspect import read_queues
 from codomyrmex.concurrency.waitqueue.view import is_entry

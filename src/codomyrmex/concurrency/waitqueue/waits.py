@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 
 from codomyrmex.concurrency.etcd.transports.protocol import KV
 from codomyrmex.concurrency.keys import is_in_tree, is_reader, permits_of
-from codomyrmex.concurrency.models import Owner, RequesterRecord
+from codomyrmex.concurrency.models import Owner
+from codomyrmex.concurrency.records import RequesterRecord
 from codomyrmex.concurrency.wait_graph import QueueName, WaitEdge, WaitNode, Waits
 from codomyrmex.concurrency.waitqueue.scopes import scopes_in
 from codomyrmex.concurrency.waitqueue.view import held_in
