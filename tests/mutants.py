@@ -164,14 +164,14 @@ MUTANTS = (
         "waitqueue/shared_values.py",
         "elif not revision or notice.gap:",
         "elif not revision:",
-        "tests/integration/test_election.py -k compaction",
+        "tests/integration/test_election_faults.py -k compaction",
     ),
     Mutant(
         "Carry a value that was refused with a later report",
         "waitqueue/grant.py",
         "        if entry.value is value:",
         "        if False:",
-        "tests/integration/test_election.py -k refused",
+        "tests/integration/test_election_faults.py -k refused",
     ),
     Mutant(
         "Take a member with a former one's key for that one",
@@ -3485,14 +3485,14 @@ MUTANTS = (
         "rates/limits.py",
         "        if known := _rates(found.limits):\n",
         "        if (known := _rates(found.limits)) and not rates.keys().isdisjoint(known):\n",
-        "tests/integration/test_rates.py -k all_processes_agree",
+        "tests/integration/test_rates_changes.py -k all_processes_agree",
     ),
     Mutant(
         "Set the limits of a name that another process has just opened with other dimensions",
         "rates/limits.py",
         "compares=(unchanged,), again=()",
         "compares=(), again=()",
-        "tests/integration/test_rates.py -k open_a_name_at_once",
+        "tests/integration/test_rates_changes.py -k open_a_name_at_once",
     ),
     Mutant(
         "Take only the limit keys with a record for the limit of a rate",
@@ -3506,7 +3506,7 @@ MUTANTS = (
         "rates/pauses.py",
         "if until <= before + min(_SAME, seconds / 10):",
         "if until <= before:",
-        "tests/integration/test_rates.py -k many_answers_of_429",
+        "tests/integration/test_rates_changes.py -k many_answers_of_429",
     ),
     Mutant(
         "Leave the lease of a pause whose caller was cancelled",
@@ -3578,7 +3578,7 @@ MUTANTS = (
         "rates/limiter.py",
         "if there != self._limits and not self._agreed:",
         "if there != self._limits:",
-        "tests/integration/test_rates.py -k goes_on_in_a_new_session",
+        "tests/integration/test_rates_changes.py -k goes_on_in_a_new_session",
     ),
     Mutant(
         "Keep what a closing session has not spent",
@@ -3599,7 +3599,7 @@ MUTANTS = (
         "rates/slices.py",
         "compares = [*still_there(keys, every[0].token), *agreement.compares(entries)]",
         "compares = [*still_there(keys, every[0].token)]",
-        "tests/integration/test_rates.py -k never_counts_by",
+        "tests/integration/test_rates_changes.py -k never_counts_by",
     ),
     Mutant(
         "Wait for ever for a slice whose task was cancelled before it began",

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -35,12 +34,6 @@ from tests.json_schema import faults
 HOSTILE = "x\u202e[bold]\u200b"
 VALUE = {"url": "http://one/[red]", "text": "\x1b[31m\u202e\u0007"}
 UNSAFE = "\x1b\u202e\u200b\u0007"
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as opened:
-        yield opened
 
 
 async def candidate(stack: AsyncExitStack, session: Session, name: str, value: object = None) -> None:
