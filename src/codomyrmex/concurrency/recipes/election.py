@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency.callsite import users_line, warn
-from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.durations import check_timeout
 from codomyrmex.concurrency.keys import ELECTION, check_name
 from codomyrmex.concurrency.models import Leader
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest, OnDeadlock
+from codomyrmex.concurrency.recipes.block import HeldBlock
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_value
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
-from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
 from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, exclusive
 
@@ -57,38 +54,15 @@ class Term:
         return f"<Term of {self.grant.name!r} with token {self.token}>"
 
 
-class Campaign(AsyncOnly):
+class Campaign(HeldBlock):
     """The result of ``Election.campaign``, for ``async with``. It can be used once."""
 
     def __init__(self, request: AcquireRequest, rule: Rule, value: Any, timeout: float | None) -> None:
-        self._request = request
-        self._rule = rule
+        super().__init__(request, rule, timeout, "campaign", "nobody was elected")
         self._value = value
-        self._timeout = timeout
-        self._line = users_line()
-        self._begun = False
-        self._hold: Hold | None = None
 
     async def __aenter__(self) -> Term:
-        self._hold = await self._campaign()
-        self._hold.protect()
-        return Term(self._hold, self._value)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._hold
-        await self._hold.leave(kind, error)
-
-    async def _campaign(self, by: Requester | None = None) -> Hold:
-        """``by`` is the requester if it is not the current task."""
-        self._begun = True
-        return await self._request.attempt((self._rule,), self._timeout, by)
-
-    def __del__(self) -> None:
-        if not self._begun:
-            text = f"the campaign of {self._request.describe()} was never entered by `async with`"
-            warn(self._line, f"{text}: nobody was elected", RuntimeWarning)
+        return Term(await self._enter(), self._value)
 
 
 class Election:

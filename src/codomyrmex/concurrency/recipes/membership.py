@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any
 
-from codomyrmex.concurrency.callsite import users_line, warn
-from codomyrmex.concurrency.context_managers import AsyncOnly
 from codomyrmex.concurrency.keys import GROUP, check_name
 from codomyrmex.concurrency.models import Member, MemberEvent
 from codomyrmex.concurrency.recipes.acquire import AcquireRequest
+from codomyrmex.concurrency.recipes.block import HeldBlock
 from codomyrmex.concurrency.recipes.hold import Hold, OnLoss
 from codomyrmex.concurrency.recipes.metadata import encode_value
 from codomyrmex.concurrency.session import Session, ready
 from codomyrmex.concurrency.session_core import SessionCore
 from codomyrmex.concurrency.waitqueue import shared_values
-from codomyrmex.concurrency.waitqueue.entry import Requester
 from codomyrmex.concurrency.waitqueue.grant import Grant, put_again
 from codomyrmex.concurrency.waitqueue.rules import Rule, WithFields, unconditional
 
@@ -46,37 +43,15 @@ class Membership:
         return f"<Membership in {self.grant.name!r}>"
 
 
-class Joining(AsyncOnly):
+class Joining(HeldBlock):
     """The result of ``Group.join``, for ``async with``. It can be used once."""
 
     def __init__(self, request: AcquireRequest, rule: Rule, capabilities: dict[str, Any]) -> None:
-        self._request = request
-        self._rule = rule
+        super().__init__(request, rule, None, "joining", "nobody has joined")
         self._capabilities = capabilities
-        self._line = users_line()
-        self._begun = False
-        self._hold: Hold | None = None
 
     async def __aenter__(self) -> Membership:
-        self._hold = await self._join()
-        self._hold.protect()
-        return Membership(self._hold, self._capabilities)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._hold
-        await self._hold.leave(kind, error)
-
-    async def _join(self, by: Requester | None = None) -> Hold:
-        """``by`` is the requester if it is not the current task."""
-        self._begun = True
-        return await self._request.attempt((self._rule,), None, by)
-
-    def __del__(self) -> None:
-        if not self._begun:
-            text = f"the joining of {self._request.describe()} was never entered by `async with`"
-            warn(self._line, f"{text}: nobody has joined", RuntimeWarning)
+        return Membership(await self._enter(), self._capabilities)
 
 
 class Group:

@@ -51,7 +51,7 @@ class Campaign(BlockingOnly):
         self._term: Term | None = None
 
     def __enter__(self) -> Term:
-        hold = portal().run(self._twin._campaign(this_thread()), Hold.release)
+        hold = portal().run(self._twin._acquire(this_thread()), Hold.release)
         self._term = Term(hold, self._twin._value)
         return self._term
 

@@ -41,7 +41,7 @@ class Joining(BlockingOnly):
         self._membership: Membership | None = None
 
     def __enter__(self) -> Membership:
-        hold = portal().run(self._twin._join(this_thread()), Hold.release)
+        hold = portal().run(self._twin._acquire(this_thread()), Hold.release)
         self._membership = Membership(hold, self._twin._capabilities)
         return self._membership
 
