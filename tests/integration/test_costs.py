@@ -298,7 +298,7 @@ async def test_calls_at_once_cost_one_slice_of_a_few_revisions(session: Session)
             await asyncio.gather(*(limiter.acquire() for _ in range(number)))
         assert (calls["grant"], calls["txn"]) == (1, 2), calls  # the join and the move
         await eventually(lambda: _nothing_counted(limiter))
-        # What is not spent goes back, later the rest; a deletion may be sent ahead of the others.
+        # The unspent rest goes back first, the spent part later; a deletion may be sent ahead of the others.
         assert await revision_of(session) - before <= 6
 
 

@@ -39,7 +39,7 @@ def test_processes(fleet, etcd):
         file.write(f"{etcd.pid} {process.pid} .")
     ENDING
 """
-# How the run ends, and its exit code.
+# Each end of a run: the code that causes it, and the exit code.
 ENDINGS = {
     "passes": ("pass", 0),
     "fails": ("assert False", 1),

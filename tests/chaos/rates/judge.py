@@ -66,7 +66,7 @@ def few_late(run: Run) -> list[Violation]:
 
 
 def used_up(run: Run) -> list[Violation]:
-    """Where demand saturates, the least part of the limit is used."""
+    """At least the expected part of the limit is used while demand saturates it."""
     found = []
     for dimension, least in run.floor.items():
         part = use(run, dimension)
@@ -197,7 +197,7 @@ def overdrafts_paid(run: Run) -> list[Violation]:
 
 
 def pauses_kept(run: Run) -> list[Violation]:
-    """Nobody spends while the fleet is paused."""
+    """No client spends while the fleet is paused."""
     found = []
     for pause in of(run.facts, "paused"):
         begin, end = pause["at"] + PAUSE_SEEN, pause["asked"] + pause["seconds"]
